@@ -1,0 +1,1 @@
+"""Service proxy: virtual addresses of Services on every node. Built on the core; see ARCHITECTURE.md."""

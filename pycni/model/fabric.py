@@ -1,0 +1,65 @@
+"""What the fabric of one node has to look like in the kernel: the output of a backend's ``compile``.
+
+Pure value. ``kernel/fabric`` reads the kernel's side into the same type (only what is ours) and applies the
+difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pycni.model.tables import (
+    FdbEntry,
+    FdbKey,
+    Neighbour,
+    NeighbourKey,
+    Route,
+    RouteKey,
+    fdb_text,
+    neighbour_text,
+    route_text,
+)
+
+
+class VxlanLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A VTEP device. A change of anything the kernel cannot change in place means delete and create."""
+
+    name: str
+    vni: int
+    port: int
+    """UDP destination port."""
+    parent: str
+    """Underlay interface (IFLA_VXLAN_LINK)."""
+    local: bytes
+    """Underlay source address, 4 or 16 bytes."""
+    mac: bytes
+    mtu: int
+    """MTU of this device (overlay MTU)."""
+    learning: bool = False
+    gbp: bool = False
+    addresses: tuple[tuple[bytes, int], ...] = ()
+    """Own addresses as (packed, prefix length)."""
+
+
+class FabricState(msgspec.Struct, frozen=True, kw_only=True):
+    """Devices and hot tables by which this node reaches its peers' pods."""
+
+    links: Mapping[str, VxlanLink] = {}
+    routes: Mapping[RouteKey, Route] = {}
+    neighbours: Mapping[NeighbourKey, Neighbour] = {}
+    fdb: Mapping[FdbKey, FdbEntry] = {}
+    vtep_peers: frozenset[bytes] = frozenset()
+    """Underlay addresses VXLAN is accepted from; meaningful when ``links`` has VXLAN devices."""
+
+    def text(self) -> list[str]:
+        """Every entry as a line in the notation of ip(8) and bridge(8), sorted."""
+        lines = [
+            f"link {link.name} type vxlan id {link.vni} dstport {link.port} mtu {link.mtu}"
+            for link in self.links.values()
+        ]
+        lines += [route_text(*item) for item in self.routes.items()]
+        lines += [neighbour_text(*item) for item in self.neighbours.items()]
+        lines += [fdb_text(*item) for item in self.fdb.items()]
+        return sorted(lines)
