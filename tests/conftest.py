@@ -1,0 +1,37 @@
+"""Rules every test lives by: no silent skips for missing root, and nothing of ours is left on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PRIVILEGED = ("tests/netns/", "tests/lab/", "tests/cni/", "bench/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(PRIVILEGED):
+            item.add_marker(pytest.mark.root)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.fail("needs root: run it by `make test`", pytrace=False)
+
+
+def _namespaces() -> set[str]:
+    folder = Path("/run/netns")
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail the session when a namespace that was not there before is there after it."""
+    before = _namespaces()
+    yield
+    left = sorted(_namespaces() - before)
+    if left:
+        pytest.fail(f"namespaces left behind by tests: {', '.join(left)}", pytrace=False)
