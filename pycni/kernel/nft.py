@@ -1,0 +1,117 @@
+"""nftables transactions in nft(8)'s own language, through the libnftables bindings.
+
+Life of a transaction: a caller's pure code renders text; ``Nft.run`` hands all of it to the kernel as one
+batch, which takes effect as a whole or not at all; a refusal comes back as ``KernelError`` with nft's words.
+
+A context owns a netlink socket that stays in the network namespace of the thread that made it (seen with
+libnftables 1.0.6): make one ``Nft`` inside a namespace (``netns.run_in``) and use it from any thread later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from types import TracebackType
+from typing import Self
+
+import nftables
+
+from pycni.errors import KernelError
+
+_ERRNO_BY_TEXT = {os.strerror(number): number for number in errno.errorcode}
+_CONTEXTS = threading.Lock()
+"""nft_ctx_new and nft_ctx_free share reference counts of the symbol tables of the whole process."""
+
+
+class Nft:
+    """One libnftables context; every method may be called from any thread (one transaction at a time)."""
+
+    def __init__(self) -> None:
+        """Open a context in the calling thread's network namespace."""
+        self._lock = threading.Lock()
+        with _CONTEXTS:
+            self._context: nftables.Nftables | None = nftables.Nftables()
+
+    def run(self, text: str) -> None:
+        """Execute commands as one transaction.
+
+        ``text`` is nft's language, lines separated by newlines or semicolons. Raises KernelError: ``errno``
+        as the kernel gave it, EINVAL when nft itself refused the text; ``detail`` is nft's message with the
+        line it is about. Nothing has changed then.
+        """
+        self._execute(text)
+
+    def query(self, text: str) -> str:
+        """Output of commands such as ``list table inet t``. Raises KernelError (ENOENT: no such object)."""
+        return self._execute(text)
+
+    def exists(self, family: str, table: str) -> bool:
+        """Whether the table exists."""
+        try:
+            self._execute(f"list table {family} {table}")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Free the context; further use raises KernelError EBADF."""
+        with self._lock, _CONTEXTS:
+            self._context = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _execute(self, text: str) -> str:
+        with self._lock:
+            if self._context is None:
+                raise KernelError(errno.EBADF, "nft transaction", detail="the context is closed")
+            code, output, messages = self._context.cmd(text)
+        if code != 0:
+            number, detail = parse_messages(messages)
+            raise KernelError(number, "nft transaction", _first_words(text), detail)
+        return str(output)
+
+
+def parse_messages(messages: str) -> tuple[int, str]:
+    """Errno and one-line detail of nft's error output.
+
+    nft prints ``Error: <text>``, the line in question and a marker under the place; what the kernel refused
+    reads ``Could not process rule: <strerror>``. The first error counts, later ones follow from it.
+    """
+    lines = messages.splitlines()
+    for index, line in enumerate(lines):
+        _, found, reason = line.partition("Error: ")
+        if not found:
+            continue
+        number = next(
+            (_ERRNO_BY_TEXT[part] for part in reversed(reason.split(": ")) if part in _ERRNO_BY_TEXT),
+            errno.EINVAL,
+        )
+        about = lines[index + 1].strip() if index + 1 < len(lines) else ""
+        if len(about) > 200:
+            about = _around(about, lines[index + 2] if index + 2 < len(lines) else "")
+        return number, f"{reason} in: {about}" if about else reason
+    return errno.EINVAL, messages.strip()[:400] or "nft gave no reason"
+
+
+def _around(line: str, marker: str) -> str:
+    """The part of a long line that the ``^^^`` under it points to."""
+    start = max(marker.find("^") - 80, 0)
+    return f"...{line[start : start + 200]}..."
+
+
+def _first_words(text: str) -> str:
+    """The head of a transaction, to name it in an error."""
+    head = " ".join(text.split())
+    return head if len(head) <= 60 else head[:57] + "..."
