@@ -54,7 +54,9 @@ def _helpers_cpu(pids: tuple[int, ...]) -> float:
     return total / TICK
 
 
-def call(variant: Variant, command: str, pod: str, folder: Path, prev: bytes | None) -> tuple[float, bytes, float]:
+def call(
+    variant: Variant, command: str, pod: str, folder: Path, prev: bytes | None
+) -> tuple[float, bytes, float]:
     """One call. Returns seconds, stdout and the plugin's CPU seconds; raises when the plugin fails."""
     conf = dict(variant.conf)
     if prev is not None:
@@ -84,7 +86,9 @@ def call(variant: Variant, command: str, pod: str, folder: Path, prev: bytes | N
     return took, out, usage.ru_utime + usage.ru_stime
 
 
-def measure(node: str, variants: list[Variant], pods: list[str], folder: Path, *, parallel: int, rounds: int) -> None:
+def measure(
+    node: str, variants: list[Variant], pods: list[str], folder: Path, *, parallel: int, rounds: int
+) -> None:
     """ADD and DEL every pod with every variant in turn, ``parallel`` at a time, in the node's namespace."""
     home = netns.open_netns(f"/run/netns/{node}")
 

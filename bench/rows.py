@@ -59,12 +59,18 @@ def table() -> list[str]:
     """The rows as lines of a text table."""
     head = ("question", "pycni", "peer", "ratio", "target", "met")
     body = [
-        (r.question, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}", r.target, r.verdict) for r in ROWS
+        (r.question, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}", r.target, r.verdict)
+        for r in ROWS
     ]
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *body)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (head, *body)
+    ]
 
 
 def write() -> None:
     """Write ``bench/report.json``."""
-    REPORT.write_text(json.dumps([{**dataclasses.asdict(r), "met": r.verdict} for r in ROWS], indent=1) + "\n")
+    REPORT.write_text(
+        json.dumps([{**dataclasses.asdict(r), "met": r.verdict} for r in ROWS], indent=1) + "\n"
+    )

@@ -290,9 +290,7 @@ default_network = "{self.network}"
             f"--tmpdir={self.folder}/tmp",
             *args,
         ]
-        done = subprocess.run(
-            command, env=self.env, capture_output=True, text=True, check=False, timeout=60
-        )
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60)
         if check and done.returncode:
             raise RuntimeError(f"podman {args}: {done.stderr}")
         return done
