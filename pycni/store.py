@@ -1,0 +1,141 @@
+"""The agent's memory of what its sources have told: objects by kind and key.
+
+Life of an object: a source decodes it and calls ``put`` (an event) or ``replace`` (a full listing); equal values
+change nothing and wake nobody; a changed one raises the revision and pokes the subscribers, who take a
+``snapshot`` when they get round to it. Nothing is ever forgotten because a source is away: only ``delete``, or a
+``replace`` that no longer names the object, removes it. Whoever deletes things in the kernel waits until every
+kind it depends on is in ``Snapshot.listed``.
+
+Snapshots are immutable and cheap: the mappings are shared and copied by the first write after a snapshot.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+Callback = Callable[[], None]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Snapshot(NamedTuple):
+    """What the store held at one moment."""
+
+    revision: int
+    """Raised by every change; equal revisions of one store mean equal contents."""
+    objects: Mapping[str, Mapping[str, Any]]
+    """Kind -> key -> value. Read-only."""
+    listed: frozenset[str]
+    """Kinds of which a full listing has been seen once: absence in these means "does not exist"."""
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """The objects of one kind; empty when none was seen yet."""
+        return self.objects.get(kind, _NOTHING)
+
+
+class Store:
+    """Objects of all sources. Every method may be called from any thread.
+
+    Callbacks take no argument, run on the writer's thread after the write is visible and must return at once
+    (set an event); an exception they raise reaches the writer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kinds: dict[str, dict[str, Any]] = {}
+        self._listed: frozenset[str] = frozenset()
+        self._revision = 0
+        self._shared: set[str] = set()
+        self._snapshot: Snapshot | None = None
+        self._callbacks: dict[object, Callback] = {}
+
+    def put(self, kind: str, key: str, value: Any) -> bool:
+        """Remember an object; whole values are compared. Returns whether something changed."""
+        with self._lock:
+            held = self._kinds.get(kind, _NOTHING)
+            if key in held and held[key] == value:
+                return False
+            self._writable(kind)[key] = value
+            self._touch()
+        self._poke()
+        return True
+
+    def delete(self, kind: str, key: str) -> bool:
+        """Forget an object; an unknown one is not an error. Returns whether something changed."""
+        with self._lock:
+            if key not in self._kinds.get(kind, _NOTHING):
+                return False
+            del self._writable(kind)[key]
+            self._touch()
+        self._poke()
+        return True
+
+    def replace(self, kind: str, objects: Mapping[str, Any]) -> bool:
+        """Take a full listing of a kind: what it does not name is forgotten, and the kind counts as listed.
+
+        One poke at most. Values equal to the held ones keep their identity.
+        """
+        with self._lock:
+            held = self._kinds.get(kind, _NOTHING)
+            if kind in self._listed and held == objects:
+                return False
+            self._kinds[kind] = {
+                key: held[key] if key in held and held[key] == value else value
+                for key, value in objects.items()
+            }
+            self._shared.discard(kind)
+            self._listed |= {kind}
+            self._touch()
+        self._poke()
+        return True
+
+    def mark_listed(self, kind: str) -> bool:
+        """Say that everything there is of a kind has been put. Returns whether that was news."""
+        with self._lock:
+            if kind in self._listed:
+                return False
+            self._listed |= {kind}
+            self._touch()
+        self._poke()
+        return True
+
+    def snapshot(self) -> Snapshot:
+        """The contents now. The same object again until something changes."""
+        with self._lock:
+            if self._snapshot is None:
+                self._shared = set(self._kinds)
+                objects = {kind: MappingProxyType(held) for kind, held in self._kinds.items()}
+                self._snapshot = Snapshot(self._revision, MappingProxyType(objects), self._listed)
+            return self._snapshot
+
+    def subscribe(self, callback: Callback) -> Callback:
+        """Have ``callback`` called after every change. Returns what ends the subscription (harmless twice)."""
+        token = object()
+        with self._lock:
+            self._callbacks[token] = callback
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._callbacks.pop(token, None)
+
+        return unsubscribe
+
+    def _writable(self, kind: str) -> dict[str, Any]:
+        """The kind's own mapping, copied first when a snapshot still shows it."""
+        held = self._kinds.setdefault(kind, {})
+        if kind in self._shared:
+            held = self._kinds[kind] = dict(held)
+            self._shared.discard(kind)
+        return held
+
+    def _touch(self) -> None:
+        self._revision += 1
+        self._snapshot = None
+
+    def _poke(self) -> None:
+        with self._lock:
+            callbacks = list(self._callbacks.values())
+        for callback in callbacks:
+            callback()

@@ -1,0 +1,201 @@
+"""The cluster's net-conf JSON (flannel's ``<prefix>/config``) both ways.
+
+Rules and defaults are flannel's (its configuration document; ``CheckNetworkConfig`` of its etcd mode), applied
+per family by one function. Where the documents and flannel's code differ: a missing ``Backend`` (or one without
+``Type``) means ``vxlan`` here, as the documents say, whereas flannel's code falls back to ``udp``.
+Unknown keys are tolerated (``unknown_keys`` names them for a warning); ``EnableNFTables`` and ``MacPrefix``
+(Windows) are accepted and mean nothing here. ``Backend.Type`` is not judged here: who knows the backends does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import msgspec
+
+from pycni.errors import ConfigError
+from pycni.model.family import Address, Family, Network
+from pycni.model.network import BackendConf, NetConf
+from pycni.wire.gojson import Fields, read_object
+
+OBJ = "net-conf"
+DEFAULT_BACKEND = "vxlan"
+VXLAN_PORT = 8472
+"""The Linux kernel's default VXLAN port, meant by Port 0."""
+
+KNOWN = frozenset(
+    {
+        "network", "subnetlen", "subnetmin", "subnetmax", "enableipv4", "enableipv6", "enablenftables", "backend",
+        "ipv6network", "ipv6subnetlen", "ipv6subnetmin", "ipv6subnetmax",
+    }
+)  # fmt: skip
+VXLAN_KEYS = ("VNI", "Port", "DirectRouting", "GBP", "Learning")
+"""Keys that mean something to the vxlan backend alone."""
+BACKEND_KEYS = {
+    "vxlan": frozenset(name.lower() for name in (*VXLAN_KEYS, "Type", "MTU", "MacPrefix")),
+    "host-gw": frozenset({"type"}),
+}
+"""Keys by backend type; other types' keys are not judged."""
+
+
+class _Rules(msgspec.Struct, frozen=True):
+    """What differs between the families: names of the keys, and the numbers."""
+
+    network: str
+    enable: str
+    enabled: bool
+    prefix: str
+    longest_network: int
+    longest_subnet: int
+    usual: int
+
+
+_RULES = {
+    Family.V4: _Rules("Network", "EnableIPv4", True, "", 28, 30, 24),
+    Family.V6: _Rules("IPv6Network", "EnableIPv6", False, "IPv6", 124, 126, 64),
+}
+
+
+def decode_netconf(raw: bytes) -> NetConf:
+    """Read a net-conf. Raises ConfigError naming field and value at the first thing that is wrong."""
+    fields = read_object(raw, OBJ)
+    network, length, low, high = _family(fields, Family.V4)
+    network6, length6, low6, high6 = _family(fields, Family.V6)
+    if network is None and network6 is None:
+        raise ConfigError(OBJ, "EnableIPv4", value=False, reason="at least one family has to be enabled")
+    assert network is None or isinstance(network, IPv4Network)
+    assert network6 is None or isinstance(network6, IPv6Network)
+    return NetConf(
+        network=network,
+        network6=network6,
+        subnet_len=length,
+        subnet_min=low if isinstance(low, IPv4Address) else None,
+        subnet_max=high if isinstance(high, IPv4Address) else None,
+        subnet6_len=length6,
+        subnet6_min=low6 if isinstance(low6, IPv6Address) else None,
+        subnet6_max=high6 if isinstance(high6, IPv6Address) else None,
+        backend=_backend(fields, ipv6=network6 is not None),
+    )
+
+
+def unknown_keys(raw: bytes) -> tuple[str, ...]:
+    """Keys of a valid net-conf that mean nothing to us, for one warning. Raises as ``decode_netconf``."""
+    fields = read_object(raw, OBJ)
+    found = fields.unknown(KNOWN)
+    backend = fields.members("Backend")
+    if backend is not None:
+        known = BACKEND_KEYS.get(backend.text("Type", DEFAULT_BACKEND))
+        found += backend.unknown(known) if known is not None else ()
+    return found
+
+
+def encode_netconf(conf: NetConf) -> bytes:
+    """Write a net-conf with everything spelled out, so that any reader's defaults give the same network."""
+    out: dict[str, object] = {"EnableIPv4": conf.network is not None, "EnableIPv6": conf.network6 is not None}
+    for family, rules in _RULES.items():
+        network = conf.of(family)
+        if network is None:
+            continue
+        low, high = conf.bounds(family)
+        out[rules.network] = str(network)
+        out[rules.prefix + "SubnetLen"] = conf.length(family)
+        out[rules.prefix + "SubnetMin"] = str(low)
+        out[rules.prefix + "SubnetMax"] = str(high)
+    backend = conf.backend
+    out["Backend"] = {"Type": backend.type}
+    if backend.type == "vxlan":
+        out["Backend"] = {
+            "Type": backend.type,
+            "VNI": backend.vni,
+            "Port": backend.port,
+            "MTU": backend.mtu,
+            "DirectRouting": backend.direct_routing,
+            "GBP": backend.gbp,
+            "Learning": backend.learning,
+        }
+    return msgspec.json.encode(out)
+
+
+def _family(fields: Fields, family: Family) -> tuple[Network | None, int, Address | None, Address | None]:
+    """One family's network, subnet length, first and last subnet; no network when the family is off."""
+    rules = _RULES[family]
+    if not fields.flag(rules.enable, default=rules.enabled):
+        return None, rules.usual, None, None
+    network: Network | None = (
+        fields.network(rules.network, IPv4Network)
+        if family is Family.V4
+        else fields.network(rules.network, IPv6Network)
+    )
+    if network is None or int(network.network_address) == 0:
+        raise fields.error(rules.network, f"needed while {rules.enable} is true")
+    length = _length(fields, rules, network)
+    size = 1 << (family.bits - length)
+    first, last = int(network.network_address), int(network.broadcast_address)
+    # The first subnet is left out by default: its base address is the network's own.
+    low = _bound(fields, rules.prefix + "SubnetMin", network, length, first + size)
+    high = _bound(fields, rules.prefix + "SubnetMax", network, length, last + 1 - size)
+    if int(low) > int(high):
+        raise fields.error(rules.prefix + "SubnetMin", f"above the last subnet {high}")
+    return network, length, low, high
+
+
+def _length(fields: Fields, rules: _Rules, network: Network) -> int:
+    """Prefix length of a node's subnet: at least four of them have to fit into the network."""
+    if network.prefixlen > rules.longest_network:
+        raise fields.error(rules.network, f"too small: /{rules.longest_network} is the least that is of use")
+    name = rules.prefix + "SubnetLen"
+    length = fields.integer(name, 0, rules.longest_subnet)
+    if length == 0:
+        return rules.usual if network.prefixlen <= rules.usual - 2 else network.prefixlen + 2
+    if length < network.prefixlen + 2:
+        raise fields.error(
+            name, f"{network} has to hold at least four subnets: /{network.prefixlen + 2} or longer"
+        )
+    return length
+
+
+def _bound(fields: Fields, name: str, network: Network, length: int, default: int) -> Address:
+    """SubnetMin or SubnetMax: the base address of a subnet inside the network."""
+    given: Address | None = (
+        fields.address(name, IPv4Address)
+        if isinstance(network, IPv4Network)
+        else fields.address(name, IPv6Address)
+    )
+    if given is None:
+        return type(network.network_address)(default)
+    if given not in network:
+        raise fields.error(name, f"not inside {network}")
+    if int(given) & ((1 << (network.max_prefixlen - length)) - 1):
+        aligned = ipaddress.ip_network(f"{given}/{length}", strict=False)
+        raise fields.error(name, f"not the base of a /{length}; did you mean {aligned.network_address}?")
+    return given
+
+
+def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
+    """The Backend object. Keys that only vxlan knows are contradictory on host-gw and refused."""
+    backend = fields.members("Backend")
+    if backend is None:
+        return BackendConf(type=DEFAULT_BACKEND)
+    kind = backend.text("Type", DEFAULT_BACKEND)
+    if not kind:
+        raise backend.error("Type", "expected the name of a backend")
+    if kind != "vxlan":
+        for name in VXLAN_KEYS if kind in BACKEND_KEYS else ():
+            if backend.given(name):
+                raise backend.error(name, f"means nothing to backend {kind}")
+        return BackendConf(type=kind)
+    # RFC 791: every host takes 576 bytes. RFC 8200 section 5: every IPv6 link carries 1280.
+    mtu = backend.integer("MTU", 0, 65535)
+    least = 1280 if ipv6 else 576
+    if 0 < mtu < least:
+        raise backend.error("MTU", f"expected 0 (derived from the interface) or {least}..65535")
+    return BackendConf(
+        type=kind,
+        vni=backend.integer("VNI", 0, (1 << 24) - 1, default=1),
+        port=backend.integer("Port", 0, 65535) or VXLAN_PORT,
+        mtu=mtu,
+        direct_routing=backend.flag("DirectRouting"),
+        gbp=backend.flag("GBP"),
+        learning=backend.flag("Learning"),
+    )
