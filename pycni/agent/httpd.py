@@ -1,0 +1,143 @@
+"""The smallest HTTP/1.1 server that probes and scrapers need (RFC 9112): GET and HEAD, one request a connection.
+
+Everything is bounded: the head's size, the time to send it and to take the answer, the number of connections. A
+standard one would be ``http.server``, which costs 40 ms to import and a thread per connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+log = logging.getLogger("pycni.http")
+
+HEAD_LIMIT = 8192
+"""Bytes of request line and headers."""
+
+REQUEST_SECONDS = 5.0
+CONNECTIONS = 64
+
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+class Response(NamedTuple):
+    """An answer; ``body`` is sent as UTF-8."""
+
+    status: int
+    content_type: str = "text/plain; charset=utf-8"
+    body: str = ""
+
+
+Handler = Callable[[str], Response]
+"""From the query string (without ``?``) to the answer. Runs on the loop: it must not block."""
+
+
+def respond(head: bytes, routes: Mapping[str, Handler]) -> bytes:
+    """The bytes to send for a request's head (without its final empty line). Pure but for the handler."""
+    parts = head.split(b"\r\n", 1)[0].split(b" ")
+    if len(parts) != 3 or not all(parts) or not parts[2].startswith(b"HTTP/"):
+        return encode(Response(400, body="not an HTTP request\n"))
+    method, target, version = (part.decode("latin-1") for part in parts)
+    if not version.startswith("HTTP/1."):
+        return encode(Response(505, body=f"{version} is not spoken here\n"))
+    if method not in ("GET", "HEAD"):
+        return encode(Response(405, body="only GET and HEAD\n"), allow=True)
+    path, _, query = target.partition("?")
+    handler = routes.get(path)
+    if handler is None:
+        found = Response(404, body=f"there are {', '.join(routes)}\n")
+    else:
+        try:
+            found = handler(query)
+        except Exception:
+            log.exception("answering %s failed", path)
+            found = Response(500, body="see the log\n")
+    return encode(found, head_only=method == "HEAD")
+
+
+def encode(response: Response, *, head_only: bool = False, allow: bool = False) -> bytes:
+    """An answer as bytes; the connection is always closed after it."""
+    body = response.body.encode()
+    head = (
+        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}\r\n"
+        f"Content-Type: {response.content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        + ("Allow: GET, HEAD\r\n" if allow else "")
+        + "Connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1", "replace") + (b"" if head_only else body)
+
+
+class HttpServer:
+    """Serves ``routes`` on one address. ``port`` 0 in the constructor lets the kernel choose."""
+
+    def __init__(self, address: str, port: int, routes: Mapping[str, Handler]) -> None:
+        self._address = address
+        self._asked_port = port
+        self._routes = routes
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        assert self._server is not None, "not started"
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        """Listen. Errors: OSError (address in use, not ours)."""
+        self._server = await asyncio.start_server(
+            self._accepted, self._address, self._asked_port, limit=HEAD_LIMIT
+        )
+
+    async def stop(self) -> None:
+        """Stop listening and cut what is open."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                # Read first also when busy: closing with unread bytes makes the kernel throw the answer away.
+                answer = await self._answer(reader)
+                busy = len(self._connections) > CONNECTIONS
+                writer.write(encode(Response(503, body="busy\n")) if busy else answer)
+                await writer.drain()
+        except TimeoutError:
+            log.debug("connection of %s cut after %s s", writer.get_extra_info("peername"), REQUEST_SECONDS)
+        except ConnectionError as exc:
+            log.debug("connection of %s: %s", writer.get_extra_info("peername"), exc)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError as exc:
+            return encode(Response(400, body="the request ends early\n")) if exc.partial else b""
+        except asyncio.LimitOverrunError:
+            return encode(Response(431, body=f"more than {HEAD_LIMIT} bytes of headers\n"))
+        return respond(head, self._routes)
