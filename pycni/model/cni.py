@@ -86,7 +86,10 @@ class IpamConf(msgspec.Struct, frozen=True, kw_only=True):
     range_sets: tuple[tuple[AddressRange, ...], ...] = ()
     """One address is taken from each set; empty: one set per family from the node's lease."""
     routes: tuple[RouteConf, ...] = ()
-    data_dir: str = "/var/lib/cni/networks"
+    data_dir: str = ""
+    """Where reservations are kept; "": the agent's ``--ipam-data-dir``."""
+    resolv_conf: str = ""
+    """File whose nameservers, search domains and options the result's ``dns`` takes; "": none."""
     requested: tuple[Address, ...] = ()
     """From CNI_ARGS IP, args.cni.ips and runtimeConfig.ips."""
 
@@ -152,6 +155,8 @@ class PluginConf(msgspec.Struct, frozen=True, kw_only=True):
     dns: Dns = Dns()
     mac: str = ""
     """Requested MAC (runtimeConfig.mac > args.cni.mac > CNI_ARGS MAC)."""
+    labels: Mapping[str, str] = {}
+    """args.cni.labels."""
     port_mappings: tuple[PortMapping, ...] = ()
     bandwidth: Bandwidth | None = None
     prev_result: CniResult | None = None
