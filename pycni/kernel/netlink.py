@@ -1,0 +1,172 @@
+"""A blocking netlink socket: requests, batches and dumps, each with the kernel's own words on failure.
+
+A socket belongs to the network namespace it was opened in (see ``netns.socket_in``) and to one thread at a time.
+Sequence numbers tell answers apart, so a socket may be used again after an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from pycni.errors import KernelError
+from pycni.wire.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSG_NOOP,
+    Message,
+    parse_error,
+    split,
+)
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+NETLINK_GENERIC = 16
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+
+TIMEOUT_S = 10.0
+RECEIVE_BYTES = 1 << 18
+BATCH_MESSAGES = 64
+"""Messages per send: more gain nothing and their ACKs could overflow the receive buffer."""
+DUMP_TRIES = 20
+_SEQ = struct.Struct("=I")
+_FLAGS = struct.Struct("=H")
+
+
+class NetlinkSocket:
+    """One AF_NETLINK socket, opened in the calling thread's network namespace."""
+
+    def __init__(self, protocol: int = NETLINK_ROUTE, sock: socket.socket | None = None) -> None:
+        self._sock = sock or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._seq = 0
+        try:
+            if sock is None:
+                self._sock.bind((0, 0))
+                self._sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+                self._sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+                self._sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                self._sock.settimeout(TIMEOUT_S)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; harmless when it is closed."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """File descriptor, for selectors."""
+        return self._sock.fileno()
+
+    def request(self, msg: bytes, operation: str = "", obj: str = "") -> list[Message]:
+        """Send one message and wait for its ACK; returns what came before the ACK (an echo, a GET's answer).
+
+        Raises KernelError with errno and extended-ack text.
+        """
+        seq = self._send([msg])
+        replies: list[Message] = []
+        while True:
+            for reply in self._receive(operation, obj):
+                if reply.seq != seq:
+                    continue
+                if reply.kind == NLMSG_ERROR:
+                    code, detail = parse_error(reply)
+                    if code:
+                        raise KernelError(code, operation, obj, detail)
+                    return replies
+                if reply.kind != NLMSG_NOOP:
+                    replies.append(reply)
+
+    def batch(self, msgs: Sequence[bytes], operation: str = "", obj: str = "") -> list[KernelError | None]:
+        """Send many messages, 64 per system call; one result per message, in order. Nothing is raised for them."""
+        results: list[KernelError | None] = []
+        for start in range(0, len(msgs), BATCH_MESSAGES):
+            chunk = msgs[start : start + BATCH_MESSAGES]
+            last = self._send(chunk)
+            first = last - len(chunk) + 1
+            found: list[KernelError | None] = [None] * len(chunk)
+            waiting = len(chunk)
+            while waiting:
+                for reply in self._receive(operation, obj):
+                    if reply.kind != NLMSG_ERROR or not first <= reply.seq <= last:
+                        continue
+                    waiting -= 1
+                    code, detail = parse_error(reply)
+                    if code:
+                        found[reply.seq - first] = KernelError(code, operation, obj, detail)
+            results += found
+        return results
+
+    def dump(self, msg: bytes, operation: str = "dump", obj: str = "") -> list[Message]:
+        """Everything a dump request lists. An interrupted dump (NLM_F_DUMP_INTR) is incomplete and repeated.
+
+        Raises KernelError; EINTR when the tables changed under every try.
+        """
+        for _ in range(DUMP_TRIES):
+            found, interrupted = self._dump_once(msg, operation, obj)
+            if not interrupted:
+                return found
+        raise KernelError(errno.EINTR, operation, obj, "the table changes faster than it can be read")
+
+    def _dump_once(self, msg: bytes, operation: str, obj: str) -> tuple[list[Message], bool]:
+        seq = self._send([msg], NLM_F_REQUEST | NLM_F_DUMP)
+        found: list[Message] = []
+        interrupted = False
+        while True:
+            for reply in self._receive(operation, obj):
+                if reply.seq != seq:
+                    continue
+                interrupted |= bool(reply.flags & NLM_F_DUMP_INTR)
+                if reply.kind == NLMSG_DONE:
+                    code = -_signed(reply.payload)
+                    if code:
+                        raise KernelError(code, operation, obj)
+                    return found, interrupted
+                if reply.kind == NLMSG_ERROR:
+                    code, detail = parse_error(reply)
+                    raise KernelError(code, operation, obj, detail)
+                found.append(reply)
+
+    def _send(self, msgs: Sequence[bytes], flags: int = NLM_F_REQUEST | NLM_F_ACK) -> int:
+        """Number and send messages; returns the last sequence number."""
+        out = bytearray()
+        for msg in msgs:
+            at = len(out)
+            out += msg
+            self._seq = (self._seq + 1) & 0x7FFFFFFF
+            _SEQ.pack_into(out, at + 8, self._seq)
+            _FLAGS.pack_into(out, at + 6, _FLAGS.unpack_from(out, at + 6)[0] | flags)
+        self._sock.sendto(out, (0, 0))
+        return self._seq
+
+    def _receive(self, operation: str, obj: str) -> list[Message]:
+        try:
+            return list(split(self._sock.recv(RECEIVE_BYTES)))
+        except TimeoutError as exc:
+            raise KernelError(errno.ETIMEDOUT, operation, obj, "no answer from the kernel") from exc
+        except OSError as exc:
+            raise KernelError(exc.errno or errno.EIO, operation, obj, "receiving the answer") from exc
+
+
+def _signed(payload: bytes) -> int:
+    return int(struct.unpack_from("=i", payload)[0]) if len(payload) >= 4 else 0
