@@ -68,8 +68,6 @@ def local_mac(seed: bytes) -> bytes:
 def alias(owner: Owner) -> str:
     """The alias of an attachment's devices, cut from the right at what the kernel stores."""
     text = f"{LINK_ALIAS}:{owner.network}:{owner.container_id}:{owner.ifname}"
-    if len(text) <= ALIAS_LIMIT:
-        return text
     return text.encode()[:ALIAS_LIMIT].decode(errors="ignore")
 
 
@@ -79,6 +77,6 @@ def owner_of(text: str) -> Owner | None:
     A name that does not follow from the owner it yields is not evidence: compare ``host_ifname``.
     """
     parts = text.split(":")
-    if len(parts) != 4 or parts[0] != LINK_ALIAS or len(text) >= ALIAS_LIMIT:
+    if len(parts) != 4 or parts[0] != LINK_ALIAS or len(text.encode()) >= ALIAS_LIMIT:
         return None
     return Owner(*parts[1:])

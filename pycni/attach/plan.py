@@ -363,7 +363,7 @@ def _route(route: RouteConf, ours: Sequence[Network]) -> PodRoute:
     gateway = route.gw
     reachable = (
         gateway is None
-        or gateway.is_link_local
+        or (gateway.version == 6 and gateway.is_link_local)
         or any(net.version == gateway.version and gateway in net for net in ours)
     )
     return PodRoute(
