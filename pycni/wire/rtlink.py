@@ -36,7 +36,7 @@ VETH_INFO_PEER = 1
 IFLA_BR_AGEING_TIME, IFLA_BR_VLAN_FILTERING = 4, 7
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
-IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 25
+IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
 IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_MODE_NONE = 1
 
@@ -110,10 +110,8 @@ def new_veth(name: str, *attrs: bytes, peer_name: str, peer_netns_fd: int, peer_
     return new_link(name, "veth", *attrs, data=nested(VETH_INFO_PEER, peer))
 
 
-def new_vxlan(
-    name: str, vxlan: Vxlan, *, mac: bytes, mtu: int, alias: str = "", no_link_local: bool = True
-) -> bytes:
-    """Create a VXLAN device (down). ``no_link_local``: the kernel adds no fe80:: address."""
+def new_vxlan(name: str, vxlan: Vxlan, *, mac: bytes, mtu: int, alias: str = "") -> bytes:
+    """Create a VXLAN device (down). ``addr_gen_mode`` is refused here (EAFNOSUPPORT): set it in a message before IFF_UP."""
     local = IFLA_VXLAN_LOCAL if len(vxlan.local) == 4 else IFLA_VXLAN_LOCAL6
     data = (
         attr_u32(IFLA_VXLAN_ID, vxlan.vni)
@@ -126,8 +124,6 @@ def new_vxlan(
     attrs = [attr(IFLA_ADDRESS, mac), attr_u32(IFLA_MTU, mtu)]
     if alias:
         attrs.append(link_alias(alias))
-    if no_link_local:
-        attrs.append(addr_gen_mode(ADDR_GEN_MODE_NONE))
     return new_link(name, "vxlan", *attrs, data=data)
 
 
