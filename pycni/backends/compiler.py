@@ -1,0 +1,180 @@
+"""From leases to the kernel's tables: a backend's entries of all peers, put together.
+
+Life: ``FabricCompiler`` belongs to one ``Site`` (another own lease, underlay or net-conf means a new compiler).
+``update`` takes all leases; only peers whose lease or verdict changed are compiled again and only their
+entries are exchanged in the tables, whose keys it returns, so that one more lease among thousands costs as much
+as among few. ``compile_fabric`` is the same from nothing; the result never depends on the way there.
+
+Two peers with one VTEP MAC (cloned machines) would fight over one forwarding entry: the one with the smaller
+key has it, the other one is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from pycni.backends.base import Backend, PeerEntries, Refusal, Site
+from pycni.model.fabric import FabricState
+from pycni.model.family import show_mac
+from pycni.model.lease import Lease
+from pycni.model.tables import (
+    FdbEntry,
+    FdbKey,
+    Neighbour,
+    NeighbourKey,
+    Route,
+    RouteKey,
+)
+from pycni.view.fabric import FabricView, PeerKey
+
+
+class Touched(msgspec.Struct):
+    """Keys of table entries that one update set or withdrew."""
+
+    routes: set[RouteKey] = msgspec.field(default_factory=set)
+    neighbours: set[NeighbourKey] = msgspec.field(default_factory=set)
+    fdb: set[FdbKey] = msgspec.field(default_factory=set)
+    remotes: set[bytes] = msgspec.field(default_factory=set)
+    """Underlay addresses that came into use or went out of it."""
+
+    def __bool__(self) -> bool:
+        return bool(self.routes or self.neighbours or self.fdb or self.remotes)
+
+
+class FabricCompiler:
+    """Desired state of one site, kept up to date with the leases."""
+
+    def __init__(self, backend: Backend, site: Site) -> None:
+        """Raises ConfigError when the backend's devices cannot be made on this underlay."""
+        self._backend = backend
+        self._site = site
+        self._view = FabricView(site.own, site.conf)
+        self._answers: dict[PeerKey, PeerEntries | Refusal] = {}
+        self._claims: dict[FdbKey, set[PeerKey]] = {}
+        self._in_force: dict[PeerKey, PeerEntries] = {}
+        self._links = dict(backend.links(site))
+        self._routes: dict[RouteKey, Route] = {}
+        self._neighbours: dict[NeighbourKey, Neighbour] = {}
+        self._fdb: dict[FdbKey, FdbEntry] = {}
+        self._remotes: Counter[bytes] = Counter()
+        self._vtep_peers: frozenset[bytes] | None = None
+
+    def update(self, leases: Mapping[str, Lease]) -> Touched:
+        """Take the leases as they are now; returns what of the tables is to be looked at."""
+        affected = self._view.update(leases)
+        for key in tuple(affected):
+            self._withdraw_claims(key, affected)
+            lease = self._view.peers.get(key)
+            if lease is None:
+                self._answers.pop(key, None)
+                continue
+            answer = self._backend.peer(lease, key[1], self._site)
+            self._answers[key] = answer
+            if isinstance(answer, PeerEntries):
+                for fdb_key, _ in answer.fdb:
+                    claims = self._claims.setdefault(fdb_key, set())
+                    affected |= claims
+                    claims.add(key)
+        return self._exchange(affected)
+
+    @property
+    def state(self) -> FabricState:
+        """The desired state. It shares its tables with the compiler: valid until the next update."""
+        if self._vtep_peers is None:
+            self._vtep_peers = frozenset(self._remotes)
+        return FabricState(
+            links=self._links,
+            routes=self._routes,
+            neighbours=self._neighbours,
+            fdb=self._fdb,
+            vtep_peers=self._vtep_peers,
+        )
+
+    @property
+    def remotes(self) -> Mapping[bytes, int]:
+        """Underlay addresses of peers, with the number of leases that name each."""
+        return self._remotes
+
+    @property
+    def peers(self) -> Mapping[PeerKey, PeerEntries]:
+        """The peers that have entries."""
+        return self._in_force
+
+    def refusals(self) -> dict[PeerKey, Refusal]:
+        """Every lease with a subnet that has no entries, with the reason."""
+        found = {key: Refusal(reason) for key, reason in self._view.skipped.items()}
+        for key, answer in self._answers.items():
+            if isinstance(answer, Refusal):
+                found[key] = answer
+            elif key not in self._in_force:
+                found[key] = self._outbid(answer)
+        return found
+
+    def _withdraw_claims(self, key: PeerKey, affected: set[PeerKey]) -> None:
+        """Forget which forwarding entries a peer claimed; others that claim them are affected."""
+        answer = self._answers.get(key)
+        if isinstance(answer, PeerEntries):
+            for fdb_key, _ in answer.fdb:
+                claims = self._claims[fdb_key]
+                claims.discard(key)
+                affected |= claims
+                if not claims:
+                    del self._claims[fdb_key]
+
+    def _exchange(self, affected: Iterable[PeerKey]) -> Touched:
+        """Put the answers of affected peers into the tables in place of what is there of them."""
+        touched = Touched()
+        tables: tuple[tuple[dict[Any, Any], set[Any]], ...] = (
+            (self._routes, touched.routes),
+            (self._neighbours, touched.neighbours),
+            (self._fdb, touched.fdb),
+        )
+        moved = {key: (self._in_force.pop(key, None), self._winning(key)) for key in affected}
+        for old, _ in moved.values():
+            for (table, keys), entries in zip(tables, old[:3] if old is not None else (), strict=False):
+                for entry_key, _ in entries:
+                    table.pop(entry_key, None)
+                    keys.add(entry_key)
+            self._count(old, -1, touched.remotes)
+        for key, (_, new) in moved.items():
+            for (table, keys), entries in zip(tables, new[:3] if new is not None else (), strict=False):
+                for entry_key, value in entries:
+                    table[entry_key] = value
+                    keys.add(entry_key)
+            self._count(new, 1, touched.remotes)
+            if new is not None:
+                self._in_force[key] = new
+        if touched.remotes:
+            self._vtep_peers = None
+        return touched
+
+    def _winning(self, key: PeerKey) -> PeerEntries | None:
+        answer = self._answers.get(key)
+        if not isinstance(answer, PeerEntries):
+            return None
+        return answer if all(min(self._claims[fdb_key]) == key for fdb_key, _ in answer.fdb) else None
+
+    def _outbid(self, answer: PeerEntries) -> Refusal:
+        fdb_key = answer.fdb[0][0]
+        first, _ = min(self._claims[fdb_key])
+        return Refusal(f"its VtepMAC {show_mac(fdb_key.mac)} is announced by lease {first} too")
+
+    def _count(self, entries: PeerEntries | None, step: int, touched: set[bytes]) -> None:
+        """Several leases may name one underlay address; it counts while any does."""
+        if entries is None or entries.remote is None:
+            return
+        self._remotes[entries.remote] += step
+        if not self._remotes[entries.remote]:
+            del self._remotes[entries.remote]
+        touched.add(entries.remote)
+
+
+def compile_fabric(backend: Backend, leases: Mapping[str, Lease], site: Site) -> FabricState:
+    """Desired state for these leases. Raises ConfigError as ``Backend.links`` does."""
+    compiler = FabricCompiler(backend, site)
+    compiler.update(leases)
+    return compiler.state

@@ -1,0 +1,99 @@
+"""Laws of compiling a fabric: only the leases count, not their order nor the way they came."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycni.backends.compiler import FabricCompiler, compile_fabric
+from pycni.backends.table import backend
+from pycni.model.family import Family
+from pycni.reconcile.delta import diff, diff_keys, patched
+from tests.unit.fabric_world import lease, mac, site
+
+TABLES = ("routes", "neighbours", "fdb")
+
+
+@st.composite
+def leases(draw, kind):
+    """Leases on few subnets, MACs and addresses, so that they clash often."""
+    number = draw(st.integers(1, 6))
+    length = draw(st.sampled_from([22, 24, 24, 24, 26]))
+    families = draw(st.sampled_from(["4", "46"]))
+    data = b'{"VtepMAC":"%s"}' % mac(draw(st.integers(1, 4))).encode()
+    changes = {"public_ip": IPv4Address(f"192.0.2.{draw(st.integers(1, 4))}")}
+    if kind == "vxlan":
+        changes["backend_data"] = draw(st.sampled_from([data, data, None]))
+    made = lease(number, families, kind, **changes)
+    return msgspec.structs.replace(made, subnet=IPv4Network(f"10.5.{number}.0/{length}", strict=False))
+
+
+def sets(kind):
+    return st.lists(leases(kind), max_size=7).map(lambda items: {item.key: item for item in items})
+
+
+KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
+SITES = {kind: site("46", kind) for kind in ("vxlan", "host-gw")}
+
+
+def tables(state):
+    return {name: dict(getattr(state, name)) for name in (*TABLES, "links")} | {"peers": state.vtep_peers}
+
+
+@KINDS
+@given(data=st.data())
+def test_order_of_leases_does_not_count(kind, data):
+    some = data.draw(sets(kind))
+    shuffled = dict(data.draw(st.permutations(list(some.items()))))
+    where, how = SITES[kind], backend(kind)
+    assert tables(compile_fabric(how, some, where)) == tables(compile_fabric(how, shuffled, where))
+
+
+@KINDS
+@settings(max_examples=200)
+@given(data=st.data())
+def test_step_by_step_gives_what_from_nothing_gives(kind, data):
+    where, how = SITES[kind], backend(kind)
+    compiler = FabricCompiler(how, where)
+    for some in data.draw(st.lists(sets(kind), max_size=5)):
+        compiler.update(some)
+        fresh = FabricCompiler(how, where)
+        fresh.update(some)
+        assert tables(compiler.state) == tables(fresh.state)
+        assert compiler.refusals() == fresh.refusals()
+        assert dict(compiler.peers) == dict(fresh.peers)
+
+
+@KINDS
+@given(data=st.data())
+def test_touched_keys_are_enough_to_bring_the_kernel_along(kind, data):
+    compiler = FabricCompiler(backend(kind), SITES[kind])
+    kernel = {name: {} for name in TABLES}
+    allowed = set()
+    for some in data.draw(st.lists(sets(kind), max_size=5)):
+        touched, state = compiler.update(some), compiler.state
+        for name in TABLES:
+            delta = diff_keys(getattr(state, name), kernel[name], getattr(touched, name))
+            assert delta == diff(getattr(state, name), kernel[name])
+            kernel[name] = patched(kernel[name], delta)
+        for address in touched.remotes:
+            (allowed.add if address in compiler.remotes else allowed.discard)(address)
+        assert allowed == state.vtep_peers
+
+
+@KINDS
+@given(data=st.data())
+def test_no_two_peers_share_an_entry_and_every_lease_is_served_or_refused(kind, data):
+    some = data.draw(sets(kind))
+    compiler = FabricCompiler(backend(kind), SITES[kind])
+    compiler.update(some)
+    state = compiler.state
+    for index, name in enumerate(TABLES):
+        assert sum(len(entries[index]) for entries in compiler.peers.values()) == len(getattr(state, name))
+    own = SITES[kind].own
+    wanted = {(key, family) for key, item in some.items() for family in Family if item.of(family)}
+    ours = {(own.key, family) for family in Family}
+    assert wanted - ours <= {*compiler.peers, *compiler.refusals()} <= wanted
+    assert not {*compiler.peers} & {*compiler.refusals()}

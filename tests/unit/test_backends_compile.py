@@ -1,0 +1,314 @@
+"""What each backend puts into the kernel for its peers, as ip(8) and bridge(8) print it."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_interface
+
+import msgspec
+import pytest
+
+from pycni.backends.base import overlay_mtu, pod_mtu
+from pycni.backends.compiler import FabricCompiler, compile_fabric
+from pycni.backends.table import BACKENDS, backend
+from pycni.backends.vxlan import device_name
+from pycni.errors import ConfigError
+from pycni.model.family import Family
+from tests.unit.fabric_world import OWN_MAC, by_key, conf, lease, node, site
+
+VXLAN4 = [
+    "02:00:00:00:04:02 dev flannel.1 dst 192.0.2.2 self permanent",
+    "10.5.2.0 dev flannel.1 lladdr 02:00:00:00:04:02 PERMANENT",
+    "10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 112 onlink",
+    "link flannel.1 type vxlan id 1 dstport 8472 mtu 1450",
+]
+VXLAN6 = [
+    "02:00:00:00:06:02 dev flannel-v6.1 dst 2001:db8::2 self permanent",
+    "fd00:5:0:2:: dev flannel-v6.1 lladdr 02:00:00:00:06:02 PERMANENT",
+    "fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 proto 112 metric 1024 onlink",
+    "link flannel-v6.1 type vxlan id 1 dstport 8472 mtu 1430",
+]
+COMPILED = [
+    pytest.param("4", "vxlan", {}, VXLAN4, id="vxlan ipv4"),
+    pytest.param("6", "vxlan", {}, VXLAN6, id="vxlan ipv6"),
+    pytest.param("46", "vxlan", {}, sorted(VXLAN4 + VXLAN6), id="vxlan dual-stack"),
+    pytest.param(
+        "4",
+        "vxlan",
+        {"direct_routing": True},
+        ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112", VXLAN4[3]],
+        id="vxlan with DirectRouting, peer on our link",
+    ),
+    pytest.param(
+        "6",
+        "vxlan",
+        {"direct_routing": True},
+        ["fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112 metric 1024", VXLAN6[3]],
+        id="vxlan ipv6 with DirectRouting",
+    ),
+    pytest.param(
+        "4",
+        "vxlan",
+        {"port": 4789, "mtu": 1400},
+        [*VXLAN4[:3], "link flannel.1 type vxlan id 1 dstport 4789 mtu 1350"],
+        id="vxlan with Port and MTU",
+    ),
+    pytest.param("4", "host-gw", {}, ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112"], id="host-gw ipv4"),
+    pytest.param(
+        "46",
+        "host-gw",
+        {},
+        [
+            "10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112",
+            "fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112 metric 1024",
+        ],
+        id="host-gw dual-stack",
+    ),
+]
+
+
+@pytest.mark.parametrize(("families", "kind", "keys", "expected"), COMPILED)
+def test_one_peer_compiles_to(families, kind, keys, expected):
+    here = site(families, kind, **keys)
+    leases = by_key(here.own, lease(2, families, kind))
+    assert compile_fabric(backend(kind), leases, here).text() == expected
+
+
+def test_direct_routing_uses_the_overlay_for_a_peer_behind_a_router():
+    here = site(direct_routing=True)
+    far = lease(2, public_ip=IPv4Address("198.51.100.2"))
+    state = compile_fabric(backend("vxlan"), by_key(here.own, far), here)
+    assert state.text()[2] == VXLAN4[2]
+    assert state.vtep_peers == {IPv4Address("198.51.100.2").packed}
+
+
+def test_vxlan_is_accepted_from_every_peer_also_directly_routed_ones():
+    here = site("46", direct_routing=True)
+    state = compile_fabric(backend("vxlan"), by_key(here.own, lease(2, "46"), lease(3, "46")), here)
+    assert {len(address) for address in state.vtep_peers} == {4, 16}
+    assert len(state.vtep_peers) == 4
+
+
+def test_a_vtep_has_the_subnets_base_address_alone_and_the_interfaces_address_as_source():
+    here = site("46")
+    links = backend("vxlan").links(here)
+    assert links["flannel.1"].addresses == ((IPv4Address("10.5.1.0").packed, 32),)
+    assert links["flannel-v6.1"].addresses == ((IPv6Address("fd00:5:0:1::").packed, 128),)
+    assert links["flannel.1"].local == IPv4Address("192.0.2.1").packed
+    assert links["flannel.1"].mac == OWN_MAC
+    assert links["flannel.1"].parent == "eth0"
+
+
+REFUSED = [
+    pytest.param(
+        {"backend_type": "host-gw"}, "its backend is 'host-gw', this network's is 'vxlan'", id="other backend"
+    ),
+    pytest.param({"public_ip": None}, "it publishes no ipv4 address", id="no address of the family"),
+    pytest.param(
+        {"public_ip": IPv4Address("192.0.2.1")},
+        "its public address 192.0.2.1 is this node's own",
+        id="our address",
+    ),
+    pytest.param({"backend_data": None}, "it publishes no backend data for this family", id="no data"),
+    pytest.param(
+        {"backend_data": b'{"VNI":7,"VtepMAC":"02:00:00:00:04:02"}'},
+        "its VNI is 7, this network's is 1",
+        id="another VNI",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VNI":1}'},
+        "its backend data '{\"VNI\":1}': Object missing required field `VtepMAC`",
+        id="no MAC",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":7}'},
+        "its backend data '{\"VtepMAC\":7}': Expected `str`, got `int` - at `$.VtepMAC`",
+        id="MAC of another type",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":"02:00:00:00:04"}'},
+        "its VtepMAC '02:00:00:00:04' is no unicast MAC address",
+        id="short MAC",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":"+1:00:00:00:04:02"}'},
+        "its VtepMAC '+1:00:00:00:04:02' is no unicast MAC address",
+        id="signed MAC",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":"03:00:00:00:04:02"}'},
+        "its VtepMAC '03:00:00:00:04:02' is no unicast MAC address",
+        id="multicast MAC",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":"00:00:00:00:00:00"}'},
+        "its VtepMAC '00:00:00:00:00:00' is no unicast MAC address",
+        id="zero MAC",
+    ),
+    pytest.param(
+        {"backend_data": b'{"VtepMAC":"02:aa:00:00:00:01"}'},
+        "its VtepMAC 02:aa:00:00:00:01 is this node's own",
+        id="our MAC",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED)
+def test_a_peer_that_does_not_fit_is_skipped_with_the_reason_and_others_go_on(changes, reason):
+    here = site()
+    compiler = FabricCompiler(backend("vxlan"), here)
+    compiler.update(by_key(here.own, lease(2, **changes), lease(3)))
+    refusals = compiler.refusals()
+    assert {key: (refusal.reason, refusal.fault) for key, refusal in refusals.items()} == {
+        ("10.5.2.0-24", Family.V4): (reason, False)
+    }
+    assert [key for key, _ in compiler.peers] == ["10.5.3.0-24"]
+
+
+def test_data_without_a_vni_is_taken_as_old_flannels():
+    here = site(vni=9)
+    old = lease(2, backend_data=b'{"VtepMAC":"02:00:00:00:04:02"}')
+    assert len(compile_fabric(backend("vxlan"), by_key(old), here).fdb) == 1
+
+
+def test_of_two_peers_with_one_mac_the_smaller_key_counts_and_the_other_says_why():
+    here = site()
+    twin = lease(3, backend_data=lease(2).attrs.backend_data)
+    compiler = FabricCompiler(backend("vxlan"), here)
+    compiler.update(by_key(twin))
+    assert not compiler.refusals()
+    compiler.update(by_key(twin, lease(2)))
+    (key,) = compiler.refusals()
+    assert key == ("10.5.3.0-24", Family.V4)
+    assert compiler.refusals()[key].reason == (
+        "its VtepMAC 02:00:00:00:04:02 is announced by lease 10.5.2.0-24 too"
+    )
+    compiler.update(by_key(twin))
+    assert not compiler.refusals()
+
+
+def test_an_underlay_address_counts_while_any_lease_names_it():
+    here = site()
+    compiler = FabricCompiler(backend("vxlan"), here)
+    twice = lease(3, public_ip=IPv4Address("192.0.2.2"))
+    compiler.update(by_key(lease(2), twice))
+    compiler.update(by_key(twice))
+    assert compiler.state.vtep_peers == {IPv4Address("192.0.2.2").packed}
+    touched = compiler.update({})
+    assert touched.remotes == {IPv4Address("192.0.2.2").packed}
+    assert compiler.state.vtep_peers == frozenset()
+
+
+def test_host_gw_names_the_peer_that_is_not_on_link_as_a_fault_and_serves_the_others():
+    here = site(kind="host-gw")
+    far = lease(2, kind="host-gw", public_ip=IPv4Address("198.51.100.2"))
+    compiler = FabricCompiler(backend("host-gw"), here)
+    compiler.update(by_key(far, lease(3, kind="host-gw")))
+    refusal = compiler.refusals()["10.5.2.0-24", Family.V4]
+    assert refusal.fault
+    assert refusal.reason == "198.51.100.2 is not on a network of eth0: host-gw needs all nodes on one link"
+    assert compiler.state.text() == ["10.5.3.0/24 via 192.0.2.3 dev eth0 proto 112"]
+
+
+def test_only_the_changed_peer_is_compiled_again_and_touched():
+    here = site()
+    asked = []
+
+    class Counting:
+        name = "vxlan"
+        inner = backend("vxlan")
+        overhead = inner.overhead
+        published = inner.published
+        links = inner.links
+
+        def peer(self, one, family, where):
+            asked.append(one.key)
+            return self.inner.peer(one, family, where)
+
+    leases = by_key(*(lease(number) for number in range(2, 200)))
+    compiler = FabricCompiler(Counting(), here)
+    compiler.update(leases)
+    asked.clear()
+    moved = lease(7, public_ip=IPv4Address("192.0.2.250"))
+    touched = compiler.update(leases | by_key(moved))
+    assert asked == [moved.key]
+    assert [key.destination for key in touched.routes] == [IPv4Address("10.5.7.0").packed]
+    assert (len(touched.neighbours), len(touched.fdb)) == (1, 1)
+    assert touched.remotes == {IPv4Address(f"192.0.2.{last}").packed for last in (7, 250)}
+    assert not compiler.update(leases | by_key(moved))
+
+
+PUBLISHED = [
+    pytest.param("4", "vxlan", {"VNI": 1, "VtepMAC": "02:aa:00:00:00:01"}, None, id="vxlan ipv4"),
+    pytest.param("6", "vxlan", None, {"VNI": 1, "VtepMAC": "02:aa:00:00:06:01"}, id="vxlan ipv6"),
+    pytest.param("4", "host-gw", None, None, id="host-gw"),
+]
+
+
+@pytest.mark.parametrize(("families", "kind", "data", "data6"), PUBLISHED)
+def test_a_node_publishes_what_flannel_publishes(families, kind, data, data6):
+    attrs = backend(kind).published(node(families), conf(families, kind))
+    assert attrs.backend_type == kind
+    assert (attrs.public_ip is None, attrs.public_ipv6 is None) == ("4" not in families, "6" not in families)
+    for raw, expected in ((attrs.backend_data, data), (attrs.backend_v6_data, data6)):
+        assert (None if raw is None else msgspec.json.decode(raw)) == expected
+        assert raw is None or b" " not in raw
+
+
+def test_the_public_address_behind_nat_is_published_and_the_interfaces_own_is_the_source():
+    here = node(public_ip=IPv4Address("203.0.113.9"))
+    attrs = backend("vxlan").published(here, conf())
+    assert attrs.public_ip == IPv4Address("203.0.113.9")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_family_the_underlay_does_not_have_is_an_error_naming_it(kind):
+    with pytest.raises(
+        ConfigError, match=r"underlay eth0: ipv6 address=None: the cluster network fd00:5::/48"
+    ):
+        backend(kind).published(node("4"), conf("46", kind))
+
+
+MTUS = [
+    pytest.param("4", "vxlan", 1500, 0, 1450, id="vxlan ipv4"),
+    pytest.param("6", "vxlan", 1500, 0, 1430, id="vxlan ipv6 pays 20 more"),
+    pytest.param("46", "vxlan", 1500, 0, 1430, id="dual-stack pods take the smaller one"),
+    pytest.param("4", "vxlan", 9001, 1500, 1450, id="Backend.MTU stands for the underlay's"),
+    pytest.param(
+        "4", "vxlan", 1400, 1500, 1350, id="Backend.MTU above the underlay's counts as the underlay's"
+    ),
+    pytest.param("46", "host-gw", 1500, 0, 1500, id="host-gw costs nothing"),
+]
+
+
+@pytest.mark.parametrize(("families", "kind", "underlay_mtu", "conf_mtu", "expected"), MTUS)
+def test_pods_get_the_mtu(families, kind, underlay_mtu, conf_mtu, expected):
+    assert (
+        pod_mtu(backend(kind), node(families, underlay_mtu), conf(families, kind, mtu=conf_mtu)) == expected
+    )
+
+
+def test_an_underlay_too_small_for_ipv6_is_an_error():
+    with pytest.raises(ConfigError, match="underlay eth0: mtu=1349: IPv6 pods need 1350 at least"):
+        overlay_mtu(backend("vxlan"), node("6", 1349), conf("6"), Family.V6)
+
+
+def test_an_unknown_backend_is_an_error_naming_the_known_ones():
+    with pytest.raises(ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw"):
+        backend("udp")
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("vni", [0, 1, 4096, 16777215])
+def test_device_names_fit_and_are_flannels_where_flannels_fit(family, vni):
+    name = device_name(family, vni)
+    assert len(name) <= 15
+    assert name.startswith("flannel") == (
+        len(f"flannel-v6.{vni}") <= 15 or (family is Family.V4 and vni < 10**7)
+    )
+
+
+def test_a_second_underlay_network_is_on_link_too():
+    underlay = node().underlay
+    more = msgspec.structs.replace(underlay, on_link=(*underlay.on_link, ip_interface("198.51.100.1/24")))
+    here = msgspec.structs.replace(site(kind="host-gw"), node=msgspec.structs.replace(node(), underlay=more))
+    far = lease(2, kind="host-gw", public_ip=IPv4Address("198.51.100.2"))
+    state = compile_fabric(backend("host-gw"), by_key(far), here)
+    assert state.text() == ["10.5.2.0/24 via 198.51.100.2 dev eth0 proto 112"]
