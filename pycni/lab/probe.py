@@ -1,0 +1,369 @@
+"""Sends real packets between hosts of a lab and tells which checks failed, and why.
+
+Life of a run: every host has, inside its namespace, a raw ICMP socket, a UDP socket that is client and server at
+once, and a TCP listener, on ports of the kernel's choice (``stations``); one thread serves all of them by epoll, with
+a bounded number of checks under way. The loop itself never leaves its own namespace.
+
+A check succeeds when what was sent comes back byte for byte. UDP and ICMP are sent again while their time lasts,
+because one lost packet is no broken path; an ICMP error ends a check at once and is its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from pycni.errors import PycniError
+from pycni.lab import icmp
+from pycni.lab.stations import Host, Inside, Station
+from pycni.model.family import Family
+
+KINDS = ("ping", "mtu", "tcp", "udp")
+"""A small echo; an echo of exactly the MTU that may not be fragmented; a TCP and a UDP exchange."""
+DEFAULT_TIMEOUT_S = 2.0
+RESEND_S = 0.25
+WINDOW = 384
+"""Checks under way at once: bounded by what socket buffers and the backlog of a CPU hold."""
+PING_BYTES = 84
+"""IP length of a small echo."""
+TCP_BYTES = 3000
+UDP_BYTES = 1000
+
+_MAGIC = b"pycn"
+_HEAD = struct.Struct("!4sBxxxI")
+_ASK, _ANSWER = 0, 1
+_EINPROGRESS = 115
+_LINGER_RESET = struct.pack("=ii", 1, 0)
+
+
+class Check(NamedTuple):
+    """One thing to try. ``source`` and ``target`` are names of hosts."""
+
+    source: str
+    target: str
+    family: Family
+    kind: str
+
+
+class _Pending:
+    """A check under way."""
+
+    __slots__ = ("check", "deadline", "expected", "number", "received", "resend", "send", "sock")
+
+    def __init__(self, check: Check, number: int, expected: bytes) -> None:
+        self.check = check
+        self.number = number
+        self.expected = expected
+        """What has to come back."""
+        self.send: Callable[[], object] | None = None
+        self.sock: socket.socket | None = None
+        self.received = b""
+        self.deadline = 0.0
+        self.resend = 0.0
+
+
+class Prober:
+    """Checks between a fixed set of hosts. A context manager: it owns sockets in every host's namespace."""
+
+    def __init__(self, hosts: Sequence[Host], timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """``timeout``: seconds until an unanswered check has failed."""
+        self.timeout = timeout
+        seed = os.urandom(65536)
+        self._ident = int.from_bytes(seed[:2], "big")
+        self._blob = seed
+        self._stations: dict[tuple[str, Family], Station] = {}
+        self._broken: dict[tuple[str, Family], str] = {}
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._served: set[socket.socket] = set()
+        self._echoes: dict[tuple[str, Family, int], int] = {}
+        self._datagrams: dict[tuple[str, Family, bytes], int] = {}
+        self._reasons: dict[Check, str] = {}
+        self._numbers = 0
+        with contextlib.ExitStack() as stack:
+            self._inside = stack.enter_context(Inside())
+            self._epoll = stack.enter_context(select.epoll())
+            stack.callback(self._close_streams)
+            self._stack = stack
+            for host in hosts:
+                for family in host.addresses:
+                    self._open(host, family)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every socket."""
+        self._stack.close()
+
+    def run(self, checks: Iterable[Check]) -> dict[Check, str]:
+        """Try all checks. The value is "" for success, else why it failed, in words."""
+        self._reasons = {}
+        asked = tuple(checks)
+        groups: dict[tuple[str, Family], list[Check]] = {}
+        for check in asked:
+            broken = self._broken.get((check.source, check.family)) or self._broken.get(
+                (check.target, check.family)
+            )
+            if broken:
+                self._reasons[check] = broken
+            else:
+                groups.setdefault((check.source, check.family), []).append(check)
+        waiting = deque(groups.items())
+        ready: deque[_Pending] = deque()
+        while waiting or ready or self._pending:
+            while waiting and len(ready) < WINDOW:
+                (source, family), group = waiting.popleft()
+                ready.extend(self._prepare(self._stations[source, family], group))
+            while ready and len(self._pending) < WINDOW:
+                self._start(ready.popleft())
+            self._turn()
+        return {check: self._reasons[check] for check in asked}
+
+    # opening and closing
+
+    def _open(self, host: Host, family: Family) -> None:
+        """A host without its namespace or address is a finding, not an error of the probe."""
+        try:
+            station = self._inside(host.namespace, partial(Station, host, family))
+        except (OSError, PycniError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            self._broken[host.name, family] = f"{host.name} {host.addresses[family]} is not usable: {reason}"
+            return
+        self._stack.callback(station.close)
+        self._stations[host.name, family] = station
+        self._watch(station.icmp, partial(self._on_icmp, station))
+        self._watch(station.udp, partial(self._on_udp, station))
+        self._watch(station.tcp, partial(self._on_accept, station))
+
+    def _close_streams(self) -> None:
+        for sock in self._served:
+            sock.close()
+        for pending in self._pending.values():
+            if pending.sock is not None:
+                pending.sock.close()
+
+    def _watch(self, sock: socket.socket, handler: Callable[[int], None], mask: int = select.EPOLLIN) -> None:
+        self._handlers[sock.fileno()] = handler
+        self._epoll.register(sock.fileno(), mask)
+
+    def _forget(self, sock: socket.socket) -> None:
+        self._handlers.pop(sock.fileno(), None)
+        self._served.discard(sock)
+        sock.close()
+
+    # starting
+
+    def _prepare(self, station: Station, group: list[Check]) -> list[_Pending]:
+        """Pending checks of one source, with their TCP sockets opened in one visit to its namespace."""
+        family = socket.AddressFamily(station.family)
+        streams = sum(check.kind == "tcp" for check in group)
+        sockets: list[socket.socket] = []
+        if streams:
+            sockets = self._inside(
+                station.host.namespace,
+                lambda: [socket.socket(family, socket.SOCK_STREAM) for _ in range(streams)],
+            )
+        result = []
+        for check in group:
+            self._numbers += 1
+            target = self._stations[check.target, check.family]
+            if check.kind == "tcp":
+                pending = _Pending(check, self._numbers, self._blob[:TCP_BYTES])
+                pending.sock = sockets.pop()
+                pending.sock.setblocking(False)
+                # Reset instead of TIME_WAIT: nothing of a run stays in the namespaces.
+                pending.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            elif check.kind == "udp":
+                pending = self._datagram(check, station, target)
+            else:
+                pending = self._echo(check, station, target)
+            result.append(pending)
+        return result
+
+    def _datagram(self, check: Check, station: Station, target: Station) -> _Pending:
+        pending = _Pending(check, self._numbers, self._blob[: UDP_BYTES - _HEAD.size])
+        message = _HEAD.pack(_MAGIC, _ASK, pending.number) + pending.expected
+        self._datagrams[check.source, check.family, ip_address(target.address).packed] = pending.number
+        pending.send = partial(station.udp.sendto, message, (target.address, target.udp_port))
+        return pending
+
+    def _echo(self, check: Check, station: Station, target: Station) -> _Pending:
+        size = PING_BYTES if check.kind == "ping" else min(station.host.mtu, target.host.mtu)
+        pending = _Pending(
+            check, self._numbers, self._blob[: size - icmp.IP_HEADER[check.family] - icmp.HEADER]
+        )
+        sequence = pending.number & 0xFFFF
+        self._echoes[check.source, check.family, sequence] = pending.number
+        request = icmp.echo_request(check.family, self._ident, sequence, pending.expected)
+        pending.send = partial(station.icmp.sendto, request, (target.address, 0))
+        return pending
+
+    def _start(self, pending: _Pending) -> None:
+        now = time.monotonic()
+        pending.deadline = now + self.timeout
+        pending.resend = now + RESEND_S
+        self._pending[pending.number] = pending
+        if pending.sock is None:
+            self._send(pending)
+            return
+        target = self._stations[pending.check.target, pending.check.family]
+        self._watch(pending.sock, partial(self._on_stream, pending), select.EPOLLOUT | select.EPOLLIN)
+        error = pending.sock.connect_ex((target.address, target.tcp_port))
+        if error not in {0, _EINPROGRESS}:
+            self._finish(pending, os.strerror(error))
+
+    def _send(self, pending: _Pending) -> None:
+        assert pending.send is not None, "TCP checks are not sent again"
+        try:
+            pending.send()
+        except BlockingIOError:
+            pass  # full send buffer: the resend timer comes back to it
+        except OSError as exc:
+            self._finish(pending, f"cannot send: {exc.strerror}")
+
+    # the loop
+
+    def _turn(self) -> None:
+        """Wait for something to happen, handle it, then look at the clocks."""
+        before = time.monotonic()
+        for fd, mask in self._epoll.poll(self._patience(before), 256):
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        # Only what was late before the events were read has failed.
+        for item in list(self._pending.values()):
+            if item.deadline <= before:
+                self._finish(item, f"no answer within {self.timeout:g} s")
+            elif item.send is not None and item.resend <= before:
+                item.resend = before + RESEND_S
+                self._send(item)
+            elif item.deadline - before > self.timeout - RESEND_S:
+                break  # checks are in the order of their start: the rest is younger
+
+    def _patience(self, now: float) -> float:
+        """Seconds to wait for events: nothing younger than the oldest check is due before it or its resend."""
+        oldest = next(iter(self._pending.values()), None)
+        if oldest is None:
+            return 0.0
+        return max(0.0, min(oldest.deadline - now, oldest.resend - now, RESEND_S))
+
+    def _finish(self, pending: _Pending, reason: str) -> None:
+        if self._pending.pop(pending.number, None) is None:
+            return
+        self._reasons[pending.check] = reason
+        if pending.sock is not None:
+            self._forget(pending.sock)
+
+    # events
+
+    def _on_icmp(self, station: Station, _mask: int) -> None:
+        for packet, sender in _drain(station.icmp):
+            found = icmp.parse(station.family, packet, sender[0])
+            if isinstance(found, icmp.Echo) and found.ident == self._ident:
+                number = self._echoes.get((station.host.name, station.family, found.sequence))
+                if (pending := self._pending.get(number or 0)) is not None:
+                    self._finish(pending, _difference(pending.expected, found.payload))
+            elif isinstance(found, icmp.Refusal):
+                self._refused(station, found)
+
+    def _refused(self, station: Station, refusal: icmp.Refusal) -> None:
+        key = (station.host.name, station.family)
+        number = None
+        if refusal.protocol in {icmp.ICMP, icmp.ICMP6} and refusal.first == self._ident:
+            number = self._echoes.get((*key, refusal.second))
+        elif refusal.protocol == icmp.UDP and refusal.first == station.udp_port:
+            number = self._datagrams.get((*key, refusal.destination))
+        if (pending := self._pending.get(number or 0)) is not None:
+            self._finish(pending, refusal.text)
+
+    def _on_udp(self, station: Station, _mask: int) -> None:
+        for message, sender in _drain(station.udp):
+            if len(message) < _HEAD.size or not message.startswith(_MAGIC):
+                continue
+            _magic, role, number = _HEAD.unpack_from(message)
+            body = message[_HEAD.size :]
+            if role == _ASK:
+                # An answer lost to a full buffer or a missing route shows at the asker.
+                with contextlib.suppress(OSError):
+                    station.udp.sendto(_HEAD.pack(_MAGIC, _ANSWER, number) + body, sender)
+            elif (pending := self._pending.get(number)) is not None:
+                self._finish(pending, _difference(pending.expected, body))
+
+    def _on_accept(self, station: Station, _mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock, _peer = station.tcp.accept()
+                sock.setblocking(False)
+                self._served.add(sock)
+                self._watch(sock, partial(self._on_served, sock))
+
+    def _on_served(self, sock: socket.socket, _mask: int) -> None:
+        """The server's end: what comes in goes back."""
+        try:
+            data = sock.recv(65536)
+            if data:
+                sock.sendall(data)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # the client resets the connection when it has its answer
+        self._forget(sock)
+
+    def _on_stream(self, pending: _Pending, mask: int) -> None:
+        """The client's end: connected, then answered."""
+        sock = pending.sock
+        assert sock is not None, "only TCP checks have a socket"
+        try:
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self._finish(pending, os.strerror(error))
+            elif mask & select.EPOLLIN:
+                self._on_stream_data(pending, sock.recv(65536))
+            elif mask & select.EPOLLOUT:
+                self._epoll.modify(sock.fileno(), select.EPOLLIN)
+                sock.sendall(pending.expected)
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self._finish(pending, exc.strerror or str(exc))
+
+    def _on_stream_data(self, pending: _Pending, data: bytes) -> None:
+        pending.received += data
+        if not data:
+            came = len(pending.received)
+            self._finish(pending, f"connection closed after {came} of {len(pending.expected)} bytes")
+        elif len(pending.received) >= len(pending.expected):
+            self._finish(pending, _difference(pending.expected, pending.received))
+
+
+def _drain(sock: socket.socket) -> Iterable[tuple[bytes, Any]]:
+    """Everything a datagram socket holds."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield sock.recvfrom(65535)
+
+
+def _difference(sent: bytes, received: bytes) -> str:
+    """Empty when equal, else where they differ."""
+    if sent == received:
+        return ""
+    if len(sent) != len(received):
+        return f"{len(received)} bytes came back of {len(sent)}"
+    position = next(index for index, (a, b) in enumerate(zip(sent, received, strict=True)) if a != b)
+    return f"answer differs from what was sent at byte {position} of {len(sent)}"

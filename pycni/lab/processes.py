@@ -1,0 +1,114 @@
+"""Processes of a lab: recognised without doubt, and ended.
+
+A pid alone is no identity. A process is one of a lab's when its pid was recorded together with its start time (field
+22 of /proc/<pid>/stat) in this boot, or when its network namespace is one that the lab made. Signals go through a
+pidfd that was opened before the identity was checked, so that a reused pid is never hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from pycni.lab.topology import LabError
+
+POLL_S = 0.005
+
+
+class ProcessId(msgspec.Struct, frozen=True):
+    """A process for as long as the machine runs. ``start`` is in clock ticks since boot."""
+
+    pid: int
+    start: int
+
+    def alive(self) -> bool:
+        """Whether exactly this process is there and is no zombie."""
+        return start_time(self.pid) == self.start
+
+
+def boot_id() -> str:
+    """Identity of this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """Start time of a live process in clock ticks since boot (proc(5), field 22); None for zombies and the dead."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def identify(pid: int) -> ProcessId:
+    """The identity of a process that is known to run. Raises LabError when it has ended."""
+    start = start_time(pid)
+    if start is None:
+        raise LabError(f"process {pid} has ended")
+    return ProcessId(pid, start)
+
+
+def inside(namespaces: Iterable[int]) -> list[ProcessId]:
+    """Every process whose network namespace has one of these inode numbers, except this one."""
+    wanted = {f"net:[{inode}]" for inode in namespaces}
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal() or int(entry) == os.getpid():
+            continue
+        pid = int(entry)
+        start = start_time(pid)
+        if start is not None and _net_link(pid) in wanted:
+            found.append(ProcessId(pid, start))
+    return found
+
+
+def kill(processes: Iterable[ProcessId], number: int = signal.SIGKILL, timeout: float = 10.0) -> None:
+    """Signal processes that are still the ones meant and, when the signal ends them, wait until they are gone."""
+    waiting = [item for item in processes if _signal(item, number)]
+    if number not in {signal.SIGKILL, signal.SIGTERM}:
+        return
+    deadline = time.monotonic() + timeout
+    while waiting := [item for item in waiting if not _gone(item)]:
+        if time.monotonic() > deadline:
+            pids = ", ".join(str(item.pid) for item in waiting)
+            raise LabError(f"processes do not end after {timeout:g} s: {pids}")
+        time.sleep(POLL_S)
+
+
+def _signal(process: ProcessId, number: int) -> bool:
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not process.alive():
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _gone(process: ProcessId) -> bool:
+    """Whether it has ended; our own children are reaped."""
+    if process.alive():
+        return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return True
+
+
+def _net_link(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""

@@ -1,0 +1,140 @@
+"""What lab commands print: the tree of a lab, the grid of a matrix, progress. Text in, text out, but for ``Progress``.
+
+Colours and the spinner come from rich, which is only imported when the output is a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from pycni.lab.matrix import Matrix
+from pycni.lab.probe import Check
+
+OK, PART, BAD, SELF, UNASKED = "●", "◐", "✗", "-", "·"
+_ASCII = str.maketrans({OK: "+", PART: "~", BAD: "X", UNASKED: ".", "├": "|", "└": "`", "─": "-", "│": "|"})
+LISTED = 20
+"""Failed checks shown in full under a grid."""
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """The text with drawing characters replaced when the stream cannot show them."""
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return text.translate(_ASCII)
+    return text
+
+
+def tree(status: Mapping[str, Any]) -> str:
+    """The picture of a lab from its ``status`` object: fabric, nodes, their pods."""
+    lines = [f"fabric  {_addresses(status['fabric'])}  etcd {status['etcd']['endpoint']} ({_etcd(status)})"]
+    nodes: Sequence[Mapping[str, Any]] = status["nodes"]
+    for node in nodes:
+        last = node is nodes[-1]
+        state = "ready" if node["ready"] else f"NOT READY: {node['reason']}"
+        parts = [
+            node["name"],
+            " ".join(node["ips"]),
+            node["backend"],
+            " ".join(node["subnets"]) or "no lease",
+            state,
+        ]
+        lines.append(f"{'└' if last else '├'}─ " + "  ".join(parts))
+        pods = [pod for pod in status["pods"] if pod["node"] == node["name"]]
+        for pod in pods:
+            corner = "└" if pod is pods[-1] else "├"
+            lines.append(f"{' ' if last else '│'}   {corner}─ {pod['name']}  {' '.join(pod['ips'])}")
+    return "\n".join(lines)
+
+
+def grid(matrix: Matrix) -> str:
+    """Rows: from; columns: to, by number. One character per pair over all kinds and families."""
+    hosts = [*matrix.nodes, *(pod for pod, _node in matrix.pods)]
+    place = dict(matrix.pods)
+    width = max((len(host) for host in hosts), default=0)
+    wide = len(str(len(hosts)))
+    away = max((len(node) for node in place.values()), default=0)
+    pairs = matrix.pairs()
+    head = " ".join(str(number).rjust(wide) for number in range(1, len(hosts) + 1))
+    lines = [f"{'from / to':<{wide + width + away + 3}} {head}"]
+    for number, source in enumerate(hosts, 1):
+        cells = " ".join(_cell(pairs, source, target).rjust(wide) for target in hosts)
+        lines.append(f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} {cells}")
+    lines.append(f"{OK} all kinds pass  {PART} some fail  {BAD} all fail  {UNASKED} not asked")
+    return "\n".join(lines)
+
+
+def verdict(matrix: Matrix) -> str:
+    """The last lines of ``lab matrix``: the failures in words, then the sum."""
+    place = dict(matrix.pods)
+    failed = matrix.failed()
+    lines = [_failure(check, reason, place) for check, reason in failed[:LISTED]]
+    if len(failed) > LISTED:
+        lines.append(f"... and {len(failed) - LISTED} more (--json lists all)")
+    checks = len(matrix.reasons)
+    summary = f"all {checks} checks pass" if matrix.ok else f"{len(failed)} of {checks} checks FAIL"
+    kinds = ", ".join(dict.fromkeys(check.kind for check in matrix.reasons))
+    families = ", ".join(dict.fromkeys(check.family.label for check in matrix.reasons))
+    lines.append(f"{summary}: {kinds} over {families} in {matrix.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+def _failure(check: Check, reason: str, place: Mapping[str, str]) -> str:
+    ends = [f"{host} ({place[host]})" if host in place else host for host in (check.source, check.target)]
+    return f"  {ends[0]} -> {ends[1]}  {check.family.label} {check.kind}: {reason}"
+
+
+def _cell(pairs: Mapping[tuple[str, str], tuple[int, int]], source: str, target: str) -> str:
+    if source == target:
+        return SELF
+    checks, failures = pairs.get((source, target), (0, 0))
+    if not checks:
+        return UNASKED
+    if not failures:
+        return OK
+    return BAD if failures == checks else PART
+
+
+def _addresses(fabric: Mapping[str, Any]) -> str:
+    return " ".join(fabric["ips"])
+
+
+def _etcd(status: Mapping[str, Any]) -> str:
+    etcd = status["etcd"]
+    return f"pid {etcd['pid']}" if etcd["alive"] else "NOT RUNNING"
+
+
+class Progress:
+    """Tells what is going on: plain lines, or on a terminal a spinner that gives way to them."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+        self._started = time.monotonic()
+
+    def line(self, text: str = "") -> None:
+        """One finished line (or several)."""
+        if not self.quiet:
+            print(writable(text, self.stream), file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Something that takes a while: its line is printed with the time it took once it has worked."""
+        started = time.monotonic()
+        with self._spinner(text):
+            yield
+        self.line(f"{text} ({time.monotonic() - started:.1f} s)")
+
+    @contextlib.contextmanager
+    def _spinner(self, text: str) -> Iterator[None]:
+        if self.quiet or not self.stream.isatty():
+            yield
+            return
+        from rich.console import Console  # noqa: PLC0415  # 80 ms that pipes and scripts need not pay
+
+        with Console(file=self.stream).status(text):
+            yield
