@@ -36,12 +36,15 @@ NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
 
 TIMEOUT_S = 10.0
-RECEIVE_BYTES = 1 << 18
-BATCH_MESSAGES = 64
-"""Messages per send: more gain nothing and their ACKs could overflow the receive buffer."""
+RECEIVE_BYTES = 1 << 16
+"""More than the kernel puts into one datagram of a dump (32 KiB)."""
+BATCH_MESSAGES = 256
+"""Messages per send; the answers to a batch in which every message fails still fit the receive buffer."""
 DUMP_TRIES = 20
-_SEQ = struct.Struct("=I")
 _FLAGS = struct.Struct("=H")
+_FLAGS_SEQ = struct.Struct("=HI")
+_SEQ_WRAP = 1 << 30
+_RCVBUFFORCE = 33
 
 
 class NetlinkSocket:
@@ -50,13 +53,14 @@ class NetlinkSocket:
     def __init__(self, protocol: int = NETLINK_ROUTE, sock: socket.socket | None = None) -> None:
         self._sock = sock or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._seq = 0
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         try:
             if sock is None:
                 self._sock.bind((0, 0))
                 self._sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
                 self._sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
                 self._sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                self._sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 1 << 20)
                 self._sock.settimeout(TIMEOUT_S)
         except BaseException:
             self._sock.close()
@@ -98,22 +102,26 @@ class NetlinkSocket:
                     replies.append(reply)
 
     def batch(self, msgs: Sequence[bytes], operation: str = "", obj: str = "") -> list[KernelError | None]:
-        """Send many messages, 64 per system call; one result per message, in order. Nothing is raised for them."""
+        """Send many messages; one result per message, in order. Nothing is raised for a single one.
+
+        Only the last of each send asks for an ACK: the kernel works in order and reports errors unasked, so one
+        ACK tells that all before it are done.
+        """
         results: list[KernelError | None] = []
         for start in range(0, len(msgs), BATCH_MESSAGES):
             chunk = msgs[start : start + BATCH_MESSAGES]
-            last = self._send(chunk)
+            last = self._send(chunk, NLM_F_REQUEST)
             first = last - len(chunk) + 1
             found: list[KernelError | None] = [None] * len(chunk)
-            waiting = len(chunk)
-            while waiting:
+            done = False
+            while not done:
                 for reply in self._receive(operation, obj):
                     if reply.kind != NLMSG_ERROR or not first <= reply.seq <= last:
                         continue
-                    waiting -= 1
                     code, detail = parse_error(reply)
                     if code:
                         found[reply.seq - first] = KernelError(code, operation, obj, detail)
+                    done = done or reply.seq == last
             results += found
         return results
 
@@ -147,25 +155,32 @@ class NetlinkSocket:
                     raise KernelError(code, operation, obj, detail)
                 found.append(reply)
 
-    def _send(self, msgs: Sequence[bytes], flags: int = NLM_F_REQUEST | NLM_F_ACK) -> int:
-        """Number and send messages; returns the last sequence number."""
-        out = bytearray()
-        for msg in msgs:
-            at = len(out)
-            out += msg
-            self._seq = (self._seq + 1) & 0x7FFFFFFF
-            _SEQ.pack_into(out, at + 8, self._seq)
-            _FLAGS.pack_into(out, at + 6, _FLAGS.unpack_from(out, at + 6)[0] | flags)
-        self._sock.sendto(out, (0, 0))
+    def _send(self, msgs: Sequence[bytes], flags: int = NLM_F_REQUEST) -> int:
+        """Number and send messages, the last one asking for an ACK; returns its sequence number."""
+        if self._seq > _SEQ_WRAP:
+            self._seq = 0
+        out = bytearray().join(msgs)
+        at = 0
+        last = len(msgs) - 1
+        for number, msg in enumerate(msgs):
+            self._seq += 1
+            wanted = _FLAGS.unpack_from(msg, 6)[0] | flags | (NLM_F_ACK if number == last else 0)
+            _FLAGS_SEQ.pack_into(out, at + 6, wanted, self._seq)
+            at += len(msg)
+        try:
+            self._sock.sendto(out, (0, 0))
+        except OSError as exc:
+            raise KernelError(exc.errno or errno.EIO, "send to the kernel", f"{len(out)} bytes") from exc
         return self._seq
 
     def _receive(self, operation: str, obj: str) -> list[Message]:
         try:
-            return list(split(self._sock.recv(RECEIVE_BYTES)))
+            size = self._sock.recv_into(self._buffer)
         except TimeoutError as exc:
             raise KernelError(errno.ETIMEDOUT, operation, obj, "no answer from the kernel") from exc
         except OSError as exc:
             raise KernelError(exc.errno or errno.EIO, operation, obj, "receiving the answer") from exc
+        return list(split(self._buffer[:size]))
 
 
 def _signed(payload: bytes) -> int:
