@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pycni.errors import ConfigError
 from pycni.model.family import Family, Network
 from pycni.model.podnet import PodNetwork
+from pycni.wire.gojson import is_number
 
 OBJ = "subnet.env"
 _NAMES = {
@@ -46,11 +47,10 @@ def decode_subnet_env(text: str) -> PodNetwork:
     for family, (network_name, subnet_name) in _NAMES.items():
         if values.get(subnet_name):
             subnets.append(_network(family, subnet_name, values[subnet_name]))
-        for part in values.get(network_name, "").split(","):
-            if part.strip():
-                networks.append(_network(family, network_name, part.strip()))
+        parts = (part.strip() for part in values.get(network_name, "").split(","))
+        networks.extend(_network(family, network_name, part) for part in parts if part)
     mtu = values.get("FLANNEL_MTU", "0") or "0"
-    if not (mtu.isascii() and mtu.isdigit() and int(mtu) <= 65535):
+    if not is_number(mtu) or len(mtu) > 5 or int(mtu) > 65535:
         raise ConfigError(OBJ, "FLANNEL_MTU", mtu, "expected 0..65535")
     masq = values.get("FLANNEL_IPMASQ", "false") or "false"
     if masq not in ("true", "false"):
