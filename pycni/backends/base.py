@@ -30,9 +30,6 @@ from pycni.model.tables import (
 MAIN_TABLE = 254
 """RT_TABLE_MAIN."""
 
-METRIC = {Family.V4: 0, Family.V6: 1024}
-"""Metric of our routes: what the kernel gives a route without one (IP6_RT_PRIO_USER for IPv6)."""
-
 IPV6_MIN_MTU = 1280
 """RFC 8200 section 5."""
 
@@ -141,6 +138,5 @@ def subnet_of(lease: Lease, family: Family) -> Network:
 
 
 def route_key(net: Network) -> RouteKey:
-    """Key of our route to a subnet."""
-    family = Family.of(net)
-    return RouteKey(family, MAIN_TABLE, net.network_address.packed, net.prefixlen, METRIC[family])
+    """Key of our route to a subnet, metric 0: the kernel's default."""
+    return RouteKey(Family.of(net), MAIN_TABLE, net.network_address.packed, net.prefixlen, 0)

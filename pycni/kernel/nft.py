@@ -13,8 +13,9 @@ import errno
 import os
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 import nftables
 
 from pycni.errors import KernelError
@@ -46,6 +47,14 @@ class Nft:
         """Output of commands such as ``list table inet t``. Raises KernelError (ENOENT: no such object)."""
         return self._execute(text)
 
+    def listing(self, text: str) -> list[dict[str, Any]]:
+        """Objects of a ``list ...`` command as libnftables-json(5) has them, without counters' values.
+
+        Raises KernelError (ENOENT: no such object).
+        """
+        found = msgspec.json.decode(self._execute(text, json=True) or '{"nftables":[]}')
+        return [item for item in found["nftables"] if "metainfo" not in item]
+
     def exists(self, family: str, table: str) -> bool:
         """Whether the table exists."""
         try:
@@ -72,10 +81,12 @@ class Nft:
     ) -> None:
         self.close()
 
-    def _execute(self, text: str) -> str:
+    def _execute(self, text: str, *, json: bool = False) -> str:
         with self._lock:
             if self._context is None:
                 raise KernelError(errno.EBADF, "nft transaction", detail="the context is closed")
+            self._context.set_json_output(json)
+            self._context.set_stateless_output(json)
             code, output, messages = self._context.cmd(text)
         if code != 0:
             number, detail = parse_messages(messages)

@@ -22,7 +22,7 @@ VXLAN4 = [
 VXLAN6 = [
     "02:00:00:00:06:02 dev flannel-v6.1 dst 2001:db8::2 self permanent",
     "fd00:5:0:2:: dev flannel-v6.1 lladdr 02:00:00:00:06:02 PERMANENT",
-    "fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 proto 112 metric 1024 onlink",
+    "fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 proto 112 onlink",
     "link flannel-v6.1 type vxlan id 1 dstport 8472 mtu 1430",
 ]
 COMPILED = [
@@ -40,7 +40,7 @@ COMPILED = [
         "6",
         "vxlan",
         {"direct_routing": True},
-        ["fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112 metric 1024", VXLAN6[3]],
+        ["fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112", VXLAN6[3]],
         id="vxlan ipv6 with DirectRouting",
     ),
     pytest.param(
@@ -57,7 +57,7 @@ COMPILED = [
         {},
         [
             "10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112",
-            "fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112 metric 1024",
+            "fd00:5:0:2::/64 via 2001:db8::2 dev eth0 proto 112",
         ],
         id="host-gw dual-stack",
     ),
