@@ -154,20 +154,27 @@ class Ipam:
             self._remove(index, addresses)
             return addresses
 
-    def discard(self, reservation: Reservation) -> bool:
-        """Free one address if it is still held by that very owner; False when it is not."""
+    def discard(self, reservation: Reservation, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Free one address if it is still held by that very owner; False when it is not.
+
+        ``unless`` is asked while nobody can reserve: an ADD of this owner that has begun must make it true.
+        """
         if not self._journal.exists():
             return False
         with self._exclusive() as index:
-            if index.by_address.get(reservation.address) != _entry(reservation.owner):
+            if index.by_address.get(reservation.address) != _entry(reservation.owner) or unless():
                 return False
             self._remove(index, (reservation.address,))
             return True
 
-    def restore(self, owner: Owner, address: Address) -> bool:
-        """Reserve an address a running endpoint has although its file is gone; False when it has a file."""
+    def restore(self, reservation: Reservation, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Reserve the address of a running endpoint whose file is gone; False when there is a file.
+
+        ``unless`` is asked while nobody can release: a DEL of this owner that has begun must make it true.
+        """
+        address, owner = reservation
         with self._exclusive() as index:
-            if address in index.by_address:
+            if address in index.by_address or unless():
                 return False
             try:
                 self._create(index, owner, address)
