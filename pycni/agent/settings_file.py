@@ -158,14 +158,15 @@ def from_environment(environment: Mapping[str, str], reader: _Reader) -> tuple[l
         prefix, _, rest = variable.partition("_")
         if prefix not in ("PYCNID", "FLANNELD") or variable in taken or not value:
             continue
-        name = rest.lower().replace("_", "-")
+        name = _shown(rest.lower().replace("_", "-"))
         name = name if name != "log-backtrace-at" else "log_backtrace_at"
+        where = f"environment {_shown(variable)}"
         if name in IGNORED or name in REFUSED:
-            reader.known(name, (value,), f"environment {variable}")
+            reader.known(name, (value,), where)
         elif prefix == "FLANNELD":
-            reader.warnings.append(f"environment {variable} is ignored: pycni has no setting {name}")
+            reader.warnings.append(f"{where} is ignored: pycni has no setting {name}")
         elif not _SERVICE_LINK.fullmatch(f"{variable}={value}"):
-            reader.known(name, (value,), f"environment {variable}")
+            reader.known(name, (value,), where)
     return given, environment.get("PYCNID_CONFIG", "")
 
 
@@ -179,18 +180,19 @@ def from_file(path: str, reader: _Reader) -> list[Given]:
         reader.problems.append(ConfigError("flag", "config", path, reason))
         return []
     given: list[Given] = []
+    where = _shown(path)
     for key, value in table.items():
-        name = key if key in IGNORED else key.replace("_", "-")
+        name = _shown(key if key in IGNORED else key.replace("_", "-"))
         try:
             words = _words(value, many=name not in BY_NAME or BY_NAME[name].kind.many)
         except ValueError as exc:
-            reader.problems.append(ConfigError(path, name, value, str(exc)))
+            reader.problems.append(ConfigError(where, name, value, str(exc)))
             continue
-        if reader.known(name, words, path) and (words != ("",) or name == "etcd-password"):
-            given.append(Given(name, words, path))
+        if reader.known(name, words, where) and (words != ("",) or name == "etcd-password"):
+            given.append(Given(name, words, where))
     doubled = sorted({item.name for item in given if [other.name for other in given].count(item.name) > 1})
     reader.problems += [
-        ConfigError(path, name, "", "given twice, with dash and underscore") for name in doubled
+        ConfigError(where, name, "", "given twice, with dash and underscore") for name in doubled
     ]
     return given
 
@@ -229,6 +231,11 @@ def _words(value: object, *, many: bool) -> Words:
         items = [_words(item, many=False)[0] for item in value]
         return tuple(items) or ("",)
     raise ValueError(f"a {type(value).__name__} is not allowed here")
+
+
+def _shown(text: str) -> str:
+    """Foreign text fit for a line of an error."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _is_false(words: Words) -> bool:

@@ -125,7 +125,7 @@ def _secret(word: str) -> str:
 
 
 _ENDPOINT = re.compile(
-    r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?"
+    r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/?"
 )
 
 
@@ -154,7 +154,7 @@ def integer(low: int, high: int) -> Kind:
     """Whole number in ``low..high``."""
 
     def parse(word: str) -> int:
-        if re.fullmatch(r"[+-]?\d{1,18}", word) is None:
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", word) is None:
             raise ValueError("not a whole number")
         if not low <= int(word) <= high:
             raise ValueError(f"not in {low}..{high}")
