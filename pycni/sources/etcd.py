@@ -183,6 +183,7 @@ class EtcdClient:
         if self._connection is not connection:
             return
         self._connection = None
+        self.forget_token()
         if elsewhere:
             self._dialer.avoid(connection.endpoint)
         task = asyncio.get_running_loop().create_task(connection.close(self.config.call_timeout_s))
@@ -264,6 +265,8 @@ class EtcdClient:
         """The error to raise for a failed call; drops the connection when the endpoint is to blame."""
         code = exc.code()
         if code in _ENDPOINT:
+            # A restored etcd does not refuse an old token: it waits until its history is as long as the token's.
+            self.forget_token()
             silence_s = asyncio.get_running_loop().time() - self._heard
             # A slow answer among quick ones is the request's own fault: stay.
             if code is not Code.DEADLINE_EXCEEDED or silence_s > self.config.dial_timeout_s:
