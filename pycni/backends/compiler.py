@@ -40,9 +40,13 @@ class Touched(msgspec.Struct):
     fdb: set[FdbKey] = msgspec.field(default_factory=set)
     remotes: set[bytes] = msgspec.field(default_factory=set)
     """Underlay addresses that came into use or went out of it."""
+    peers: set[PeerKey] = msgspec.field(default_factory=set)
+    """Peers whose entries or refusal may have changed."""
 
-    def __bool__(self) -> bool:
-        return bool(self.routes or self.neighbours or self.fdb or self.remotes)
+    @property
+    def empty(self) -> bool:
+        """Whether the kernel needs nothing."""
+        return not (self.routes or self.neighbours or self.fdb or self.remotes)
 
 
 class FabricCompiler:
@@ -56,6 +60,7 @@ class FabricCompiler:
         self._answers: dict[PeerKey, PeerEntries | Refusal] = {}
         self._claims: dict[FdbKey, set[PeerKey]] = {}
         self._in_force: dict[PeerKey, PeerEntries] = {}
+        self._refused: dict[PeerKey, Refusal] = {}
         self._links = dict(backend.links(site))
         self._routes: dict[RouteKey, Route] = {}
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
@@ -104,15 +109,10 @@ class FabricCompiler:
         """The peers that have entries."""
         return self._in_force
 
-    def refusals(self) -> dict[PeerKey, Refusal]:
+    @property
+    def refusals(self) -> Mapping[PeerKey, Refusal]:
         """Every lease with a subnet that has no entries, with the reason."""
-        found = {key: Refusal(reason) for key, reason in self._view.skipped.items()}
-        for key, answer in self._answers.items():
-            if isinstance(answer, Refusal):
-                found[key] = answer
-            elif key not in self._in_force:
-                found[key] = self._outbid(answer)
-        return found
+        return self._refused
 
     def _withdraw_claims(self, key: PeerKey, affected: set[PeerKey]) -> None:
         """Forget which forwarding entries a peer claimed; others that claim them are affected."""
@@ -148,6 +148,12 @@ class FabricCompiler:
             self._count(new, 1, touched.remotes)
             if new is not None:
                 self._in_force[key] = new
+            refusal = self._refusal(key)
+            if refusal is None:
+                self._refused.pop(key, None)
+            else:
+                self._refused[key] = refusal
+            touched.peers.add(key)
         if touched.remotes:
             self._vtep_peers = None
         return touched
@@ -158,10 +164,18 @@ class FabricCompiler:
             return None
         return answer if all(min(self._claims[fdb_key]) == key for fdb_key, _ in answer.fdb) else None
 
-    def _outbid(self, answer: PeerEntries) -> Refusal:
-        fdb_key = answer.fdb[0][0]
-        first, _ = min(self._claims[fdb_key])
-        return Refusal(f"its VtepMAC {show_mac(fdb_key.mac)} is announced by lease {first} too")
+    def _refusal(self, key: PeerKey) -> Refusal | None:
+        """Why a lease has no entries; None when it has, or is gone."""
+        if key in self._in_force:
+            return None
+        if key in self._view.skipped:
+            return Refusal(self._view.skipped[key])
+        answer = self._answers.get(key)
+        if not isinstance(answer, PeerEntries):
+            return answer
+        rivals = ((fdb_key, min(self._claims[fdb_key])) for fdb_key, _ in answer.fdb)
+        fdb_key, first = next((fdb_key, first) for fdb_key, first in rivals if first != key)
+        return Refusal(f"its VtepMAC {show_mac(fdb_key.mac)} is announced by lease {first[0]} too")
 
     def _count(self, entries: PeerEntries | None, step: int, touched: set[bytes]) -> None:
         """Several leases may name one underlay address; it counts while any does."""

@@ -17,6 +17,7 @@ from pycni.backends.base import (
     route_key,
     subnet_of,
 )
+from pycni.errors import ConfigError
 from pycni.model.fabric import VxlanLink
 from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs
@@ -37,7 +38,12 @@ class HostGw:
     def published(self, node: Node, conf: NetConf) -> LeaseAttrs:
         """The public addresses; they must be the interface's own, or peers cannot route via them."""
         for family in conf.families:
-            own_addresses(node, conf, family)
+            public, _ = own_addresses(node, conf, family)
+            if all(public != own.ip for own in node.underlay.on_link):
+                reason = (
+                    f"not an address of {node.underlay.name}: behind NAT peers cannot route via this node"
+                )
+                raise ConfigError("host-gw", f"public {family.label} address", str(public), reason)
         return LeaseAttrs(
             public_ip=node.public_ip if conf.of(Family.V4) is not None else None,
             public_ipv6=node.public_ipv6 if conf.of(Family.V6) is not None else None,

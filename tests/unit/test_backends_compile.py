@@ -155,7 +155,7 @@ def test_a_peer_that_does_not_fit_is_skipped_with_the_reason_and_others_go_on(ch
     here = site()
     compiler = FabricCompiler(backend("vxlan"), here)
     compiler.update(by_key(here.own, lease(2, **changes), lease(3)))
-    refusals = compiler.refusals()
+    refusals = compiler.refusals
     assert {key: (refusal.reason, refusal.fault) for key, refusal in refusals.items()} == {
         ("10.5.2.0-24", Family.V4): (reason, False)
     }
@@ -173,15 +173,15 @@ def test_of_two_peers_with_one_mac_the_smaller_key_counts_and_the_other_says_why
     twin = lease(3, backend_data=lease(2).attrs.backend_data)
     compiler = FabricCompiler(backend("vxlan"), here)
     compiler.update(by_key(twin))
-    assert not compiler.refusals()
+    assert not compiler.refusals
     compiler.update(by_key(twin, lease(2)))
-    (key,) = compiler.refusals()
+    (key,) = compiler.refusals
     assert key == ("10.5.3.0-24", Family.V4)
-    assert compiler.refusals()[key].reason == (
+    assert compiler.refusals[key].reason == (
         "its VtepMAC 02:00:00:00:04:02 is announced by lease 10.5.2.0-24 too"
     )
     compiler.update(by_key(twin))
-    assert not compiler.refusals()
+    assert not compiler.refusals
 
 
 def test_an_underlay_address_counts_while_any_lease_names_it():
@@ -201,7 +201,7 @@ def test_host_gw_names_the_peer_that_is_not_on_link_as_a_fault_and_serves_the_ot
     far = lease(2, kind="host-gw", public_ip=IPv4Address("198.51.100.2"))
     compiler = FabricCompiler(backend("host-gw"), here)
     compiler.update(by_key(far, lease(3, kind="host-gw")))
-    refusal = compiler.refusals()["10.5.2.0-24", Family.V4]
+    refusal = compiler.refusals["10.5.2.0-24", Family.V4]
     assert refusal.fault
     assert refusal.reason == "198.51.100.2 is not on a network of eth0: host-gw needs all nodes on one link"
     assert compiler.state.text() == ["10.5.3.0/24 via 192.0.2.3 dev eth0 proto 112"]
@@ -232,7 +232,9 @@ def test_only_the_changed_peer_is_compiled_again_and_touched():
     assert [key.destination for key in touched.routes] == [IPv4Address("10.5.7.0").packed]
     assert (len(touched.neighbours), len(touched.fdb)) == (1, 1)
     assert touched.remotes == {IPv4Address(f"192.0.2.{last}").packed for last in (7, 250)}
-    assert not compiler.update(leases | by_key(moved))
+    again = compiler.update(leases | by_key(moved))
+    assert again.empty
+    assert not again.peers
 
 
 PUBLISHED = [
@@ -256,6 +258,11 @@ def test_the_public_address_behind_nat_is_published_and_the_interfaces_own_is_th
     here = node(public_ip=IPv4Address("203.0.113.9"))
     attrs = backend("vxlan").published(here, conf())
     assert attrs.public_ip == IPv4Address("203.0.113.9")
+
+
+def test_host_gw_refuses_a_public_address_that_is_not_the_interfaces():
+    with pytest.raises(ConfigError, match=r"public ipv4 address='203.0.113.9': not an address of eth0"):
+        backend("host-gw").published(node(public_ip=IPv4Address("203.0.113.9")), conf(kind="host-gw"))
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
