@@ -190,9 +190,7 @@ class Collector:
 
     def _act(self, decided: collect.Sweep) -> None:
         for endpoint, why in decided.endpoints:
-            self._attempt(
-                lambda endpoint=endpoint, why=why: self._remove_endpoint(endpoint, why), endpoint.owner
-            )
+            self._attempt(partial(self._remove_endpoint, endpoint, why), endpoint.owner)
         for held, why in decided.reservations:
             self._attempt(partial(self._discard, held, why), held.owner)
         for endpoint, address in decided.lost:

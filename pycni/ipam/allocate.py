@@ -27,6 +27,7 @@ from pycni.model.cni import AddressRange
 from pycni.model.family import Address
 
 RangeSets: TypeAlias = tuple[tuple[AddressRange, ...], ...]
+_Hole: TypeAlias = tuple[int, int, int]
 
 
 class Allocation(NamedTuple):
@@ -136,27 +137,21 @@ class Taken:
 def compile_sets(range_sets: RangeSets) -> tuple[RangeSet, ...]:
     """Ranges as decoded into what may be handed out.
 
-    Ranges of one set may touch or overlap (an address counts for the first that has it). A gateway of any range
-    is kept out of all of them. Raises ConfigError for bounds that are outside the subnet or in the wrong order.
+    Ranges of one set may touch or overlap (an address counts for the first that has it). What one range keeps back
+    (gateway, exclusions, its subnet's own and broadcast address) no other range hands out either. Raises ConfigError
+    for bounds that are outside the subnet or in the wrong order.
     """
-    gateways: set[tuple[int, int]] = {
-        (rng.gateway.version, int(rng.gateway))
-        for group in range_sets
-        for rng in group
-        if rng.gateway is not None
-    }
-    return tuple(_compile_set(group, gateways) for group in range_sets)
+    kept_back = [hole for group in range_sets for rng in group for hole in _kept_back(rng)]
+    return tuple(_compile_set(group, kept_back) for group in range_sets)
 
 
-def _compile_set(group: Sequence[AddressRange], gateways: set[tuple[int, int]]) -> RangeSet:
+def _compile_set(group: Sequence[AddressRange], kept_back: Sequence[_Hole]) -> RangeSet:
     ranges: list[Bounds] = []
     segments: list[Segment] = []
     for owner, rng in enumerate(group):
         bounds = _bounds(rng)
-        holes = [(number, number) for version, number in gateways if version == bounds.version]
-        holes += [(int(net[0]), int(net[-1])) for net in rng.exclude if net.version == bounds.version]
+        holes = [(low, high) for version, low, high in kept_back if version == bounds.version]
         holes += [(earlier.low, earlier.high) for earlier in ranges if earlier.version == bounds.version]
-        holes += _reserved(rng)
         ranges.append(bounds)
         segments += [Segment(low, high, owner) for low, high in _subtract(bounds.low, bounds.high, holes)]
     return RangeSet(
@@ -177,13 +172,21 @@ def _bounds(rng: AddressRange) -> Bounds:
     return Bounds(rng.subnet.version, int(rng.start), int(rng.end), rng.subnet.prefixlen, rng.gateway)
 
 
-def _reserved(rng: AddressRange) -> list[tuple[int, int]]:
-    """The network's own and the broadcast address, where the prefix is long enough to have them (RFC 3021)."""
+def _kept_back(rng: AddressRange) -> Iterator[_Hole]:
+    """What must not be handed out because of one range, as (version, low, high).
+
+    A network's own and broadcast address exist only where the prefix leaves room for them (RFC 3021, RFC 6164).
+    """
     subnet = rng.subnet
-    if subnet.max_prefixlen - subnet.prefixlen < 2:
-        return []
-    low, high = int(subnet.network_address), int(subnet.broadcast_address)
-    return [(low, low), (high, high)] if subnet.version == 4 else [(low, low)]
+    if subnet.max_prefixlen - subnet.prefixlen >= 2:
+        low, high = int(subnet.network_address), int(subnet.broadcast_address)
+        yield subnet.version, low, low
+        if subnet.version == 4:
+            yield subnet.version, high, high
+    if rng.gateway is not None:
+        yield rng.gateway.version, int(rng.gateway), int(rng.gateway)
+    for net in rng.exclude:
+        yield net.version, int(net.network_address), int(net.broadcast_address)
 
 
 def _subtract(low: int, high: int, holes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -197,11 +197,15 @@ class Journal:
     def seal(self) -> None:
         """Take the directory's present state as known. Call under the lock, after `read` or own changes."""
         wanted = time.time_ns()
-        with self._explained("stamp", ""):
+        self._sealed = None
+        try:
             os.utime(self._dir_fd, ns=(wanted, wanted))
             found = os.fstat(self._dir_fd)
-        stamp = Stamp(found.st_dev, found.st_ino, found.st_mtime_ns)
-        self._sealed = self._now = stamp if stamp.mtime_ns == wanted else None
+        except OSError as exc:  # costs the next operation a listing, nothing else
+            log.debug("%s: cannot be stamped: %s", self.path, exc)
+            return
+        if found.st_mtime_ns == wanted:
+            self._sealed = self._now = Stamp(found.st_dev, found.st_ino, wanted)
 
     def unseal(self) -> None:
         """Take the directory's state as unknown: changes are being made."""
