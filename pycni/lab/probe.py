@@ -32,8 +32,12 @@ KINDS = ("ping", "mtu", "tcp", "udp")
 """A small echo; an echo of exactly the MTU that may not be fragmented; a TCP and a UDP exchange."""
 DEFAULT_TIMEOUT_S = 2.0
 RESEND_S = 0.25
+LOOK_S = 0.01
+"""Seconds between looks at the clocks of all checks under way."""
 WINDOW = 384
 """Checks under way at once: bounded by what socket buffers and the backlog of a CPU hold."""
+OVERDUE = 4000
+"""Checks beside those that wait in silence for their time to run out, so that a broken lab is told about soon."""
 PING_BYTES = 84
 """IP length of a small echo."""
 TCP_BYTES = 3000
@@ -58,7 +62,7 @@ class Check(NamedTuple):
 class _Pending:
     """A check under way."""
 
-    __slots__ = ("check", "deadline", "expected", "number", "received", "resend", "send", "sock")
+    __slots__ = ("check", "deadline", "expected", "number", "overdue", "received", "resend", "send", "sock")
 
     def __init__(self, check: Check, number: int, expected: bytes) -> None:
         self.check = check
@@ -68,6 +72,7 @@ class _Pending:
         self.send: Callable[[], object] | None = None
         self.sock: socket.socket | None = None
         self.received = b""
+        self.overdue = False
         self.deadline = 0.0
         self.resend = 0.0
 
@@ -90,6 +95,8 @@ class Prober:
         self._datagrams: dict[tuple[str, Family, bytes], int] = {}
         self._reasons: dict[Check, str] = {}
         self._numbers = 0
+        self._overdue = 0
+        self._next_look = 0.0
         with contextlib.ExitStack() as stack:
             self._inside = stack.enter_context(Inside())
             self._epoll = stack.enter_context(select.epoll())
@@ -129,7 +136,7 @@ class Prober:
             while waiting and len(ready) < WINDOW:
                 (source, family), group = waiting.popleft()
                 ready.extend(self._prepare(self._stations[source, family], group))
-            while ready and len(self._pending) < WINDOW:
+            while ready and len(self._pending) - min(self._overdue, OVERDUE) < WINDOW:
                 self._start(ready.popleft())
             self._turn()
         return {check: self._reasons[check] for check in asked}
@@ -245,14 +252,24 @@ class Prober:
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler(mask)
-        # Only what was late before the events were read has failed.
+        if before >= self._next_look:
+            self._next_look = before + LOOK_S
+            self._look(before)
+
+    def _look(self, before: float) -> None:
+        """Give up or send again. Only what was late before the last events were read is late."""
         for item in list(self._pending.values()):
             if item.deadline <= before:
                 self._finish(item, f"no answer within {self.timeout:g} s")
-            elif item.send is not None and item.resend <= before:
+                continue
+            if item.resend <= before:
+                if not item.overdue:
+                    item.overdue = True
+                    self._overdue += 1
                 item.resend = before + RESEND_S
-                self._send(item)
-            elif item.deadline - before > self.timeout - RESEND_S:
+                if item.send is not None:
+                    self._send(item)
+            elif not item.overdue:
                 break  # checks are in the order of their start: the rest is younger
 
     def _patience(self, now: float) -> float:
@@ -260,11 +277,12 @@ class Prober:
         oldest = next(iter(self._pending.values()), None)
         if oldest is None:
             return 0.0
-        return max(0.0, min(oldest.deadline - now, oldest.resend - now, RESEND_S))
+        return max(LOOK_S, min(oldest.deadline - now, oldest.resend - now, RESEND_S))
 
     def _finish(self, pending: _Pending, reason: str) -> None:
         if self._pending.pop(pending.number, None) is None:
             return
+        self._overdue -= pending.overdue
         self._reasons[pending.check] = reason
         if pending.sock is not None:
             self._forget(pending.sock)

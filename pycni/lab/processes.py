@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from pycni.lab.topology import LabError
 
 POLL_S = 0.005
+_RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
 class ProcessId(msgspec.Struct, frozen=True):
@@ -53,6 +54,26 @@ def identify(pid: int) -> ProcessId:
     if start is None:
         raise LabError(f"process {pid} has ended")
     return ProcessId(pid, start)
+
+
+def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> ProcessId:
+    """Start a daemon: its own session, no input, output appended to ``log``. The caller may end before it does."""
+    with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
+        ]
+        pid = os.posix_spawnp(
+            argv[0],
+            list(argv),
+            environment,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_RESET,
+        )
+    return identify(pid)
 
 
 def inside(namespaces: Iterable[int]) -> list[ProcessId]:

@@ -1,0 +1,86 @@
+"""``pycnictl``: what people and CI type.
+
+A command is a row of ``COMMANDS``: its module is only imported when it is asked for, so that each command starts as
+fast as its own imports allow. A command's module has ``SUMMARY`` (also given here, for the help text) and
+``configure(parser)``, which sets ``run`` to a function from the parsed arguments to an exit code.
+
+Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 interrupted. Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+COMMANDS = {
+    "lab": ("pycni.lab.cli", "pod networks of namespaces on this machine: make, look at, try, remove"),
+}
+
+
+class Command(Protocol):
+    """A module of ``COMMANDS``."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add arguments and subcommands."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        args = parse(words)
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("pycnictl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (| head): nothing more to say, also not while Python closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as exc:
+        from pycni.errors import PycniError  # noqa: PLC0415  # only when something went wrong
+
+        if not isinstance(exc, PycniError | OSError) or os.environ.get("PYCNI_TRACEBACK"):
+            raise
+        print(f"pycnictl: {exc}", file=sys.stderr)
+        return 2 if getattr(exc, "usage", False) else 1
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line. Raises SystemExit for --help and for what makes no sense (exit code 2)."""
+    parser = argparse.ArgumentParser(prog="pycnictl", description="Operate and try pycni pod networks.")
+    parser.add_argument("--version", action="version", version=f"pycnictl {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in words if not word.startswith("-")), "")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary}.")
+        if name == wanted:
+            cast("Command", importlib.import_module(module)).configure(command)
+    # What follows "--" belongs to the program a command runs, to the letter: argparse would look into it.
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    args.rest = list(words[cut + 1 :])
+    if args.rest and not getattr(args, "takes_rest", False):
+        parser.error(f"unrecognized arguments: -- {' '.join(args.rest)}")
+    return args
+
+
+def _version() -> str:
+    from pycni import __version__  # noqa: PLC0415
+
+    return __version__
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: with its clean-up."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""``pycnictl lab ...``: its arguments. What the commands do is in ``commands``, imported once one is chosen.
+
+With ``--json`` standard output is one JSON object and progress goes nowhere; otherwise it is for people. Exit codes:
+0 done (and, for ``matrix`` and ``demo``, all well), 1 failed, 2 a wrong command; ``exec`` gives the command's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands."""
+    commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
+    up = _command(commands, "up", "up", "make a lab and leave it running")
+    _spec_arguments(up)
+    _command(commands, "down", "down", "remove a lab, whatever state it is in")
+    _command(commands, "status", "status", "nodes, their agents and subnets, pods")
+    pod = commands.add_parser("pod", help="add or remove a pod").add_subparsers(
+        dest="pod_command", metavar="COMMAND", required=True
+    )
+    add = _command(pod, "add", "pod_add", "make a pod by CNI ADD")
+    add.add_argument("pod", nargs="?", help="name of the pod (default: the next free pod<n>)")
+    add.add_argument("--node", help="node it is made on (default: the one with the fewest pods)")
+    add.add_argument(
+        "--capabilities", type=_json_object, metavar="JSON", help="capability arguments for the plugins"
+    )
+    remove = _command(pod, "rm", "pod_rm", "remove a pod by CNI DEL")
+    remove.add_argument("pod", help="name of the pod")
+    remove.add_argument("--force", action="store_true", help="remove it also when DEL fails")
+    execute = _command(commands, "exec", "execute", "run a command in a node, a pod or the fabric")
+    execute.usage = "%(prog)s [--name NAME] [--json] NODE|POD|fabric -- CMD ..."
+    execute.add_argument("target", metavar="NODE|POD|fabric")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    execute.set_defaults(takes_rest=True)
+    matrix = _command(commands, "matrix", "matrix", "try who reaches whom with real packets")
+    matrix.add_argument(
+        "--timeout", type=float, default=2.0, metavar="S", help="patience per check (default: 2)"
+    )
+    agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
+    agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
+    agent.add_argument("node", help="name of the node")
+    demo = _command(
+        commands, "demo", "demo", "up, matrix, kill an agent under traffic, down: telling what happens"
+    )
+    _spec_arguments(demo)
+
+
+def _command(commands: Any, name: str, function: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary}.")
+    parser.add_argument("--name", default="default", help="name of the lab (default: default)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=lambda args: _run(function, args))
+    return parser
+
+
+def _run(function: str, args: argparse.Namespace) -> int:
+    """Call a function of ``commands``. Its imports are not paid for --help and mistyped commands."""
+    if function == "execute":
+        _split_command(args)
+    return int(getattr(importlib.import_module("pycni.lab.commands"), function)(args))
+
+
+def _split_command(args: argparse.Namespace) -> None:
+    """Options between the target and ``--`` are ours; without ``--`` everything after the target is the command."""
+    if not args.rest:
+        return
+    ours = argparse.ArgumentParser(prog="pycnictl lab exec", add_help=False)
+    ours.add_argument("--name", default=args.name)
+    ours.add_argument("--json", action="store_true", default=args.json)
+    ours.parse_args(args.argv, namespace=args)
+    args.argv = args.rest
+
+
+def _spec_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default: 3)")
+    parser.add_argument("--backend", choices=("vxlan", "host-gw"), default="vxlan")
+    parser.add_argument("--family", choices=("ipv4", "ipv6", "dual"), default="ipv4")
+    parser.add_argument("--pods", type=int, default=2, metavar="N", help="pods per node (default: 2)")
+    parser.add_argument(
+        "--mtu", type=int, default=1500, metavar="BYTES", help="MTU of the underlay (default: 1500)"
+    )
+    parser.add_argument(
+        "--chain",
+        default="",
+        metavar="TYPES",
+        help="reference plugins after ours in the conflist, by commas: portmap,bandwidth,tuning,firewall",
+    )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value

@@ -1,0 +1,140 @@
+"""What the lab commands do: arguments to calls of ``Lab``, results to text or JSON. Arguments are in ``cli``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+
+from pycni.lab import cleanup
+from pycni.lab.demo import demo as demonstrate
+from pycni.lab.report import Progress, grid, tree, verdict, writable
+from pycni.lab.run import Lab
+from pycni.lab.survey import pod_status
+from pycni.lab.topology import LabError, LabSpec
+
+_SIGNALS = {"stop": signal.SIGTERM, "kill": signal.SIGKILL}
+
+
+def up(args: argparse.Namespace) -> int:
+    """Make a lab and say what to do with it."""
+    lab = Lab.up(_spec(args), Progress(quiet=args.json))
+    status = lab.status()
+    if args.json:
+        return _print_json(status)
+    print(writable(tree(status), sys.stdout))
+    pod = status["pods"][0]["name"] if status["pods"] else status["nodes"][0]["name"]
+    print(f"\nNext:  {cleanup.command('matrix', args.name)}        who reaches whom")
+    print(f"       {cleanup.command('exec', args.name)} {pod} -- ip a   a command in a pod or node")
+    print(f"       {cleanup.command('pod add', args.name)}       one more pod")
+    print(f"       {cleanup.command('down', args.name)}          remove it all")
+    return 0
+
+
+def down(args: argparse.Namespace) -> int:
+    """Remove a lab."""
+    wiped = cleanup.down(args.name)
+    if args.json:
+        return _print_json({"name": args.name, "namespaces": wiped.namespaces, "processes": wiped.processes})
+    if wiped.namespaces or wiped.processes:
+        print(f"lab {args.name}: removed {wiped.namespaces} namespaces, ended {wiped.processes} processes")
+    else:
+        print(f"lab {args.name}: nothing there")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show a lab."""
+    status = Lab.open(args.name).status()
+    if args.json:
+        return _print_json(status)
+    print(writable(tree(status), sys.stdout))
+    return 0
+
+
+def pod_add(args: argparse.Namespace) -> int:
+    """Make a pod."""
+    pod = Lab.open(args.name).add_pod(args.node, args.pod, args.capabilities)
+    if args.json:
+        return _print_json(pod_status(pod))
+    print(f"{pod.name} on {pod.node}: {' '.join(pod.ips)} (ADD took {pod.add_seconds * 1000:.0f} ms)")
+    return 0
+
+
+def pod_rm(args: argparse.Namespace) -> int:
+    """Remove a pod."""
+    Lab.open(args.name).remove_pod(args.pod, force=args.force)
+    if args.json:
+        return _print_json({"name": args.name, "removed": args.pod})
+    print(f"{args.pod}: removed")
+    return 0
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run a command; in the end as the command itself, so that terminal and exit code are its own."""
+    words = args.argv
+    if not words:
+        raise LabError(f"no command for {args.target} given: lab exec {args.target} -- CMD ...", usage=True)
+    lab = Lab.open(args.name)
+    if args.json:
+        done = lab.exec(args.target, words, check=False, timeout=3600)
+        _print_json({"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
+        return done.returncode
+    argv = lab.exec_argv(args.target, words)
+    sys.stdout.flush()
+    os.execvp(argv[0], argv)  # noqa: S606
+    return 1  # not reached
+
+
+def matrix(args: argparse.Namespace) -> int:
+    """Try who reaches whom."""
+    matrix = Lab.open(args.name).matrix(args.timeout)
+    if args.json:
+        _print_json(matrix.json())
+    else:
+        print(writable(f"{grid(matrix)}\n{verdict(matrix)}", sys.stdout))
+    return 0 if matrix.ok else 1
+
+
+def agent(args: argparse.Namespace) -> int:
+    """Stop, kill, start or restart a node's agent."""
+    lab = Lab.open(args.name)
+    if args.action in _SIGNALS:
+        lab.signal_agent(args.node, _SIGNALS[args.action])
+    elif args.action == "restart" and lab.agent(args.node) is not None:
+        lab.signal_agent(args.node, signal.SIGTERM)
+    if args.action in {"start", "restart"}:
+        lab.start_agent(args.node)
+    process = lab.agent(args.node)
+    if args.json:
+        return _print_json({"node": args.node, "pid": process.pid if process else None})
+    print(f"{args.node}: agent {f'pid {process.pid}' if process else 'not running'}")
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Tell and show."""
+    ok = demonstrate(_spec(args), Progress(quiet=args.json))
+    if args.json:
+        _print_json({"name": args.name, "ok": ok})
+    return 0 if ok else 1
+
+
+def _spec(args: argparse.Namespace) -> LabSpec:
+    return LabSpec(
+        name=args.name,
+        nodes=args.nodes,
+        backend=args.backend,
+        family=args.family,
+        pods=args.pods,
+        mtu=args.mtu,
+        chain=tuple(item for item in args.chain.split(",") if item),
+    )
+
+
+def _print_json(value: object) -> int:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+    return 0

@@ -1,0 +1,147 @@
+"""The lab's namespaces and the underlay between them.
+
+Life: ``make_fabric`` makes the fabric's namespace with its bridge, ``make_node`` a node's with ``eth0`` plugged into
+it: both ends of a cable are placed by one message, so nothing ever appears in the machine's own namespace. Pods'
+namespaces come empty; what is in them is the plugin's work. ``found`` lists the namespaces of a lab by their names,
+which is all that is needed to take a lab away.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import TypeVar
+
+from pycni.errors import KernelError
+from pycni.kernel import netns, sysctl
+from pycni.kernel.netlink import NetlinkSocket
+from pycni.lab import topology
+from pycni.lab.stations import Inside
+from pycni.lab.topology import LabSpec
+from pycni.wire import rtlink, rtnl
+from pycni.wire.netlink import attr_u8, attr_u32
+
+BRIDGE = "br0"
+UPLINK = "eth0"
+_IFLA_BR_MCAST_SNOOPING = 23
+_IFA_F_NODAD = 0x02
+_ENOENT = 2
+
+T = TypeVar("T")
+
+
+def make_fabric(spec: LabSpec) -> None:
+    """The bridge all nodes are plugged into, with the fabric's own addresses on it. Raises KernelError."""
+    name = topology.fabric_namespace(spec.name)
+    netns.create(name)
+    # Frames between nodes are no business of a packet filter here, and looking at them costs throughput.
+    inside(name, _bridge_without_netfilter)
+    with socket_in(name) as sock:
+        # Neighbour discovery has to pass from the first packet on, with no multicast querier about.
+        quiet = attr_u8(_IFLA_BR_MCAST_SNOOPING, 0)
+        mtu = attr_u32(rtlink.IFLA_MTU, spec.mtu)
+        sock.request(rtlink.new_link(BRIDGE, "bridge", mtu, data=quiet), "add link", BRIDGE)
+        _up(sock, "lo")
+        _up(sock, BRIDGE, *topology.underlay_addresses(spec, 0).values())
+
+
+def make_node(spec: LabSpec, index: int) -> None:
+    """A node's namespace with its cable into the fabric. Raises KernelError."""
+    node = topology.node_name(index)
+    name = topology.node_namespace(spec.name, node)
+    netns.create(name)
+    fd = netns.open_netns(netns.path(name))
+    try:
+        with socket_in(topology.fabric_namespace(spec.name)) as sock:
+            mtu = attr_u32(rtlink.IFLA_MTU, spec.mtu)
+            master = attr_u32(rtlink.IFLA_MASTER, index_of(sock, BRIDGE))
+            cable = rtlink.new_veth(node, mtu, master, peer_name=UPLINK, peer_netns_fd=fd, peer_attrs=mtu)
+            sock.request(cable, "add link", node)
+            _up(sock, node)
+    finally:
+        os.close(fd)
+    with socket_in(name) as sock:
+        _up(sock, "lo")
+        _up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
+
+
+def found(lab: str) -> list[str]:
+    """Names of every namespace of a lab that has a file, mounted or (after a reboot) not."""
+    return sorted(
+        name for name in _names() if (parsed := topology.parse_namespace(name)) and parsed.lab == lab
+    )
+
+
+def labs() -> list[str]:
+    """Names of the labs that have namespaces."""
+    return sorted({parsed.lab for name in _names() if (parsed := topology.parse_namespace(name))})
+
+
+def inodes(names: Sequence[str]) -> list[int]:
+    """Numbers of the namespaces; a file that is no namespace any more has none."""
+    numbers = []
+    for name in names:
+        try:
+            status = os.stat(netns.path(name))
+        except FileNotFoundError:
+            continue
+        if status.st_dev != os.stat(netns.FOLDER).st_dev:
+            numbers.append(status.st_ino)
+    return numbers
+
+
+def exists(name: str) -> bool:
+    """Whether the namespace has a file."""
+    return os.path.exists(netns.path(name))
+
+
+def inside(name: str, function: Callable[[], T]) -> T:
+    """Run a function inside a named namespace, on a thread of its own. Raises what it raises, KernelError."""
+    with Inside() as run:
+        return run(netns.path(name), function)
+
+
+def socket_in(name: str) -> NetlinkSocket:
+    """A netlink socket inside a named namespace. Raises KernelError."""
+    return inside(name, NetlinkSocket)
+
+
+def index_of(sock: NetlinkSocket, link: str) -> int:
+    """Index of a link by name. Raises KernelError."""
+    return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0]).ifindex
+
+
+def mtu_of(name: str, link: str) -> int:
+    """MTU of a link inside a namespace, 0 when there is no such link."""
+    try:
+        with socket_in(name) as sock:
+            return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0]).mtu
+    except KernelError:
+        return 0
+
+
+def _up(sock: NetlinkSocket, link: str, *addresses: IPv4Interface | IPv6Interface) -> None:
+    index = index_of(sock, link)
+    for address in addresses:
+        message = rtnl.new_address(
+            index,
+            address.packed,
+            address.network.prefixlen,
+            flags=_IFA_F_NODAD if address.version == 6 else 0,
+        )
+        sock.request(message, "add address", f"{address} dev {link}")
+    sock.request(rtlink.set_link(index, up=True), "set link up", link)
+
+
+def _bridge_without_netfilter() -> None:
+    for family in ("iptables", "ip6tables", "arptables"):
+        try:
+            sysctl.put(f"net.bridge.bridge-nf-call-{family}", 0)
+        except KernelError as exc:
+            if exc.errno != _ENOENT:  # br_netfilter is not there: nothing to switch off
+                raise
+
+
+def _names() -> list[str]:
+    return os.listdir(netns.FOLDER) if os.path.isdir(netns.FOLDER) else []

@@ -1,0 +1,204 @@
+"""One node of a lab: its real pycnid, its CNI configuration, the runtime that makes pods on it.
+
+Life: ``prepare`` writes the node's files, ``start`` execs the agent inside the node's namespace, ``readiness`` asks its
+health endpoint there. The object holds no state of its own: a later command makes it again from the specification
+and the node's name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import NamedTuple
+
+import pycni
+from pycni.errors import ConfigError, PycniError
+from pycni.kernel import netns as kernel_netns
+from pycni.lab import netns, processes, topology
+from pycni.lab.processes import ProcessId
+from pycni.lab.runtime import CniRuntime, load_list
+from pycni.lab.state import LabState
+from pycni.lab.topology import LabError, LabSpec
+from pycni.model.family import Family
+from pycni.model.podnet import PodNetwork
+from pycni.wire.subnetenv import decode_subnet_env
+
+REFERENCE_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
+HEALTH_TIMEOUT_S = 2.0
+LOG_LINES = 12
+"""How much of an agent's log goes into an error message."""
+
+
+class Readiness(NamedTuple):
+    """What the agent says of itself."""
+
+    ready: bool
+    reason: str = ""
+
+
+class LabNode:
+    """A node by its name."""
+
+    def __init__(self, spec: LabSpec, state: LabState, name: str) -> None:
+        self.spec = spec
+        self.name = name
+        self.index = topology.node_index(name)
+        self.namespace = topology.node_namespace(spec.name, name)
+        self.folder = state.node_folder(name)
+        self.lab_folder = state.folder
+
+    @property
+    def netns(self) -> str:
+        """Path of its network namespace."""
+        return kernel_netns.path(self.namespace)
+
+    @property
+    def addresses(self) -> dict[Family, IPv4Interface | IPv6Interface]:
+        """Underlay addresses by family."""
+        return topology.underlay_addresses(self.spec, self.index)
+
+    @property
+    def socket(self) -> str:
+        """The agent's CNI socket."""
+        return str(self.folder / "cni.sock")
+
+    @property
+    def log(self) -> Path:
+        """Output of all runs of the agent."""
+        return self.folder / "agent.log"
+
+    @property
+    def conflist(self) -> Path:
+        """The network configuration list."""
+        return self.folder / "net.d" / "10-pycni.conflist"
+
+    @property
+    def data_dir(self) -> str:
+        """Address reservations."""
+        return str(self.folder / "networks")
+
+    @property
+    def subnet_file(self) -> Path:
+        """subnet.env."""
+        return self.folder / "subnet.env"
+
+    def prepare(self) -> None:
+        """Write what the agent and the runtime read."""
+        self.conflist.parent.mkdir(parents=True, exist_ok=True)
+        self.conflist.write_text(topology.conflist(self.spec, self.data_dir))
+
+    def arguments(self) -> list[str]:
+        """The agent's flags."""
+        flags = {
+            "node-name": self.name,
+            "etcd-endpoints": topology.etcd_endpoint(self.spec),
+            "etcd-prefix": topology.ETCD_PREFIX,
+            "iface": netns.UPLINK,
+            "subnet-file": str(self.subnet_file),
+            "state-dir": str(self.folder / "state"),
+            "cni-socket": self.socket,
+            "ipam-data-dir": self.data_dir,
+            "healthz-ip": "127.0.0.1",
+            "healthz-port": str(topology.HEALTH_PORT),
+            "log-level": "info",
+        }
+        for family, address in self.addresses.items():
+            flags["public-ip" if family is Family.V4 else "public-ipv6"] = str(address.ip)
+        return ["run", "--ip-masq", *(word for name, value in flags.items() for word in (f"--{name}", value))]
+
+    def start(self) -> ProcessId:
+        """Start the agent and return at once; see ``readiness``."""
+        words = [sys.executable, "-P", "-m", "pycni.agent.main", *self.arguments()]
+        taken = ("PYCNI", "FLANNELD", "ETCD", "NOTIFY_SOCKET", "PYTHON")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(taken)}
+        environment["PYTHONPATH"] = _import_roots()
+        return processes.spawn(kernel_netns.exec_prefix(self.namespace) + words, self.log, environment)
+
+    def readiness(self) -> Readiness:
+        """What ``/readyz`` answers."""
+        try:
+            status, body = http(self.namespace, "127.0.0.1", topology.HEALTH_PORT, "/readyz")
+        except (OSError, PycniError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            return Readiness(ready=False, reason=f"agent does not answer: {reason}")
+        return Readiness(
+            ready=status == 200, reason="" if status == 200 else " ".join(body.split("\n")).strip()
+        )
+
+    def pod_network(self) -> PodNetwork | None:
+        """What subnet.env says; None before the agent has a lease."""
+        try:
+            return decode_subnet_env(self.subnet_file.read_text())
+        except (FileNotFoundError, ConfigError):
+            return None
+
+    def runtime(self) -> CniRuntime:
+        """A container runtime on this node."""
+        return CniRuntime(
+            load_list(self.conflist),
+            cache_dir=self.folder,
+            path=(plugin_folder(self.lab_folder), *REFERENCE_PLUGINS),
+            prefix=kernel_netns.exec_prefix(self.namespace),
+            environment={"PYCNI_SOCKET": self.socket},
+        )
+
+    def log_end(self) -> str:
+        """The last lines of the agent's output, for an error message."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        except FileNotFoundError:
+            return "(no log)"
+        return "\n".join(f"  {line}" for line in lines)
+
+
+def plugin_folder(lab_folder: Path) -> str:
+    """A folder with the executable ``pycni``: the repository's own, or for an installed package a copy of its file."""
+    package = Path(pycni.__file__).parent
+    for candidate in (package.parent / "cni-bin" / "pycni", package / "agent" / "data" / "pycni"):
+        if os.access(candidate, os.X_OK):
+            return str(candidate.parent)
+        if candidate.is_file():
+            copy = lab_folder / "bin" / "pycni"
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(candidate, copy)
+                copy.chmod(0o755)
+            return str(copy.parent)
+    raise LabError(
+        f"the CNI executable 'pycni' is neither in {package.parent}/cni-bin nor in {package}/agent/data"
+    )
+
+
+def http(namespace: str, host: str, port: int, target: str, body: bytes = b"") -> tuple[int, str]:
+    """One HTTP request from inside a namespace (POST when there is a body): status and body of the answer.
+
+    Raises OSError, KernelError.
+    """
+    method = "POST" if body else "GET"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with netns.inside(namespace, partial(socket.socket, family)) as sock:
+        sock.settimeout(HEALTH_TIMEOUT_S)
+        sock.connect((host, port))
+        shown = f"[{host}]" if ":" in host else host
+        head = f"{method} {target} HTTP/1.0\r\nHost: {shown}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    first, _line, rest = answer.partition(b"\r\n")
+    words = first.split()
+    if len(words) < 2 or not words[1].isdigit():
+        raise ConnectionError(f"no HTTP answer from {shown}:{port}")
+    return int(words[1]), rest.partition(b"\r\n\r\n")[2].decode(errors="replace")
+
+
+def _import_roots() -> str:
+    """Folders from which the agent imports the same code as this process."""
+    root = Path(pycni.__file__).parent.parent
+    others = [root / name for name in ("proxy", "bgp") if (root / name).is_dir()]
+    return os.pathsep.join(str(folder) for folder in (root, *others))

@@ -1,0 +1,114 @@
+"""Pods of a lab: a namespace each, attached by the real CNI executable.
+
+Life: the record is written before ADD, with the container id, so that whatever happens in between ``remove`` and
+``lab down`` know what to undo; ADD's result completes it. ``remove`` goes the way a runtime goes: end the processes,
+DEL, then take the namespace away. Threads may add and remove different pods at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_interface
+from typing import Any
+
+import msgspec
+
+from pycni.errors import KernelError, PycniError
+from pycni.kernel import netns as kernel_netns
+from pycni.lab import netns, topology
+from pycni.lab.cleanup import end_processes
+from pycni.lab.node import LabNode
+from pycni.lab.runtime import Attachment
+from pycni.lab.state import LabState, PodRecord
+from pycni.lab.topology import LabError
+
+_EEXIST = 17
+
+
+class PodExistsError(LabError):
+    """The name is taken."""
+
+
+def find(state: LabState, name: str) -> PodRecord:
+    """One pod. Raises LabError naming the ones there are."""
+    pods = state.pods()
+    for pod in pods:
+        if pod.name == name:
+            return pod
+    there = ", ".join(pod.name for pod in pods) or "none"
+    raise LabError(f"lab {state.name} has no pod {name!r}; there are: {there}", usage=True)
+
+
+def add(
+    state: LabState, node: LabNode, name: str, capability_args: Mapping[str, Any] | None = None
+) -> PodRecord:
+    """Make a pod. Raises LabError with the plugin's error, after which nothing of the pod is left."""
+    lab = node.spec.name
+    space = topology.pod_namespace(lab, name)
+    try:
+        path = kernel_netns.create(space)
+    except KernelError as exc:
+        if exc.errno != _EEXIST:
+            raise
+        raise PodExistsError(f"lab {lab} has a pod {name} already", usage=True) from exc
+    container_id = f"{lab}-{name}-{os.urandom(4).hex()}"
+    pod = PodRecord(name=name, node=node.name, namespace=space, container_id=container_id)
+    state.put_pod(pod)
+    attachment = Attachment(
+        container_id,
+        path,
+        pod.interface,
+        cni_args=_kubernetes_args(lab, pod),
+        capability_args=capability_args or {},
+    )
+    try:
+        outcome = node.runtime().add(attachment)
+    except PycniError as exc:
+        kernel_netns.delete(space)
+        state.drop_pod(name)
+        notes = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
+        raise LabError(f"pod {name} on {node.name}: {exc}{notes}") from exc
+    result = outcome.result or {}
+    addresses = [ip_interface(item["address"]).ip for item in result.get("ips", ())]
+    pod = msgspec.structs.replace(
+        pod,
+        ips=tuple(str(address) for address in sorted(addresses, key=lambda item: item.version)),
+        result=result,
+        add_seconds=outcome.seconds,
+    )
+    state.put_pod(pod)
+    return pod
+
+
+def add_any(state: LabState, node: LabNode, capability_args: Mapping[str, Any] | None = None) -> PodRecord:
+    """Make a pod with the first free name ``pod<n>``."""
+    number = 1
+    while True:
+        try:
+            return add(state, node, f"pod{number}", capability_args)
+        except PodExistsError:
+            number += 1
+
+
+def remove(state: LabState, node: LabNode, pod: PodRecord, *, force: bool = False) -> None:
+    """Remove a pod. ``force``: also when DEL fails, else LabError and the pod stays for another try."""
+    end_processes([pod.namespace])
+    path = kernel_netns.path(pod.namespace) if netns.exists(pod.namespace) else ""
+    try:
+        node.runtime().delete(Attachment(pod.container_id, path, pod.interface))
+    except PycniError as exc:
+        if not force:
+            raise LabError(f"pod {pod.name} on {node.name}: {exc}") from exc
+    kernel_netns.delete(pod.namespace)
+    state.drop_pod(pod.name)
+
+
+def _kubernetes_args(lab: str, pod: PodRecord) -> dict[str, str]:
+    """CNI_ARGS as kubelet's runtimes give them."""
+    return {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": lab,
+        "K8S_POD_NAME": pod.name,
+        "K8S_POD_INFRA_CONTAINER_ID": pod.container_id,
+    }

@@ -1,0 +1,331 @@
+"""A lab as one object: brought up, found again, used, taken down.
+
+Life: ``Lab.up`` records its intent before it makes the first namespace and removes everything again when it does not
+reach its end, be it by an error or by Ctrl-C; ``Lab.open`` finds a running lab in a later process. Pods are
+in ``pods``, looking at a lab in ``survey``, removing one in whatever state in ``cleanup``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from pycni.kernel import netns as kernel_netns
+from pycni.lab import etcd, netns, pods, processes, survey, topology
+from pycni.lab.cleanup import Wiped, clear_way, command, end_processes, known, require_root, wipe
+from pycni.lab.matrix import Matrix
+from pycni.lab.node import LabNode, http
+from pycni.lab.probe import DEFAULT_TIMEOUT_S
+from pycni.lab.processes import ProcessId
+from pycni.lab.report import Progress
+from pycni.lab.state import LabRecord, LabState, PodRecord
+from pycni.lab.topology import LabError, LabSpec
+
+PARALLEL = 4
+"""Agents starting and pods being added at the same time: two per core of the machine this was tuned on."""
+READY_TIMEOUT_S = 60.0
+POLL_S = 0.02
+
+
+class Lab:
+    """A running lab."""
+
+    def __init__(self, state: LabState, record: LabRecord) -> None:
+        self.state = state
+        self.record = record
+        self._etcd: etcd.EtcdProcess | None = None
+
+    @property
+    def spec(self) -> LabSpec:
+        """What it was made from."""
+        return self.record.spec
+
+    # up and down
+
+    @classmethod
+    def up(cls, spec: LabSpec, progress: Progress | None = None) -> Lab:
+        """Make a lab and wait until every agent is ready. Raises LabError, KernelError; then nothing of it is left."""
+        progress = progress or Progress(quiet=True)
+        topology.check_spec(spec)
+        require_root()
+        state = LabState(spec.name)
+        with state.lock(wait=1.0):
+            clear_way(state, progress)
+            lab = cls(state, LabRecord(spec=spec, boot_id=processes.boot_id()))
+            state.save(lab.record)
+            try:
+                lab._build(progress)
+            except BaseException:
+                wipe(state)
+                lab._reap()
+                raise
+        return lab
+
+    @classmethod
+    def open(cls, name: str = "default") -> Lab:
+        """Find a running lab. Raises LabError telling what to do when there is none."""
+        require_root()
+        state = LabState(topology.check_lab_name(name))
+        record = state.load()
+        if record is None:
+            if netns.found(name):
+                raise LabError(f"the record of lab {name} is lost; clean up with: {command('down', name)}")
+            others = f" (there are: {', '.join(known())})" if known() else ""
+            raise LabError(f"no lab {name}{others}; make one with: {command('up', name)}")
+        if record.boot_id != processes.boot_id():
+            raise LabError(f"lab {name} is from before the last boot; clean up with: {command('down', name)}")
+        if record.phase != "up":
+            raise LabError(f"lab {name} is not up (starting, or its start was cut off)")
+        return cls(state, record)
+
+    def down(self) -> Wiped:
+        """Remove the lab."""
+        with self.state.lock():
+            wiped = wipe(self.state)
+        self._reap()
+        return wiped
+
+    def _build(self, progress: Progress) -> None:
+        spec = self.spec
+        with progress.step(f"underlay: {spec.nodes} nodes on one segment, MTU {spec.mtu}"):
+            netns.make_fabric(spec)
+            for index in range(1, spec.nodes + 1):
+                self._make_node(index)
+        with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
+            self._start_etcd()
+        with progress.step(f"pycnid on {spec.nodes} nodes, {spec.backend}, {spec.family}: all ready"):
+            self.start_agents([node.name for node in self.nodes()])
+        if spec.pods:
+            with progress.step(f"{spec.nodes * spec.pods} pods by CNI ADD"):
+                self._make_pods(spec.pods)
+        self._save(phase="up")
+
+    def _make_node(self, index: int) -> LabNode:
+        netns.make_node(self.spec, index)
+        node = LabNode(self.spec, self.state, topology.node_name(index))
+        node.prepare()
+        self._save(nodes=(*self.record.nodes, node.name))
+        return node
+
+    def _make_pods(self, per_node: int) -> None:
+        names = [(f"pod{n}", node.name) for n, node in enumerate(self.nodes() * per_node, 1)]
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for future in [pool.submit(pods.add, self.state, self.node(node), name) for name, node in names]:
+                future.result()
+
+    def _start_etcd(self) -> None:
+        address = topology.underlay_address(self.spec.families[0], 0).ip
+        options = etcd.EtcdOptions(
+            data_dir=self.state.folder / "etcd",
+            host=str(address),
+            netns=kernel_netns.path(topology.fabric_namespace(self.spec.name)),
+            name=f"lab-{self.spec.name}",
+        )
+        try:
+            self._etcd = etcd.start(options)
+        except etcd.EtcdError as exc:
+            raise LabError(str(exc)) from exc
+        self._remember("etcd", processes.identify(self._etcd.pid))
+        self.put_config(topology.net_conf(self.spec))
+
+    def put_config(self, value: str) -> None:
+        """Write the network's configuration, by etcd's JSON gateway."""
+        fields = {"key": f"{topology.ETCD_PREFIX}/config", "value": value}
+        body = {name: base64.b64encode(text.encode()).decode() for name, text in fields.items()}
+        status, answer = http(
+            topology.fabric_namespace(self.spec.name),
+            str(topology.underlay_address(self.spec.families[0], 0).ip),
+            topology.ETCD_PORT,
+            "/v3/kv/put",
+            json.dumps(body).encode(),
+        )
+        if status != 200:
+            raise LabError(f"etcd refuses {fields['key']}: {status} {answer.strip()[:200]}")
+
+    # nodes and agents
+
+    def nodes(self) -> list[LabNode]:
+        """All nodes."""
+        return [LabNode(self.spec, self.state, name) for name in self.record.nodes]
+
+    def node(self, name: str) -> LabNode:
+        """One node. Raises LabError naming the ones there are."""
+        if name not in self.record.nodes:
+            raise LabError(
+                f"lab {self.spec.name} has no node {name!r}: {', '.join(self.record.nodes)}", usage=True
+            )
+        return LabNode(self.spec, self.state, name)
+
+    def add_node(self) -> LabNode:
+        """One more node, its agent ready."""
+        with self.state.lock():
+            self._reload()
+            taken = {topology.node_index(name) for name in self.record.nodes}
+            index = next(number for number in range(1, topology.MAX_NODES + 2) if number not in taken)
+            if index > topology.MAX_NODES:
+                raise LabError(f"lab {self.spec.name}: more than {topology.MAX_NODES} nodes are not possible")
+            node = self._make_node(index)
+            self.start_agents([node.name])
+        return node
+
+    def remove_node(self, name: str) -> None:
+        """Switch a node off for good, with its pods: no good-bye, as a power cut. Its lease stays in etcd."""
+        node = self.node(name)
+        with self.state.lock():
+            self._reload()
+            gone = [pod for pod in self.pods() if pod.node == name]
+            spaces = [node.namespace, *(pod.namespace for pod in gone)]
+            process = self.record.processes.get(name)
+            end_processes(spaces, [process] if process else [])
+            for space in spaces:
+                kernel_netns.delete(space)
+            for pod in gone:
+                self.state.drop_pod(pod.name)
+            others = {key: value for key, value in self.record.processes.items() if key != name}
+            self._save(nodes=tuple(item for item in self.record.nodes if item != name), processes=others)
+
+    def agent(self, node: str) -> ProcessId | None:
+        """The agent's process when it runs."""
+        process = self.record.processes.get(self.node(node).name)
+        return process if process is not None and process.alive() else None
+
+    def start_agent(self, node: str) -> ProcessId:
+        """Start a node's agent and wait until it is ready."""
+        if self.agent(node) is not None:
+            raise LabError(f"the agent of {node} is running")
+        self.start_agents([node])
+        return self.record.processes[node]
+
+    def signal_agent(self, node: str, number: int) -> None:
+        """Send a signal to a node's agent; SIGTERM and SIGKILL wait for its end."""
+        process = self.agent(node)
+        if process is None:
+            raise LabError(f"the agent of {node} is not running")
+        processes.kill([process], number)
+
+    def start_agents(self, names: Sequence[str]) -> None:
+        """Start agents, a few at a time, until all are ready. Raises LabError with the log of one that is not."""
+        waiting = deque(self.node(name) for name in names)
+        starting: dict[str, tuple[LabNode, float]] = {}
+        while waiting or starting:
+            while waiting and len(starting) < PARALLEL:
+                node = waiting.popleft()
+                self._remember(node.name, node.start())
+                starting[node.name] = (node, time.monotonic() + READY_TIMEOUT_S)
+            time.sleep(POLL_S)
+            for node, deadline in list(starting.values()):
+                answer = node.readiness()
+                if answer.ready:
+                    del starting[node.name]
+                elif self.agent(node.name) is None:
+                    raise LabError(f"the agent of {node.name} ended; {node.log} ends with:\n{node.log_end()}")
+                elif time.monotonic() > deadline:
+                    raise LabError(
+                        f"{node.name} is not ready after {READY_TIMEOUT_S:g} s: {answer.reason}; "
+                        f"{node.log} ends with:\n{node.log_end()}"
+                    )
+
+    # pods
+
+    def pods(self) -> list[PodRecord]:
+        """All pods."""
+        return self.state.pods()
+
+    def pod(self, name: str) -> PodRecord:
+        """One pod. Raises LabError naming the ones there are."""
+        return pods.find(self.state, name)
+
+    def add_pod(
+        self,
+        node: str | None = None,
+        name: str | None = None,
+        capability_args: Mapping[str, Any] | None = None,
+    ) -> PodRecord:
+        """Make a pod by CNI ADD. ``node`` None: the one with the fewest pods; ``name`` None: the next free one.
+
+        Raises LabError with the plugin's error; then nothing of the pod is left.
+        """
+        if name is not None:
+            topology.check_pod_name(name)
+        with self.state.lock(shared=True):
+            self._reload()
+            chosen = self.node(node or self._emptiest())
+            if name is None:
+                return pods.add_any(self.state, chosen, capability_args)
+            return pods.add(self.state, chosen, name, capability_args)
+
+    def remove_pod(self, name: str, *, force: bool = False) -> None:
+        """End what runs in the pod, send DEL, remove its namespace. ``force``: also when DEL fails."""
+        with self.state.lock(shared=True):
+            pod = self.pod(name)
+            pods.remove(self.state, self.node(pod.node), pod, force=force)
+
+    def _emptiest(self) -> str:
+        counts = dict.fromkeys(self.record.nodes, 0)
+        for pod in self.pods():
+            counts[pod.node] = counts.get(pod.node, 0) + 1
+        return min(self.record.nodes, key=lambda name: (counts[name], topology.node_index(name)))
+
+    # use
+
+    def namespace_of(self, target: str) -> str:
+        """Name of the namespace of a node, a pod or ``fabric``. Raises LabError."""
+        if target == "fabric":
+            return topology.fabric_namespace(self.spec.name)
+        if target in self.record.nodes:
+            return topology.node_namespace(self.spec.name, target)
+        names = [*self.record.nodes, *(pod.name for pod in self.pods())]
+        if target not in names:
+            raise LabError(
+                f"lab {self.spec.name} has no node or pod {target!r}: {', '.join(names)}", usage=True
+            )
+        return self.pod(target).namespace
+
+    def exec_argv(self, target: str, argv: Sequence[str]) -> list[str]:
+        """The words that run a command in a node, a pod or ``fabric``."""
+        return [*kernel_netns.exec_prefix(self.namespace_of(target)), *argv]
+
+    def exec(
+        self, target: str, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command there and collect its output. ``check``: raise CalledProcessError when it fails."""
+        return subprocess.run(
+            self.exec_argv(target, argv), capture_output=True, text=True, check=check, timeout=timeout
+        )
+
+    def matrix(self, timeout: float = DEFAULT_TIMEOUT_S) -> Matrix:
+        """Try who reaches whom. Raises LabError when there is no pod."""
+        return survey.run_matrix(self.spec, self.nodes(), self.pods(), timeout)
+
+    def status(self) -> dict[str, Any]:
+        """The object ``lab status --json`` prints."""
+        return survey.status(self.spec, self.nodes(), self.pods(), self.record.processes)
+
+    # record
+
+    def _remember(self, name: str, process: ProcessId) -> None:
+        self._save(processes={**self.record.processes, name: process})
+
+    def _save(self, **changes: Any) -> None:
+        self.record = msgspec.structs.replace(self.record, **changes)
+        self.state.save(self.record)
+
+    def _reload(self) -> None:
+        record = self.state.load()
+        if record is None:
+            raise LabError(f"lab {self.spec.name} has been taken down")
+        self.record = record
+
+    def _reap(self) -> None:
+        """Collect the exit of an etcd that this process started."""
+        if self._etcd is not None:
+            self._etcd.alive()
+            self._etcd = None

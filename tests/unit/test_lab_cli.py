@@ -1,0 +1,124 @@
+"""The command line of pycnictl: what is understood, what is refused and with which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pycni import cli
+from pycni.lab.topology import LabError
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(
+            "lab up", {"name": "default", "nodes": 3, "backend": "vxlan", "family": "ipv4"}, id="defaults"
+        ),
+        pytest.param(
+            "lab up --name x --nodes 5 --backend host-gw --family dual --pods 1 --json",
+            {"name": "x", "nodes": 5, "backend": "host-gw", "family": "dual", "pods": 1, "json": True},
+            id="all",
+        ),
+        pytest.param(
+            "lab pod add --node node2 web --name x", {"node": "node2", "pod": "web", "name": "x"}, id="pod"
+        ),
+        pytest.param("lab pod add", {"node": None, "pod": None, "capabilities": None}, id="any pod"),
+        pytest.param(
+            'lab pod add --capabilities {"mac":"x"}',
+            {"capabilities": {"mac": "x"}},
+            id="capability arguments",
+        ),
+        pytest.param(
+            "lab exec --name x pod1 -- ls -la", {"rest": ["ls", "-la"], "target": "pod1"}, id="exec"
+        ),
+    ],
+)
+def test_command_lines_are_understood(words: str, expected: dict[str, object]) -> None:
+    args = vars(cli.parse(words.split()))
+    assert {key: args[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param("", "COMMAND", id="nothing"),
+        pytest.param("lab", "COMMAND", id="no lab command"),
+        pytest.param("lab fly", "invalid choice", id="unknown command"),
+        pytest.param("lab up --backend udp", "invalid choice: 'udp'", id="backend"),
+        pytest.param("lab up --nodes many", "invalid int", id="no number"),
+        pytest.param("lab pod add --capabilities []", "is not a JSON object", id="capabilities"),
+        pytest.param("lab pod rm", "required: pod", id="missing pod"),
+        pytest.param("lab status -- ls", "unrecognized arguments: -- ls", id="a program where none is run"),
+    ],
+)
+def test_wrong_command_lines_exit_with_2(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(words.split())
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_options_of_exec_may_follow_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr("pycni.lab.commands.execute", lambda args: seen.update(vars(args)) or 0)
+    assert cli.main(["lab", "exec", "node1", "--name", "x", "--", "ip", "--json", "a"]) == 0
+    assert (seen["name"], seen["json"], seen["argv"]) == ("x", False, ["ip", "--json", "a"])
+    assert cli.main(["lab", "exec", "node1", "--", "nsenter", "-n", "--", "ls"]) == 0
+    assert seen["argv"] == ["nsenter", "-n", "--", "ls"]
+    assert cli.main(["lab", "exec", "node1", "ip", "--json", "a"]) == 0
+    assert (seen["name"], seen["json"], seen["argv"]) == ("default", False, ["ip", "--json", "a"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        pytest.param(LabError("no such thing"), 1, "pycnictl: no such thing\n", id="failed"),
+        pytest.param(LabError("wrong", usage=True), 2, "pycnictl: wrong\n", id="usage"),
+        pytest.param(KeyboardInterrupt(), 130, "pycnictl: interrupted\n", id="interrupted"),
+        pytest.param(FileNotFoundError(2, "No such file", "nsenter"), 1, "nsenter", id="system"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("pycni.lab.commands.status", fail)
+    assert cli.main(["lab", "status"]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_bug_is_not_hidden_as_an_error_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pycni.lab.commands.status", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["lab", "status"])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pycni import cli\n"
+        "try: cli.main(['lab', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('msgspec', 'pyroute2', 'rich', 'grpc', 'asyncio') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_lab_commands_do_not_import_what_only_the_agent_needs() -> None:
+    code = "import sys, pycni.lab.commands; print([m for m in ('pyroute2', 'rich', 'grpc', 'asyncio', 'nftables') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "[]\n"
