@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from pycni.errors import CniError
-from pycni.model.cni import AddressRange, IpamConf, RouteConf
+from pycni.model.cni import AddressRange, Dns, IpamConf, RouteConf
 from pycni.model.family import Address
 from pycni.wire.cni import at_least
 from pycni.wire.cnifields import Fields, last_usable, objects, refuse, to_interface, to_requested
@@ -145,3 +145,24 @@ def _requested(runtime: Fields, args: Fields, env_args: Mapping[str, str]) -> tu
         for text in filter(None, env_args.get("IP", "").split(",")):
             found[to_requested(text, "CNI_ARGS IP", CniError.BAD_ENVIRONMENT)] = None
     return tuple(found)
+
+
+def parse_resolv_conf(text: str) -> Dns:
+    """What resolv.conf(5) says, for ``ipam.resolvConf``: the last ``domain`` and ``search`` count, as in libc."""
+    nameservers: list[str] = []
+    options: list[str] = []
+    domain = ""
+    search: tuple[str, ...] = ()
+    for line in text.splitlines():
+        key, *values = line.split() or [""]
+        if key.startswith(("#", ";")) or not values:
+            continue
+        if key == "nameserver":
+            nameservers.append(values[0])
+        elif key == "domain":
+            domain = values[0]
+        elif key == "search":
+            search = tuple(values)
+        elif key == "options":
+            options += values
+    return Dns(nameservers=tuple(nameservers), domain=domain, search=search, options=tuple(options))

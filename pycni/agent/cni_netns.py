@@ -1,0 +1,62 @@
+"""Looking at the namespace a call came with, before anything is done in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping
+
+from pycni.errors import CniError
+from pycni.kernel import netns
+from pycni.model.cni import Request
+from pycni.wire.cni import show
+
+NS_GET_NSTYPE = 0xB703
+"""include/uapi/linux/nsfs.h"""
+CLONE_NEWNET = 0x40000000
+
+
+def is_namespace(fd: int) -> bool:
+    """Whether a descriptor is a network namespace."""
+    try:
+        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def required(request: Request, fd: int | None) -> int:
+    """The namespace of ADD and CHECK. CniError 3 when it is gone, 4 when CNI_NETNS is something else."""
+    if fd is None:
+        msg = f"CNI_NETNS={show(request.netns)} cannot be opened"
+        raise CniError(CniError.UNKNOWN_CONTAINER, msg, "the container's network namespace is gone")
+    if not is_namespace(fd):
+        msg = f"CNI_NETNS={show(request.netns)} is not a network namespace"
+        raise CniError(CniError.BAD_ENVIRONMENT, msg)
+    return fd
+
+
+def is_own(fd: int, environment: Mapping[str, str]) -> bool:
+    """Whether it is the node's own namespace, where no pod can be (unless CNI_NETNS_OVERRIDE says so)."""
+    if environment.get("CNI_NETNS_OVERRIDE", "").lower() in {"1", "true"}:
+        return False
+    found, own = os.fstat(fd), os.stat("/proc/self/ns/net")
+    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
+def own_namespace_error(request: Request) -> CniError:
+    """The error for it."""
+    msg = f"CNI_NETNS={show(request.netns)} is the plugin's own network namespace"
+    return CniError(CniError.OWN_NETNS, msg, "a pod needs a namespace of its own")
+
+
+def has_interface(fd: int, name: str) -> bool:
+    """Whether an interface of that name is in the namespace."""
+
+    def look() -> bool:
+        try:
+            return socket.if_nametoindex(name) > 0
+        except OSError:
+            return False
+
+    return netns.run_in(fd, look)

@@ -1,0 +1,243 @@
+"""Taking attachments away: DEL, the end of a failed ADD, GC and the collector all come here.
+
+Life of a removal: the endpoint is marked ``dying`` on disk; the pod is cut off; gates are told; a delegated IPAM plugin
+gets its DEL; the call returns. The kernel takes its time to destroy a link, so that goes on in the background; only
+when the devices are gone are our own addresses released and the endpoint forgotten. Everything is tried even
+after an error. What cannot be finished stays ``dying`` and is found by the collector; nothing here needs the
+namespace, prevResult or a record, but uses what there is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import msgspec
+
+from pycni.agent.cni_locks import OwnerLocks
+from pycni.agent.cni_ports import EndpointGate, Endpoints, IpamFactory, PodDriver
+from pycni.agent.delegate import Delegates
+from pycni.errors import CniError, PycniError
+from pycni.model.cni import PluginConf, Request
+from pycni.model.endpoint import Endpoint, Owner
+from pycni.wire.cniconf import parse_conf_for_removal
+
+log = logging.getLogger("pycni.cni")
+
+LINK_TIMEOUT_S = 15.0
+"""How long something that needs a removal's end waits for it; a link takes some ten milliseconds."""
+
+
+class Pending:
+    """Removals whose second half goes on in the background. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._owners: set[Owner] = set()
+        self._finished = 0
+
+    def begin(self, owner: Owner) -> bool:
+        """False when one is under way for the owner already."""
+        with self._changed:
+            if owner in self._owners:
+                return False
+            self._owners.add(owner)
+            return True
+
+    def end(self, owner: Owner) -> None:
+        """The removal is over, well or not."""
+        with self._changed:
+            self._owners.discard(owner)
+            self._finished += 1
+            self._changed.notify_all()
+
+    def wait(self, owner: Owner, timeout_s: float = LINK_TIMEOUT_S) -> bool:
+        """Wait for the owner's removal; True when none is under way any more."""
+        with self._changed:
+            return self._changed.wait_for(lambda: owner not in self._owners, timeout_s)
+
+    def wait_any(self, timeout_s: float) -> bool:
+        """Wait until any removal ends; False at once when none is under way, or when time is up."""
+        with self._changed:
+            seen = self._finished
+            return bool(self._owners) and self._changed.wait_for(lambda: self._finished != seen, timeout_s)
+
+    def of(self, network: str) -> bool:
+        """Whether a removal in the network is under way."""
+        with self._changed:
+            return any(owner.network == network for owner in self._owners)
+
+
+class Remover:
+    """Removes attachments. Callers hold the owner's lock."""
+
+    def __init__(
+        self,
+        *,
+        ipam: IpamFactory,
+        endpoints: Endpoints,
+        pods: PodDriver,
+        gates: Sequence[EndpointGate],
+        delegates: Delegates,
+        locks: OwnerLocks,
+    ) -> None:
+        self._ipam = ipam
+        self._endpoints = endpoints
+        self._pods = pods
+        self._gates = tuple(gates)
+        self._delegates = delegates
+        self._locks = locks
+        self.pending = Pending()
+
+    def remove(
+        self,
+        owner: Owner,
+        conf: PluginConf | None,
+        request: Request,
+        netns_fd: int | None,
+        *,
+        wait: bool = False,
+        keep_addresses: bool = False,
+    ) -> list[Exception]:
+        """Remove one attachment as far as it exists. ``conf`` None: only the record says how it was made.
+
+        ``wait``: return when its devices are gone, not already when it is cut off. ``keep_addresses``: our own
+        reservation stays (the same owner is about to be attached again). Raises one CniError for all that failed
+        until now; what fails in the background is added to the list that is returned.
+        """
+        endpoint = self._endpoints.get(owner)
+        confs = [conf] if conf is not None else []
+        if endpoint is not None and (recorded := recorded_conf(endpoint)) is not None:
+            confs.append(recorded)
+        directories = {found.ipam.data_dir for found in confs if not found.ipam.type}
+        if endpoint is not None:
+            directories.add(endpoint.data_dir)
+        failed: list[Exception] = []
+        if endpoint is not None and endpoint.state != "dying":
+            _attempt(failed, lambda: self._endpoints.put(msgspec.structs.replace(endpoint, state="dying")))
+        outcome: list[Exception] = []
+        if self.pending.begin(owner):
+            kept = () if keep_addresses else tuple(sorted(directories))
+            _attempt(failed, lambda: self._detach(owner, netns_fd, kept, outcome))
+            if wait and not self.pending.wait(owner):
+                failed.append(
+                    CniError(CniError.TRY_AGAIN_LATER, f"{_show(owner)}: its devices are still there")
+                )
+        self._tell_gates(owner, endpoint, failed)
+        for plugin in sorted({found.ipam.type for found in confs if found.ipam.type}):
+            _attempt(failed, partial(self._delegates.delete, plugin, request))
+        if failed or outcome:
+            raise combined(failed + outcome)
+        return outcome
+
+    def _tell_gates(self, owner: Owner, endpoint: Endpoint | None, failed: list[Exception]) -> None:
+        gone = endpoint or Endpoint(
+            network=owner.network, container_id=owner.container_id, ifname=owner.ifname
+        )
+        for gate in self._gates:
+            _attempt(failed, partial(gate.gone, gone))
+
+    def _detach(
+        self, owner: Owner, netns_fd: int | None, directories: Iterable[str], outcome: list[Exception]
+    ) -> None:
+        """Cut the pod off; ``_finish`` comes when its devices are gone. The owner is busy until then."""
+        self._locks.begin(owner)
+        over = threading.Lock()
+
+        def end() -> None:
+            if over.acquire(blocking=False):
+                self._locks.end(owner)
+                self.pending.end(owner)
+
+        def done(error: PycniError | None) -> None:
+            try:
+                self._finish(owner, directories, error, outcome)
+            finally:
+                end()
+
+        try:
+            self._pods.detach(owner, netns_fd, done)
+        except BaseException as exc:
+            # Nothing is released: the pod may still be reachable under its addresses.
+            log.warning("%s: cannot be cut off: %s", _show(owner), exc)
+            end()
+            raise
+
+    def _finish(
+        self, owner: Owner, directories: Iterable[str], error: PycniError | None, outcome: list[Exception]
+    ) -> None:
+        """The devices are gone (or cannot be removed): release and forget. On any thread."""
+        try:
+            if error is not None:
+                raise error
+            for directory in directories:
+                freed = self._ipam(directory, owner.network).release(owner)
+                log.debug("%s: released %s", _show(owner), ", ".join(map(str, freed)) or "no address")
+            self._endpoints.remove(owner)
+        except (PycniError, OSError) as exc:
+            log.error("%s: removal is left to the collector: %s", _show(owner), exc)  # noqa: TRY400
+            outcome.append(exc)
+        except Exception as exc:
+            log.exception("%s: removal is left to the collector", _show(owner))
+            outcome.append(exc)
+
+
+def recorded_conf(endpoint: Endpoint) -> PluginConf | None:
+    """The configuration an endpoint was attached with, None when its record cannot be read."""
+    try:
+        return parse_conf_for_removal(removal_request(endpoint))
+    except CniError:
+        return None
+
+
+def removal_request(endpoint: Endpoint, path: Sequence[str] = ()) -> Request:
+    """DEL as a runtime would send it, from the record alone and without a namespace; ``path`` is CNI_PATH."""
+    environment = {
+        "CNI_CONTAINERID": endpoint.container_id,
+        "CNI_NETNS": "",
+        "CNI_IFNAME": endpoint.ifname,
+    }
+    if path:
+        environment["CNI_PATH"] = ":".join(path)
+    return Request(
+        command="DEL",
+        container_id=endpoint.container_id,
+        ifname=endpoint.ifname,
+        path=tuple(path),
+        environment=environment,
+        stdin=endpoint.conf,
+    )
+
+
+def combined(errors: Sequence[Exception]) -> CniError:
+    """One error for several: the code of the first one, all their texts."""
+    first = errors[0] if isinstance(errors[0], CniError) else as_cni_error(errors[0])
+    if len(errors) == 1:
+        return first
+    return CniError(first.code, f"{len(errors)} errors", "; ".join(str(error) for error in errors))
+
+
+def as_cni_error(exc: Exception) -> CniError:
+    """What a runtime is told about an error of ours: 11 when trying again may help, 5 for files, else 999."""
+    if isinstance(exc, CniError):
+        return exc
+    if isinstance(exc, PycniError):
+        return CniError(CniError.TRY_AGAIN_LATER if exc.transient else CniError.INTERNAL, str(exc))
+    if isinstance(exc, OSError):
+        return CniError(CniError.IO_FAILURE, str(exc))
+    return CniError(CniError.INTERNAL, f"internal error: {type(exc).__name__}", str(exc))
+
+
+def _attempt(failed: list[Exception], action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception as exc:
+        if not isinstance(exc, PycniError | OSError):
+            log.exception("removal: unexpected error")
+        failed.append(exc)
+
+
+def _show(owner: Owner) -> str:
+    return f"network {owner.network} container {owner.container_id} {owner.ifname}"
