@@ -81,7 +81,7 @@ def lay_flannel_peer(
     namespace: str, subnet4: str, subnet6: str, remote4: str, remote6: str, macs: dict[str, str]
 ) -> None:
     """One remote lease by hand: neighbour, FDB entry, onlink route, per family."""
-    base4, base6 = subnet4.split("/")[0], subnet6.split("/")[0]
+    base4, base6 = subnet4.partition("/")[0], subnet6.partition("/")[0]
     ip(
         namespace,
         f"neigh add {base4} lladdr {macs['4']} dev flannel.1 nud permanent",
