@@ -53,6 +53,13 @@ class PodAddress(NamedTuple):
         """``10.1.2.3/24``."""
         return f"{show(self.address)}/{self.prefix_len}"
 
+    def overlaps(self, other: PodAddress) -> bool:
+        """Whether the networks of two addresses have an address in common."""
+        shift = self.family.bits - min(self.prefix_len, other.prefix_len)
+        return self.family is other.family and (
+            int.from_bytes(self.address, "big") >> shift == int.from_bytes(other.address, "big") >> shift
+        )
+
 
 class PodRoute(NamedTuple):
     """A route inside the pod; 0: not given (the kernel's default)."""
@@ -97,6 +104,8 @@ class BridgePlan(msgspec.Struct, frozen=True, kw_only=True):
     vlan: int = 0
     """Ports are untagged members of this VLAN; 0: no VLAN filtering."""
     promisc: bool = False
+    leased: bool = False
+    """The gateways belong to the node's own subnets: an earlier gateway of this network is of a subnet it lost."""
     force_address: bool = False
     """Foreign addresses that conflict with the gateways are removed, not reported."""
 
@@ -297,6 +306,7 @@ def _share(terms: _Terms) -> _Shared:
         gateways=placed,
         vlan=terms.vlan,
         promisc=terms.promisc,
+        leased=podnet is not None and bool(ours) and all(net in podnet.subnets for net in ours),
         force_address=terms.force_address,
     )
     routes = tuple(_route(route, ours) for route in wanted)

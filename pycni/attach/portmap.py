@@ -64,15 +64,5 @@ def host_ports(
     return tuple(entries)
 
 
-def clash(one: HostPort, other: HostPort) -> bool:
-    """Whether two entries want the same port: equal, or one of them wants it on every address."""
-    return (
-        one[0] == other[0]
-        and one.protocol == other.protocol
-        and one.port == other.port
-        and (one.host_ip is None or other.host_ip is None or one.host_ip == other.host_ip)
-    )
-
-
 def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import NamedTuple
 
-from pycni.attach.masq import Spared
-from pycni.attach.plan import AttachPlan
+from pycni.attach.masq import Spared, collapse
+from pycni.attach.plan import AttachPlan, PodAddress
 from pycni.attach.portmap import PROTOCOL_NAMES, HostPort
 from pycni.model.family import Family, show, show_mac
 
@@ -28,6 +29,33 @@ _VERSION = {Family.V4: "v4", Family.V6: "v6"}
 _SET = re.compile(r"\n\t(?:set|map) (\w+) \{\n(.*?)\n\t\}", re.DOTALL)
 _ELEMENTS = re.compile(r"elements = \{(.*)\}", re.DOTALL)
 _COMMENTED = re.compile(r'(.+?) comment "([^"]*)"(?: : (.+))?')
+
+
+class Near(NamedTuple):
+    """A subnet of pods on this node."""
+
+    family: Family
+    network: bytes
+    prefix_len: int
+
+    @classmethod
+    def of(cls, address: PodAddress) -> Near:
+        """The network of an interface address."""
+        shift = address.family.bits - address.prefix_len
+        network = int.from_bytes(address.address, "big") >> shift << shift
+        return cls(address.family, network.to_bytes(len(address.address), "big"), address.prefix_len)
+
+    def holds(self, other: Near) -> bool:
+        """Whether the other network is inside this one."""
+        return (
+            self.family is other.family
+            and self.prefix_len <= other.prefix_len
+            and PodAddress(*self).overlaps(PodAddress(*other))
+        )
+
+    def text(self) -> str:
+        """``10.1.2.0/24``."""
+        return f"{show(self.network)}/{self.prefix_len}"
 
 
 class Element(NamedTuple):
@@ -69,6 +97,19 @@ def host_port_element(entry: HostPort) -> Element:
     if entry.host_ip is None:
         return Element(PODS, f"ports_{version}", place, target)
     return Element(PODS, f"host_ports_{version}", f"{show(entry.host_ip)} . {place}", target)
+
+
+def mapped_port(row: Element) -> tuple[str, str] | None:
+    """IP version and ``protocol . port`` of a row that maps a port of the node; None for other rows."""
+    kind, _, version = row.set.rpartition("_")
+    if kind == "ports":
+        return version, row.key
+    return (version, row.key.partition(" . ")[2]) if kind == "host_ports" else None
+
+
+def clash(one: Element, other: Element) -> bool:
+    """Whether two rows of one mapped port want the same address, or one of them every address."""
+    return one.key == other.key or one.set != other.set
 
 
 def add_text(rows: Iterable[Element], comment: str) -> str:
@@ -117,7 +158,7 @@ def pods_skeleton() -> str:
         lines += [
             f"add set {name} masq_{version} {{ type {address}; }}",
             f"add set {name} spared_{version} {{ type {address} . {address}; flags interval; }}",
-            f"add set {name} near_{version} {{ type {address}; flags interval; auto-merge; }}",
+            f"add set {name} near_{version} {{ type {address}; flags interval; }}",
             f"add set {name} reply_{version} {{ type inet_proto . inet_service; }}",
             f"add map {name} ports_{version} {{ type inet_proto . inet_service : {target}; }}",
             f"add map {name} host_ports_{version} {{ type {address} . inet_proto . inet_service : {target}; }}",
@@ -180,29 +221,74 @@ def spoof_skeleton() -> str:
     )
 
 
-def constants(
-    spared: Iterable[Spared], near: Iterable[tuple[Family, bytes, int]], localnet: Iterable[str]
-) -> str:
-    """A transaction that makes these the whole content of the sets that depend on networks, not on pods.
+class Constants(NamedTuple):
+    """Content of the sets that depend on networks, not on pods."""
 
-    ``near``: pod subnets as (family, network address, prefix length); loopback is added. ``localnet``: devices that
-    mapped loopback connections leave by.
-    """
-    name = " ".join(PODS)
-    content: dict[str, list[str]] = {
-        "localnet": sorted(f'"{device}"' for device in localnet),
-        "near_v4": ["127.0.0.0/8"],
-        "near_v6": ["::1/128"],
-        "spared_v4": [],
-        "spared_v6": [],
-    }
-    for family, network, length in sorted(near):
-        content[f"near_{_VERSION[family]}"].append(f"{show(network)}/{length}")
-    for pair in sorted(spared):
-        content[f"spared_{_VERSION[pair.family]}"].append(pair.text())
-    lines = []
-    for set_name, members in content.items():
-        lines.append(f"flush set {name} {set_name}")
-        if members:
-            lines.append(f"add element {name} {set_name} {{ {', '.join(members)} }}")
-    return "\n".join(lines)
+    spared: frozenset[Spared] = frozenset()
+    near: frozenset[Near] = frozenset()
+    """Subnets of pods with mapped ports; loopback is always added."""
+    localnet: frozenset[str] = frozenset()
+    """Devices that mapped loopback connections leave by."""
+
+    def union(self, other: Constants) -> Constants:
+        """Both, without overlaps."""
+        near = self.near | other.near
+        return Constants(
+            collapse(self.spared | other.spared),
+            frozenset(one for one in near if not any(two.holds(one) for two in near if two != one)),
+            self.localnet | other.localnet,
+        )
+
+    def text(self) -> str:
+        """A transaction that makes this the whole content of the sets."""
+        name = " ".join(PODS)
+        content: dict[str, list[str]] = {
+            "localnet": sorted(f'"{device}"' for device in self.localnet),
+            "near_v4": ["127.0.0.0/8"],
+            "near_v6": ["::1"],
+            "spared_v4": [],
+            "spared_v6": [],
+        }
+        for net in sorted(self.near):
+            content[f"near_{_VERSION[net.family]}"].append(net.text())
+        for pair in sorted(self.spared):
+            content[f"spared_{_VERSION[pair.family]}"].append(pair.text())
+        lines = []
+        for set_name, members in content.items():
+            lines.append(f"flush set {name} {set_name}")
+            if members:
+                lines.append(f"add element {name} {set_name} {{ {', '.join(members)} }}")
+        return "\n".join(lines)
+
+
+def constants(plan: AttachPlan) -> Constants:
+    """What one pod's plan needs of them."""
+    if not plan.host_ports:
+        return Constants(frozenset(plan.spared)) if plan.masquerade else Constants()
+    near = frozenset(Near.of(address) for address in plan.addresses)
+    localnet = frozenset({plan.bridge.gateway_device}) if plan.bridge.gateways else frozenset[str]()
+    return Constants(frozenset(plan.spared), near, localnet)
+
+
+def parse_constants(listing: str) -> Constants:
+    """The sets' content from nft's ``list table inet pycni_pods``."""
+    members: dict[str, list[str]] = {}
+    for kind in _SET.finditer(listing):
+        content = _ELEMENTS.search(kind[2])
+        members[kind[1]] = [item.strip() for item in content[1].split(",")] if content is not None else []
+    own = {"127.0.0.0/8", "::1"}
+    near = {net for version in _VERSION.values() for net in members.get(f"near_{version}", ())} - own
+    pairs = [pair for version in _VERSION.values() for pair in members.get(f"spared_{version}", ())]
+    return Constants(
+        frozenset(
+            Spared(*_net(left)[:3], *_net(right)[1:]) for left, right in (p.split(" . ") for p in pairs)
+        ),
+        frozenset(Near(*_net(net)) for net in near),
+        frozenset(device.strip('"') for device in members.get("localnet", ())),
+    )
+
+
+def _net(text: str) -> tuple[Family, bytes, int]:
+    """``10.1.2.0/24``, or an address alone as nft prints a network of one."""
+    net = ip_network(text)
+    return Family.of(net), net.network_address.packed, net.prefixlen

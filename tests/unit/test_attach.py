@@ -13,9 +13,17 @@ from pycni.attach.bandwidth import BURST_LIMIT, Bucket, bucket, shaping
 from pycni.attach.masq import Spared, collapse, spared
 from pycni.attach.names import alias, host_ifname, names, owner_of, shaper_of
 from pycni.attach.plan import AttachPlan, compile_attachment
-from pycni.attach.portmap import clash, host_ports
+from pycni.attach.portmap import host_ports
 from pycni.attach.result import AttachedLinks, result
-from pycni.attach.tables import add_text, delete_text, elements, parse_elements
+from pycni.attach.tables import (
+    add_text,
+    clash,
+    delete_text,
+    elements,
+    host_port_element,
+    mapped_port,
+    parse_elements,
+)
 from pycni.errors import ConfigError
 from pycni.model.cni import (
     Bandwidth,
@@ -292,12 +300,14 @@ CLASHES = {
 
 @pytest.mark.parametrize(("one", "other", "expected"), CLASHES.values(), ids=CLASHES)
 def test_clashes(one, other, expected):
-    addresses = [(Family.V4, bytes(4)), (Family.V6, bytes(16))]
-    found = any(
-        clash(left, right)
-        for left in host_ports([one], addresses)
-        for right in host_ports([other], addresses)
+    left, right = (
+        [
+            host_port_element(entry)
+            for entry in host_ports([one_of], [(Family.V4, bytes(4)), (Family.V6, bytes(16))])
+        ]
+        for one_of in (one, other)
     )
+    found = any(mapped_port(a) == mapped_port(b) and clash(a, b) for a in left for b in right)
     assert found is expected
 
 

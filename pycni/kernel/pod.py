@@ -1,0 +1,274 @@
+"""Pods in the kernel: attached, checked, cut off. The one driver the CNI side uses.
+
+Life of an attachment here: ``attach`` makes a compiled plan true (rows in nft tables, bridge, link, shaping, addresses)
+or leaves nothing behind; ``detach`` cuts the pod off at once and has the link deleted in the background, after which
+the caller's callback runs; ``resync`` takes over what an earlier run left. The node's side happens in the namespace
+of the threads that call (the agent's), the pod's side through a descriptor of its namespace.
+
+Calls for different attachments run side by side; calls for one attachment are the caller's to put in a row.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Interface, IPv6Interface
+
+from pycni.attach.names import host_ifname, owner_of, shaper_of
+from pycni.attach.plan import AttachPlan, BridgePlan
+from pycni.attach.result import AttachedLinks
+from pycni.errors import KernelError
+from pycni.kernel import netns, podcheck, podlink, podports, tc
+from pycni.kernel.podbridge import BridgeLink, Bridges
+from pycni.kernel.poddel import DYING_GROUP, Remover
+from pycni.kernel.podlink import PodSocket
+from pycni.kernel.podnft import PodTables
+from pycni.model.endpoint import Owner
+from pycni.wire import podlink as messages
+from pycni.wire import rtlink, rtnl
+
+log = logging.getLogger("pycni.attach")
+
+DYING_TIMEOUT_S = 5.0
+"""How long an ADD waits for an earlier attachment of the same name or namespace to go."""
+
+
+class PodDriver:
+    """Attachments of pods to this node's bridges."""
+
+    def __init__(self) -> None:
+        """Open what needs the node's namespace: call on a thread that is in it. No pod is touched yet."""
+        self._bridges = Bridges()
+        self._tables = PodTables()
+        self._remover = Remover()
+        self._lock = threading.Lock()
+        self._idle: list[PodSocket] = []
+        self._attached: dict[str, BridgePlan] = {}
+        """Bridge plans by the pod's veth."""
+        self._inet6 = os.path.isdir("/proc/sys/net/ipv6")
+
+    def start(self) -> None:
+        """Start deleting links in the background, first those an earlier run left dying."""
+        self._remover.start()
+
+    def close(self) -> None:
+        """Delete what is waiting and free sockets; pods stay as they are."""
+        self._remover.stop()
+        self._tables.close()
+        self._bridges.close()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for sock in idle:
+            sock.close()
+
+    def attach(self, plan: AttachPlan, netns_fd: int) -> AttachedLinks:
+        """Make a plan true; the pod's network works when this returns.
+
+        Raises KernelError with nothing left behind: EEXIST when the namespace has an interface of the name,
+        EADDRINUSE when a host port or an address is taken, else what the kernel refused.
+        """
+        self._remover.busy()
+        with self._socket() as sock, ExitStack() as undo:
+            bridge = self._bridges.acquire(plan.bridge, sock)
+            undo.callback(self._bridges.release, plan.bridge)
+            bridge, host, pod = self._create(sock, plan, bridge, netns_fd)
+            undo.callback(_delete, sock, plan)
+            if plan.has_tables:
+                # Before the link is up: no packet passes unchecked or untranslated.
+                undo.callback(self._tables.release, plan.host)
+                rows = self._tables.claim(plan)
+            if any(plan.shaping):
+                tc.shape(sock, plan, host)
+            podlink.bring_up_host(sock, plan, host, inet6=self._inet6)
+            podlink.configure_pod(plan, netns_fd, pod)
+            podlink.await_forwarding(sock, plan.host, host)
+            if plan.host_ports:
+                podports.let_loopback_out(plan)
+                podports.forget_before(rows, sock)
+            with self._lock:
+                self._attached[plan.host] = plan.bridge
+            undo.pop_all()
+        names = plan.names
+        return AttachedLinks(bridge.mac, plan.host, host, names.host_mac, pod, plan.mac, plan.mtu)
+
+    def detach(
+        self,
+        owner: Owner,
+        netns_fd: int | None = None,
+        addresses: Iterable[IPv4Interface | IPv6Interface] = (),
+        on_gone: Callable[[], None] | None = None,
+    ) -> bool:
+        """Cut a pod off; its link is deleted in the background and ``on_gone`` called then (on another thread).
+
+        Without any link ``on_gone`` is called before this returns. True when there was one. Missing things are
+        success. ``addresses``: the pod's, to be forgotten as neighbours. Everything is tried; the first
+        KernelError is raised at the end, and ``on_gone`` is called all the same once the link is gone.
+        """
+        self._remover.busy()
+        host = host_ifname(owner)
+        inode = netns.inode(netns_fd) if netns_fd is not None else 0
+        problems: list[KernelError] = []
+        found = False
+        try:
+            found = self._cut_off(host, addresses)
+            if not found and netns_fd is not None:
+                found = _delete_inside(owner.ifname, netns_fd)
+        except KernelError as error:
+            problems.append(error)
+        try:
+            podports.forget_after(self._tables.release(host))
+        except KernelError as error:
+            problems.append(error)
+        with self._lock:
+            plan = self._attached.pop(host, None)
+        if plan is not None:
+            self._bridges.release(plan)
+        if problems or found or self._remover.is_dying(host, 0):
+            self._remover.add(host, inode, None if problems else on_gone)
+        elif on_gone is not None:
+            on_gone()
+        if problems:
+            raise problems[0]
+        return found
+
+    def wait_gone(self, owner: Owner, netns_inode: int = 0, timeout_s: float = DYING_TIMEOUT_S) -> bool:
+        """Wait until a detached pod's link is deleted and its callback has run; False: not in time."""
+        return self._remover.wait_gone(host_ifname(owner), netns_inode, timeout_s)
+
+    def hurry(self) -> None:
+        """Delete links that wait for it now, for instance because addresses run short."""
+        self._remover.hurry()
+
+    def check(self, plan: AttachPlan, netns_fd: int) -> list[str]:
+        """What of an attachment is not as planned, in plain words; empty: all is well.
+
+        After a chain with later plugins: ``plan.with_result(prevResult)``. Raises KernelError.
+        """
+        with self._socket() as sock:
+            found = podcheck.differences(plan, netns_fd, sock)
+        return found + self._tables.differences(plan)
+
+    def resync(self, plans: Iterable[AttachPlan]) -> list[str]:
+        """Take over these attachments: count them on their bridges, repair their bridges and nft rows.
+
+        For the start and for periodic calls, not while ADDs of other attachments than these are under way.
+        Returns what had to be repaired. Raises KernelError.
+        """
+        known = {plan.host: plan for plan in plans}
+        with self._lock:
+            new = [plan for host, plan in known.items() if host not in self._attached]
+            self._attached |= {plan.host: plan.bridge for plan in new}
+        for plan in new:
+            self._bridges.adopt(plan.bridge)
+        alive = self.links()
+        repaired = self._tables.resync(known.values(), alive.keys())
+        if any(host in alive for host in known):
+            with self._socket() as sock:
+                self._bridges.repair(sock)
+        for plan in known.values():
+            if plan.host_ports and plan.host in alive:
+                podports.let_loopback_out(plan)
+        return repaired
+
+    def links(self) -> dict[str, Owner | None]:
+        """Host ends of pods in the kernel that are not dying, with their owners (None: too long for the alias)."""
+        with self._socket() as sock:
+            listed = [
+                rtlink.parse_link(msg) for msg in sock.dump(rtlink.dump_links(kind="veth"), "list links")
+            ]
+        found: dict[str, Owner | None] = {}
+        for link in listed:
+            owner = owner_of(link.alias)
+            ours = link.alias.startswith("pycni:") if owner is None else host_ifname(owner) == link.name
+            if ours and link.group != DYING_GROUP:
+                found[link.name] = owner
+        return found
+
+    def _create(
+        self, sock: PodSocket, plan: AttachPlan, bridge: BridgeLink, netns_fd: int
+    ) -> tuple[BridgeLink, int, int]:
+        """Make the pair; once more after an earlier attachment has gone or the bridge was made anew."""
+        try:
+            return bridge, *podlink.create(sock, plan, bridge.ifindex, netns_fd)
+        except KernelError as error:
+            if error.errno == errno.EEXIST:
+                inode = netns.inode(netns_fd)
+                if not self._remover.is_dying(plan.host, inode):
+                    raise _taken(sock, plan) from error
+                self._remover.wait_gone(plan.host, inode, DYING_TIMEOUT_S)
+            elif error.errno in {errno.EINVAL, errno.ENODEV}:
+                self._bridges.distrust()
+                bridge = self._bridges.acquire(plan.bridge, sock)
+                self._bridges.release(plan.bridge)
+            else:
+                raise
+        try:
+            return bridge, *podlink.create(sock, plan, bridge.ifindex, netns_fd)
+        except KernelError as error:
+            if error.errno == errno.EEXIST:
+                raise _taken(sock, plan) from error
+            raise
+
+    def _cut_off(self, host: str, addresses: Iterable[IPv4Interface | IPv6Interface]) -> bool:
+        """Take the pod's devices down and into the dying group; whether the veth was there."""
+        msgs = [
+            messages.cut_off(host, group=DYING_GROUP),
+            messages.cut_off(shaper_of(host), group=DYING_GROUP),
+        ]
+        devices = self._bridges.gateway_devices()
+        msgs += [rtnl.del_neighbour(device, address.packed) for address in addresses for device in devices]
+        with self._socket() as sock:
+            errors = sock.batch(msgs, "cut off", host)
+        for error in errors[:2]:
+            if error is not None and error.errno != errno.ENODEV:
+                raise error
+        return errors[0] is None
+
+    @contextmanager
+    def _socket(self) -> Iterator[PodSocket]:
+        """A socket in the node's namespace, from the idle ones if possible."""
+        with self._lock:
+            sock = self._idle.pop() if self._idle else None
+        sock = sock or PodSocket()
+        try:
+            yield sock
+        finally:
+            with self._lock:
+                self._idle.append(sock)
+
+
+def _taken(sock: PodSocket, plan: AttachPlan) -> KernelError:
+    """Which of the two names is taken."""
+    if podcheck.find(sock, plan.host) is not None:
+        reason = f"host end {plan.host} exists: this attachment was added before and not deleted"
+    else:
+        reason = "the pod has an interface of this name"
+    return KernelError(errno.EEXIST, "create interface", plan.ifname, reason)
+
+
+def _delete(sock: PodSocket, plan: AttachPlan) -> None:
+    """Delete what a failed attachment made; both ends go together."""
+    names = [plan.host, plan.names.shaper] if plan.shaping.egress is not None else [plan.host]
+    for name in names:
+        try:
+            sock.request(rtlink.del_link(name=name), "delete link", name)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
+def _delete_inside(ifname: str, netns_fd: int) -> bool:
+    """Delete a pod's interface whose host end has a name we do not know (a pod taken over); whether it was there."""
+    with netns.run_in(netns_fd, PodSocket) as sock:
+        link = podcheck.find(sock, ifname)
+        if link is None:
+            return False
+        if link.kind != "veth":
+            log.warning("not deleting %s of a pod: it is a %s, not a veth", ifname, link.kind or "device")
+            return False
+        sock.request(rtlink.del_link(link.ifindex), "delete link", ifname)
+        return True

@@ -1,0 +1,222 @@
+"""The two ends of one pod's veth pair: made, described, brought up, found working.
+
+Life of an attachment's link: one message on the node's side makes both ends (the far one in the pod's namespace
+already, with name, MAC and MTU); two more name its owner, set the bridge port and bring it up; one batch on a socket
+opened inside the pod gives addresses and routes. Namespaces are entered only to open that socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from typing import NamedTuple, Protocol
+
+from pycni.attach.plan import AttachPlan
+from pycni.errors import KernelError
+from pycni.kernel import netns, sysctl
+from pycni.kernel.netlink import NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, NetlinkSocket
+from pycni.model.family import Family, show
+from pycni.wire import podlink, rtnl
+from pycni.wire.netlink import Message, split
+from pycni.wire.rtlink import OPER_UP
+
+LOOPBACK = 1
+"""Index of ``lo`` in every namespace."""
+TIMEOUT_S = 10
+CARRIER_TIMEOUT_S = 5.0
+DAD_TIMEOUT_S = 10.0
+"""As long as the reference plugins wait for addresses to settle."""
+_RECEIVE_BYTES = 1 << 15
+"""More than any answer in these exchanges (the kernel sends at most 32 KiB at once); cheap to allocate."""
+
+
+class _Described(Protocol):
+    def text(self) -> str: ...
+
+
+class _Step(NamedTuple):
+    """One message with what to call it when it fails."""
+
+    message: bytes
+    operation: str
+    about: _Described | None = None
+
+
+class PodSocket(NetlinkSocket):
+    """A route socket for a few short exchanges: fewer options to set, a small receive buffer."""
+
+    def __init__(self) -> None:
+        """Open in the calling thread's namespace."""
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", TIMEOUT_S, 0))
+            super().__init__(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _receive(self, operation: str, obj: str) -> list[Message]:
+        try:
+            return list(split(self._sock.recv(_RECEIVE_BYTES)))
+        except OSError as exc:
+            code = errno.ETIMEDOUT if exc.errno == errno.EAGAIN else exc.errno or errno.EIO
+            raise KernelError(code, operation, obj, "receiving the answer") from exc
+
+
+def create(sock: NetlinkSocket, plan: AttachPlan, master: int, netns_fd: int) -> tuple[int, int]:
+    """Make the pair, down; returns the host end's and the pod end's index.
+
+    Raises KernelError: EEXIST when the host end's or the pod interface's name is taken.
+    """
+    msg = podlink.create_pair(
+        plan.host,
+        plan.names.host_mac,
+        master,
+        plan.mtu,
+        pod=plan.ifname,
+        pod_mac=plan.mac,
+        netns_fd=netns_fd,
+    )
+    answers = sock.request(msg, "create interface", f"{plan.ifname} with host end {plan.host}")
+    if not answers:
+        # Before kernel 6.2 NLM_F_ECHO does not apply to links.
+        answers = sock.request(podlink.get_state(name=plan.host), "read link", plan.host)
+    return podlink.pair_indexes(answers[0].payload)
+
+
+def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6: bool) -> None:
+    """Describe the host end and its bridge port, then bring it up. Raises KernelError."""
+    msgs = [
+        podlink.describe_port(
+            ifindex, plan.names.alias, hairpin=plan.hairpin, isolated=plan.isolated, inet6=inet6
+        ),
+        *(podlink.port_vlan(ifindex, plan.bridge.vlan) if plan.bridge.vlan else ()),
+        podlink.set_up(ifindex),
+    ]
+    for error in sock.batch(msgs, "set up bridge port", plan.host):
+        if error is not None:
+            raise error
+
+
+def configure_pod(plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
+    """Give the pod's interface its addresses and routes and bring it up; usable when this returns.
+
+    IPv6 switched off for new interfaces of the namespace (as some runtimes do) is switched on for this one when
+    the pod has an IPv6 address, as the reference plugins do. Raises KernelError naming address or route.
+    """
+    has_v6 = any(address.family is Family.V6 for address in plan.addresses)
+    with netns.run_in(netns_fd, PodSocket) as sock:
+        steps = _pod_steps(plan, ifindex, has_v6=has_v6)
+        try:
+            _run(sock, plan, steps)
+        except KernelError as error:
+            if not has_v6 or error.errno != errno.EACCES:
+                raise
+            netns.run_in(netns_fd, lambda: _enable_ipv6(plan.ifname))
+            _run(sock, plan, steps)
+        if has_v6 and plan.enable_dad:
+            _await_addresses(sock, plan, ifindex)
+
+
+def await_forwarding(sock: NetlinkSocket, name: str, ifindex: int) -> None:
+    """Wait until the host end has its carrier, and with it the bridge port forwards.
+
+    The kernel tells the bridge from a work queue (net/core/link_watch.c): mostly it is done by now.
+    """
+    deadline = 0.0
+    pause = 0.0001
+    request = podlink.get_state(ifindex)
+    while podlink.operstate(sock.request(request, "read link", name)[0].payload) != OPER_UP:
+        now = time.monotonic()
+        deadline = deadline or now + CARRIER_TIMEOUT_S
+        if now > deadline:
+            raise KernelError(
+                errno.ETIMEDOUT, "wait for carrier", name, "is the bridge or the pod's end down?"
+            )
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+
+
+def _run(sock: NetlinkSocket, plan: AttachPlan, steps: list[_Step]) -> None:
+    errors = sock.batch([step.message for step in steps])
+    for step, error in zip(steps, errors, strict=True):
+        # Of equal routes the first one wins, as in the reference plugins.
+        if error is not None and not (error.errno == errno.EEXIST and step.operation == "add route"):
+            what = f"{step.about.text()} dev {plan.ifname}" if step.about is not None else plan.ifname
+            raise KernelError(error.errno, step.operation, what, error.detail)
+
+
+def _pod_steps(plan: AttachPlan, ifindex: int, *, has_v6: bool) -> list[_Step]:
+    """The pod's side in the order the kernel wants it.
+
+    IPv4 addresses come before "up", so that arp_notify announces them when the link comes up; IPv6 addresses after
+    it, because their routes are refused on a link that is down.
+    """
+    own_link_local = has_v6 and not plan.enable_dad
+    steps = [
+        _Step(podlink.set_up(LOOPBACK), "bring up loopback"),
+        _Step(podlink.describe_pod(ifindex, own_link_local=own_link_local), "set up interface"),
+    ]
+    after = []
+    for entry in plan.addresses:
+        _, address, length = entry
+        if len(address) == 4:
+            broadcast = _broadcast(address, length) if length < 31 else b""
+            msg = rtnl.new_address(ifindex, address, length, broadcast=broadcast)
+            steps.append(_Step(msg, "add address", entry))
+        else:
+            flags = 0 if plan.enable_dad else rtnl.IFA_F_NODAD
+            after.append(_Step(rtnl.new_address(ifindex, address, length, flags=flags), "add address", entry))
+    steps.append(_Step(podlink.set_up(ifindex), "bring up interface"))
+    if own_link_local:
+        own = podlink.link_local(plan.mac)
+        msg = rtnl.new_address(ifindex, own, 64, flags=rtnl.IFA_F_NODAD)
+        steps.append(_Step(msg, "add link-local address"))
+        steps.append(_Step(podlink.kernel_link_local(ifindex), "set up interface"))
+    steps += after
+    for route in plan.routes:
+        msg = rtnl.new_route(
+            route.destination,
+            route.prefix_len,
+            oif=ifindex,
+            gateway=route.gateway or b"",
+            metric=route.priority,
+            table=route.table or rtnl.RT_TABLE_MAIN,
+            onlink=route.onlink,
+            scope=route.scope or None,
+            mtu=route.mtu,
+            advmss=route.advmss,
+        )
+        steps.append(_Step(msg, "add route", route))
+    return steps
+
+
+def _broadcast(address: bytes, prefix_len: int) -> bytes:
+    return (int.from_bytes(address, "big") | 0xFFFFFFFF >> prefix_len).to_bytes(4, "big")
+
+
+def _enable_ipv6(ifname: str) -> None:
+    for device in ("lo", ifname):
+        sysctl.put(f"net/ipv6/conf/{device}/disable_ipv6", 0)
+
+
+def _await_addresses(sock: NetlinkSocket, plan: AttachPlan, ifindex: int) -> None:
+    """Wait for duplicate address detection. Raises KernelError: EADDRINUSE, ETIMEDOUT."""
+    wanted = {address.address for address in plan.addresses if address.family is Family.V6}
+    deadline = time.monotonic() + DAD_TIMEOUT_S
+    while True:
+        listed = [rtnl.parse_address(msg) for msg in sock.dump(rtnl.dump_addresses(ifindex, Family.V6))]
+        ours = [info for info in listed if info.ifindex == ifindex and info.address in wanted]
+        for info in ours:
+            if info.flags & rtnl.IFA_F_DADFAILED:
+                text = f"{show(info.address)} dev {plan.ifname}"
+                raise KernelError(errno.EADDRINUSE, "add address", text, "duplicate address detection")
+        if len(ours) == len(wanted) and not any(info.flags & rtnl.IFA_F_TENTATIVE for info in ours):
+            return
+        if time.monotonic() > deadline:
+            raise KernelError(errno.ETIMEDOUT, "wait for duplicate address detection", plan.ifname)
+        time.sleep(0.02)
