@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +23,6 @@ from bench.test_cni import SINGLE, variants
 from pycni.kernel import netns
 from pycni.wire.cniframe import encode_request
 from tests.cni.node import AgentNode, agent_node
-from tests.cni.runtimes import inside
 
 PODS = 100
 
@@ -50,13 +49,14 @@ def pods() -> Iterator[list[str]]:
 
 def buckets(node: AgentNode) -> dict[float, int]:
     """The agent's own histogram of STATUS, upper bound in seconds -> calls up to it."""
-    done = subprocess.run(
-        [*inside(node.name), "curl", "-s", "http://127.0.0.1:9999/metrics"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = re.findall(r'pycni_cni_seconds_bucket\{[^}]*"STATUS"[^}]*le="([^"]+)"\} (\d+)', done.stdout)
+    home = netns.open_netns(netns.path(node.name))
+    try:
+        text = netns.run_in(
+            home, lambda: urllib.request.urlopen("http://127.0.0.1:9999/metrics").read().decode()
+        )
+    finally:
+        os.close(home)
+    found = re.findall(r'pycni_cni_seconds_bucket\{[^}]*"STATUS"[^}]*le="([^"]+)"\} (\d+)', text)
     return {float(bound): int(count) for bound, count in found}
 
 
