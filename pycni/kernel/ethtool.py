@@ -19,6 +19,7 @@ _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
 _SS_FEATURES = 4
 _STRING_BYTES = 32
+_NAME_BYTES = 16
 
 
 def tx_checksum(device: str) -> bool:
@@ -57,6 +58,8 @@ def _feature(device: str) -> tuple[int, int]:
 
 
 def _ioctl(device: str, command: bytes) -> bytes:
+    if len(device.encode()) >= _NAME_BYTES:  # cut, it would be another device's name
+        raise KernelError(errno.EINVAL, "ethtool", device, "no such long device names")
     buffer = array.array("B", command)
     address, _ = buffer.buffer_info()
     request = struct.pack("16sP", device.encode(), address)

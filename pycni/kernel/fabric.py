@@ -6,19 +6,33 @@ remembers what was applied and uses ``apply_tables`` with the few entries that c
 
 Ours are: routes of protocol 112; VXLAN devices with our alias or with a name the desired state uses, and everything
 permanent on them. A route on such a device that another program made (flannel, before a takeover) is listed with
-kind ``adopted``, so that it differs from the desired one and is replaced in place.
+kind ``adopted``, so that it differs from the desired one and is replaced in place. A foreign route in the way of a
+desired one is taken over when it leads the same way, else it stays and is reported.
 
-Everything happens in the network namespace the driver was made in.
+Everything happens in the network namespace the driver was made in. ``vtep_peers`` is the firewall's business
+(``agent/firewall``): neither read nor applied here.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
-from pycni.kernel import vtep
+from pycni.kernel import netns, sysctl, vtep
+from pycni.kernel.entries import (
+    SEVERAL,
+    decode_fdb,
+    decode_neighbour,
+    decode_route,
+    named,
+    remove_message,
+    route_key,
+    route_value,
+    set_message,
+)
 from pycni.kernel.errors import Verdict, judge
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.fabric import FabricState, VxlanLink
@@ -32,20 +46,12 @@ from pycni.model.tables import (
     NeighbourKey,
     Route,
     RouteKey,
-    fdb_text,
-    neighbour_text,
     route_text,
 )
 from pycni.reconcile.delta import Delta, diff
 from pycni.reconcile.order import Action, Step, steps
 from pycni.wire import rtlink, rtnl
-
-IPV6_DEFAULT_METRIC = 1024
-"""What the kernel makes of metric 0 for IPv6 (IP6_RT_PRIO_USER); read back as 0."""
-_LEFT_TO_KERNEL = frozenset({2, 9})
-"""Protocols ``kernel`` and ``ra``: made by the kernel itself, never ours."""
-_ROUTE_KINDS = {rtnl.RTN_UNICAST: "unicast", rtnl.RTN_BLACKHOLE: "blackhole"}
-_KIND_NUMBERS = {name: number for number, name in _ROUTE_KINDS.items()}
+from pycni.wire.netlink import Message
 
 
 class Failure(NamedTuple):
@@ -67,22 +73,38 @@ class Tables(NamedTuple):
 class FabricDriver:
     """StateDriver of ``FabricState``. One thread at a time."""
 
-    def __init__(self) -> None:
-        self._sock = NetlinkSocket()
+    def __init__(self, sock: NetlinkSocket | None = None, put_sysctl: vtep.PutSysctl | None = None) -> None:
+        """``sock`` and ``put_sysctl`` are given by tests that bring their own kernel."""
+        self._home = netns.current()
+        try:
+            self._sock = sock or NetlinkSocket()
+        except BaseException:
+            os.close(self._home)
+            raise
+        self._put_sysctl = put_sysctl or self._put_at_home
         self._indexes: dict[str, int] = {}
+        self._ours: set[str] = set()
+        """Names of our VXLAN devices as last seen."""
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket; harmless when it is closed."""
         self._sock.close()
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
 
     # reading
 
     def read(self, names: Collection[str] = ()) -> FabricState:
-        """What is ours now; ``names`` are VXLAN devices to take for ours whatever their alias."""
+        """What is ours now; ``names`` are VXLAN devices to take for ours whatever their alias.
+
+        Raises KernelError when the kernel cannot be read; a part of the truth is never returned.
+        """
         links = [rtlink.parse_link(msg) for msg in self._sock.dump(rtlink.dump_links(), "dump links")]
         by_index = {link.ifindex: link.name for link in links}
         self._indexes = {link.name: link.ifindex for link in links}
         ours = [link for link in links if link.vxlan and (link.name in names or link.alias == LINK_ALIAS)]
+        self._ours = {link.name for link in ours}
         indexes = {link.ifindex: link.name for link in ours}
         return FabricState(
             links={link.name: vtep.read(self._sock, link, by_index) for link in ours},
@@ -96,8 +118,10 @@ class FabricDriver:
         for family in Family:
             requests = [rtnl.dump_routes(family, protocol=ROUTE_PROTOCOL)]
             requests += [rtnl.dump_routes(family, oif=index) for index in ours]
-            for request in requests:
+            for number, request in enumerate(requests):
                 for msg in self._dump(request, "dump routes"):
+                    if number and rtnl.route_protocol(msg) == ROUTE_PROTOCOL:
+                        continue  # the first dump had it
                     entry = decode_route(rtnl.parse_route(msg), by_index, ours)
                     if entry is not None:
                         found.setdefault(*entry)
@@ -119,11 +143,11 @@ class FabricDriver:
             for msg in self._dump(rtnl.dump_fdb(index), "dump FDB"):
                 entry = decode_fdb(rtnl.parse_neighbour(msg), ours)
                 if entry is not None:
-                    found[entry[0]] = entry[1]
+                    found[entry[0]] = SEVERAL if entry[0] in found else entry[1]
         return found
 
-    def _dump(self, request: bytes, operation: str) -> list[Any]:
-        """A dump; a filter that names a device which is gone lists nothing."""
+    def _dump(self, request: bytes, operation: str) -> list[Message]:
+        """A dump; a filter that names a device or table which is gone lists nothing."""
         try:
             return self._sock.dump(request, operation)
         except KernelError as exc:
@@ -137,16 +161,23 @@ class FabricDriver:
         """Make the kernel agree with ``desired``, given what is there (from ``read``). Nothing is raised for a
         single object: each failure is returned, and everything else was done.
 
-        Devices first, then neighbours, FDB and routes; removals in the reverse order; devices we no longer want last.
+        Devices first, then neighbours, FDB and routes; removals in the reverse order, devices that are not wanted
+        last. Entries of a device that could not be made are left alone: the device is the failure.
         """
         failures: list[Failure] = []
-        left = _without(actual, self._apply_links(desired.links, actual.links, failures))
-        tables = Tables(
-            diff(desired.neighbours, left.neighbours),
-            diff(desired.fdb, left.fdb),
-            diff(desired.routes, left.routes),
+        lost = self._apply_links(desired.links, actual.links, failures)
+        broken = {failure.key for failure in failures}
+        want, have = _without(desired, broken, broken), _without(actual, broken, broken)
+        gone = {name for name, what in lost.items() if what is vtep.Lost.EVERYTHING}
+        deaf = gone | {name for name, what in lost.items() if what is vtep.Lost.NEIGHBOURS}
+        have = self._without_doubles(_without(have, gone, deaf))
+        failures += self.apply_tables(
+            Tables(
+                diff(want.neighbours, have.neighbours),
+                diff(want.fdb, have.fdb),
+                diff(want.routes, have.routes),
+            )
         )
-        failures += self.apply_tables(tables)
         for name in actual.links.keys() - desired.links.keys():
             try:
                 self._sock.request(rtlink.del_link(name=name), "delete link", name)
@@ -158,17 +189,16 @@ class FabricDriver:
 
     def apply_tables(self, tables: Tables) -> list[Failure]:
         """Carry out differences of the hot tables in one stream of messages."""
-        todo = list(
-            steps([("neighbours", tables.neighbours), ("fdb", tables.fdb), ("routes", tables.routes)])
-        )
         failures: list[Failure] = []
         ready: list[tuple[Step, bytes]] = []
-        for step in todo:
+        for step in steps(
+            [("neighbours", tables.neighbours), ("fdb", tables.fdb), ("routes", tables.routes)]
+        ):
             try:
                 ready.append((step, self._message(step)))
             except KernelError as exc:
                 if step.action is not Action.REMOVE:  # an entry of a device that is gone went with it
-                    failures.append(Failure(step.table, step.key, exc))
+                    failures.append(Failure(step.table, step.key, named(step, exc)))
         results = self._sock.batch([msg for _, msg in ready])
         taken: list[Step] = []
         for (step, _), error in zip(ready, results, strict=True):
@@ -178,27 +208,42 @@ class FabricDriver:
             if verdict is Verdict.EXISTS and step.table == "routes":
                 taken.append(step)
             elif verdict is not Verdict.DONE:
-                failures.append(Failure(step.table, step.key, _named(step, error)))
-        return failures + self._replace_ours(taken)
+                failures.append(Failure(step.table, step.key, named(step, error)))
+        return failures + self._settle(taken)
 
-    def _replace_ours(self, taken: list[Step]) -> list[Failure]:
-        """Routes whose key is in use: replace what turns out to be ours, report what is somebody else's."""
+    def forget_indexes(self, names: Iterable[str]) -> None:
+        """Devices that went away or came again: look their numbers up when next needed."""
+        for name in names:
+            self._indexes.pop(name, None)
+
+    def _settle(self, taken: list[Step]) -> list[Failure]:
+        """Routes whose key is in use: replace what is ours or leads the same way, report what is somebody else's."""
         if not taken:
             return []
-        mine = self.read(
-            [name for name in self._indexes if name in {step.value.device for step in taken}]
-        ).routes
-        failures = []
+        holders: dict[RouteKey, list[rtnl.RouteInfo]] = {step.key: [] for step in taken}
+        for family, table in {(step.key.family, step.key.table) for step in taken}:
+            for msg in self._dump(rtnl.dump_routes(family, table=table), "dump routes"):
+                info = rtnl.parse_route(msg)
+                holders.get(route_key(info), []).append(info)
+        failures: list[Failure] = []
         for step in taken:
-            if step.key in mine:
+            error = next(filter(None, (self._objection(step, info) for info in holders[step.key])), None)
+            if error is None:
                 [error] = self._sock.batch([self._message(step._replace(action=Action.CHANGE))])
-            else:
-                error = KernelError(
-                    errno.EEXIST, "", "", "a route that is not ours has this destination and metric"
-                )
             if error is not None:
-                failures.append(Failure(step.table, step.key, _named(step, error)))
+                failures.append(Failure(step.table, step.key, named(step, error)))
         return failures
+
+    def _objection(self, step: Step, info: rtnl.RouteInfo) -> KernelError | None:
+        """Why the route that has the key of a desired one must not be replaced by it."""
+        if info.protocol == ROUTE_PROTOCOL:
+            return None
+        names = {index: name for name, index in self._indexes.items()}
+        there = route_value(info, names)
+        if there.device in self._ours or there[:2] == step.value[:2]:
+            return None
+        words = route_text(step.key, there).replace(f" proto {ROUTE_PROTOCOL}", f" proto {info.protocol}")
+        return KernelError(errno.EEXIST, "", "", f"in the way and not ours: {words}")
 
     def _apply_links(
         self, desired: Mapping[str, VxlanLink], actual: Mapping[str, VxlanLink], failures: list[Failure]
@@ -207,131 +252,59 @@ class FabricDriver:
         lost: dict[str, vtep.Lost] = {}
         for name, link in desired.items():
             have = actual.get(name)
-            if have == link:
+            if have is not None and vtep.same(link, have):
                 continue
             try:
-                lost[name] = vtep.ensure(self._sock, link, have)
-                self._indexes[name] = self._index(name, fresh=True)
+                lost[name] = vtep.ensure(self._sock, link, have, self._put_sysctl)
+                self._indexes[name] = vtep.find(self._sock, name).ifindex
+                self._ours.add(name)
             except KernelError as exc:
                 failures.append(Failure("links", name, exc))
                 self._indexes.pop(name, None)
         return lost
 
-    # messages
-
-    def _message(self, step: Step) -> bytes:
-        if step.table == "routes":
-            return self._route_message(step.action, step.key, step.value)
-        index = self._index(step.key.device)
-        if step.table == "neighbours":
-            if step.action is Action.REMOVE:
-                return rtnl.del_neighbour(index, step.key.address)
-            return rtnl.new_neighbour(index, step.key.address, step.value.mac)
-        if step.action is Action.REMOVE:
-            return rtnl.del_fdb(index, step.key.mac, step.value.remote)
-        return rtnl.new_fdb(index, step.key.mac, step.value.remote)
-
-    def _route_message(self, action: Action, key: RouteKey, route: Route) -> bytes:
-        oif = self._index(route.device) if route.device is not None else 0
-        if action is Action.REMOVE:
-            return rtnl.del_route(
-                key.destination,
-                key.prefix_len,
-                oif=oif,
-                gateway=route.gateway or b"",
-                protocol=0 if route.kind == "adopted" else ROUTE_PROTOCOL,
-                metric=key.metric,
-                table=key.table,
-            )
-        return rtnl.new_route(
-            key.destination,
-            key.prefix_len,
-            oif=oif,
-            gateway=route.gateway or b"",
-            source=route.source or b"",
-            protocol=ROUTE_PROTOCOL,
-            metric=key.metric,
-            table=key.table,
-            onlink=route.onlink,
-            kind=_KIND_NUMBERS[route.kind],
-            replace=action is Action.CHANGE,
+    def _without_doubles(self, actual: FabricState) -> FabricState:
+        """Take away forwarding entries with several destinations: replacing would change only the first one."""
+        doubles = {key: value for key, value in actual.fdb.items() if value == SEVERAL}
+        if not doubles:
+            return actual
+        removal: Delta[FdbKey, FdbEntry] = Delta({}, {}, doubles)
+        self._sock.batch([self._message(step) for step in steps([("fdb", removal)])])
+        return FabricState(
+            links=actual.links,
+            routes=actual.routes,
+            neighbours=actual.neighbours,
+            fdb={key: value for key, value in actual.fdb.items() if key not in doubles},
         )
 
-    def _index(self, name: str, *, fresh: bool = False) -> int:
+    def _message(self, step: Step) -> bytes:
+        device = step.value.device if step.table == "routes" else step.key.device
+        index = self._index(device) if device is not None else 0
+        return remove_message(step, index) if step.action is Action.REMOVE else set_message(step, index)
+
+    def _index(self, name: str) -> int:
         """Number of a device, remembered until a full read. Raises KernelError ENODEV naming it."""
-        found = None if fresh else self._indexes.get(name)
+        found = self._indexes.get(name)
         if found is None:
             found = vtep.find(self._sock, name).ifindex
             self._indexes[name] = found
         return found
 
-    def forget_indexes(self, names: Iterable[str]) -> None:
-        """Devices that went away or came again: look their numbers up when next needed."""
-        for name in names:
-            self._indexes.pop(name, None)
+    def _put_at_home(self, name: str, value: int) -> None:
+        """Sysctls are those of the calling thread's namespace: go home for it when called from elsewhere."""
+        if netns.is_current(self._home):
+            sysctl.put(name, value)
+        else:
+            netns.run_in(self._home, lambda: sysctl.put(name, value))
 
 
-def decode_route(
-    info: rtnl.RouteInfo, by_index: Mapping[int, str], ours: Mapping[int, str]
-) -> tuple[RouteKey, Route] | None:
-    """A kernel route as table entry, None when it is not ours. ``ours`` are our VXLAN devices by index."""
-    mine = info.protocol == ROUTE_PROTOCOL
-    if not mine and (info.oif not in ours or info.protocol in _LEFT_TO_KERNEL):
-        return None
-    if info.flags & rtnl.RTM_F_CLONED or info.kind not in _ROUTE_KINDS:
-        return None
-    family = Family(info.family)
-    metric = 0 if family is Family.V6 and info.metric == IPV6_DEFAULT_METRIC else info.metric
-    blackhole = info.kind == rtnl.RTN_BLACKHOLE
-    return (
-        RouteKey(family, info.table, info.destination, info.prefix_len, metric),
-        Route(
-            info.gateway or None,
-            None if blackhole else by_index.get(info.oif),
-            bool(info.flags & rtnl.RTNH_F_ONLINK),
-            info.source or None,
-            _ROUTE_KINDS[info.kind] if mine else "adopted",
-        ),
-    )
-
-
-def decode_neighbour(
-    info: rtnl.NeighbourInfo, ours: Mapping[int, str]
-) -> tuple[NeighbourKey, Neighbour] | None:
-    """A permanent neighbour on one of our devices, else None."""
-    if not info.state & rtnl.NUD_PERMANENT or info.ifindex not in ours or not info.destination:
-        return None
-    return NeighbourKey(ours[info.ifindex], info.destination), Neighbour(info.mac)
-
-
-def decode_fdb(info: rtnl.NeighbourInfo, ours: Mapping[int, str]) -> tuple[FdbKey, FdbEntry] | None:
-    """A permanent forwarding entry on one of our devices, else None (learned ones are the kernel's)."""
-    permanent = info.state & rtnl.NUD_PERMANENT and info.flags & rtnl.NTF_SELF
-    if not permanent or info.ifindex not in ours or not info.destination:
-        return None
-    return FdbKey(ours[info.ifindex], info.mac), FdbEntry(info.destination)
-
-
-def _without(state: FabricState, lost: Mapping[str, vtep.Lost]) -> FabricState:
-    """What is left of a state after the kernel has dropped entries of some devices."""
-    gone = {name for name, what in lost.items() if what is vtep.Lost.EVERYTHING}
-    deaf = gone | {name for name, what in lost.items() if what is vtep.Lost.NEIGHBOURS}
-    if not deaf:
+def _without(state: FabricState, devices: Collection[str], neighbour_devices: Collection[str]) -> FabricState:
+    """A state without the entries of some devices."""
+    if not devices and not neighbour_devices:
         return state
     return FabricState(
         links=state.links,
-        routes={key: route for key, route in state.routes.items() if route.device not in gone},
-        neighbours={key: value for key, value in state.neighbours.items() if key.device not in deaf},
-        fdb={key: value for key, value in state.fdb.items() if key.device not in gone},
+        routes={key: route for key, route in state.routes.items() if route.device not in devices},
+        neighbours={k: value for k, value in state.neighbours.items() if k.device not in neighbour_devices},
+        fdb={key: value for key, value in state.fdb.items() if key.device not in devices},
     )
-
-
-def _named(step: Step, error: KernelError) -> KernelError:
-    """The error with operation and object in the notation of ip(8)."""
-    if step.table == "routes":
-        noun, obj = "route", route_text(step.key, step.value)
-    elif step.table == "neighbours":
-        noun, obj = "neighbour", neighbour_text(step.key, step.value)
-    else:
-        noun, obj = "FDB entry", fdb_text(step.key, step.value)
-    return KernelError(error.errno, f"{step.action.value} {noun}", obj, error.detail)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from pycni.kernel.netlink import NETLINK_ROUTE
 from pycni.wire import rtlink, rtnl
-from pycni.wire.netlink import Message, split
+from pycni.wire.netlink import MalformedError, Message, split
 
 _GROUPS = (1, 3, 5, 7, 9, 11)
 """RTNLGRP_ LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE."""
@@ -55,12 +56,15 @@ _KINDS: dict[int, tuple[bool, Callable[[Message], Info]]] = {
 
 
 def decode(datagram: bytes) -> list[Event | Lost]:
-    """The events in one datagram; messages of other kinds are passed over."""
+    """The events in one datagram; messages of other kinds are passed over, of broken ones the loss is told."""
     events: list[Event | Lost] = []
-    for msg in split(datagram):
-        kind = _KINDS.get(msg.kind)
-        if kind is not None:
-            events.append(Event(kind[0], kind[1](msg)))
+    try:
+        for msg in split(datagram):
+            kind = _KINDS.get(msg.kind)
+            if kind is not None:
+                events.append(Event(kind[0], kind[1](msg)))
+    except (MalformedError, struct.error):
+        events.append(LOST)
     return events
 
 

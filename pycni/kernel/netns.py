@@ -46,6 +46,13 @@ def current() -> int:
     return open_netns(f"/proc/self/task/{threading.get_native_id()}/ns/net")
 
 
+def is_current(fd: int) -> bool:
+    """Whether the calling thread is in this namespace."""
+    here = os.stat(f"/proc/self/task/{threading.get_native_id()}/ns/net")
+    there = os.fstat(fd)
+    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
+
+
 def setns(fd: int, obj: str = "") -> None:
     """Move the calling thread for good. Raises KernelError."""
     if _libc.setns(fd, CLONE_NEWNET):
@@ -60,10 +67,10 @@ def run_in(fd: int, fn: Callable[[], T]) -> T:
     """
     home = current()
     try:
-        setns(fd)
         try:
+            setns(fd)
             return fn()
-        finally:
+        finally:  # also when setns failed: nothing may come between it and this
             if _libc.setns(home, CLONE_NEWNET):
                 os.abort()
     finally:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from pycni.errors import KernelError
-from pycni.kernel import sysctl
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.fabric import VxlanLink
 from pycni.model.family import show, show_mac
 from pycni.model.tables import LINK_ALIAS
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import attr, attr_u32
+
+PutSysctl = Callable[[str, int], object]
+"""Sets a switch of the namespace the device is in; raises KernelError (ENOENT: no such switch)."""
 
 _LINK_LOCAL_SCOPE = rtnl.RT_SCOPE_LINK
 
@@ -41,14 +45,6 @@ def find(sock: NetlinkSocket, name: str) -> rtlink.Link:
 def read(sock: NetlinkSocket, link: rtlink.Link, names: Mapping[int, str]) -> VxlanLink:
     """The device as a value. If it is down or not marked as ours its MTU reads 0: unlike any wanted one."""
     assert link.vxlan is not None
-    listed = [
-        rtnl.parse_address(msg) for msg in sock.dump(rtnl.dump_addresses(link.ifindex), "dump addresses")
-    ]
-    addresses = sorted(
-        (info.address, info.prefix_len)
-        for info in listed
-        if info.scope != _LINK_LOCAL_SCOPE or len(info.address) == 4
-    )
     return VxlanLink(
         name=link.name,
         vni=link.vxlan.vni,
@@ -59,8 +55,13 @@ def read(sock: NetlinkSocket, link: rtlink.Link, names: Mapping[int, str]) -> Vx
         mtu=link.mtu if link.up and link.alias == LINK_ALIAS else 0,
         learning=link.vxlan.learning,
         gbp=link.vxlan.gbp,
-        addresses=tuple(addresses),
+        addresses=tuple(sorted(_own_addresses(sock, link.ifindex))),
     )
+
+
+def same(desired: VxlanLink, actual: VxlanLink) -> bool:
+    """Whether nothing is to be done; the order of addresses is no difference."""
+    return msgspec.structs.replace(desired, addresses=tuple(sorted(desired.addresses))) == actual
 
 
 def incompatible(desired: VxlanLink, actual: VxlanLink) -> str:
@@ -78,7 +79,7 @@ def incompatible(desired: VxlanLink, actual: VxlanLink) -> str:
     return ""
 
 
-def ensure(sock: NetlinkSocket, desired: VxlanLink, actual: VxlanLink | None) -> Lost:
+def ensure(sock: NetlinkSocket, desired: VxlanLink, actual: VxlanLink | None, put_sysctl: PutSysctl) -> Lost:
     """Make the device what it should be; returns what has to be replayed on it. Raises KernelError."""
     if actual is not None and incompatible(desired, actual):
         sock.request(rtlink.del_link(name=desired.name), "delete link", desired.name)
@@ -90,8 +91,8 @@ def ensure(sock: NetlinkSocket, desired: VxlanLink, actual: VxlanLink | None) ->
         raise KernelError(
             errno.EEXIST, "create link", desired.name, f"a {link.kind or 'device'} has this name"
         )
-    _change(sock, desired, link)
-    _addresses(sock, desired, link.ifindex)
+    _change(sock, desired, link, put_sysctl)
+    _addresses(sock, desired, link.ifindex, put_sysctl)
     if actual is None:
         return Lost.EVERYTHING
     return Lost.NOTHING if link.mac == desired.mac else Lost.NEIGHBOURS
@@ -106,7 +107,7 @@ def _create(sock: NetlinkSocket, desired: VxlanLink) -> None:
     sock.request(message, "create link", desired.name)
 
 
-def _change(sock: NetlinkSocket, desired: VxlanLink, link: rtlink.Link) -> None:
+def _change(sock: NetlinkSocket, desired: VxlanLink, link: rtlink.Link, put_sysctl: PutSysctl) -> None:
     """MAC, MTU, alias and state in place. The kernel's own link-local address is not wanted on a VTEP."""
     attrs = []
     if link.mac != desired.mac:
@@ -121,7 +122,7 @@ def _change(sock: NetlinkSocket, desired: VxlanLink, link: rtlink.Link) -> None:
         quiet = rtlink.set_link(link.ifindex, rtlink.addr_gen_mode(rtlink.ADDR_GEN_MODE_NONE))
         try:
             sock.request(quiet, "set addrgenmode", what)
-            sysctl.put(f"net/ipv6/conf/{desired.name}/accept_ra", 0)
+            put_sysctl(f"net/ipv6/conf/{desired.name}/accept_ra", 0)
         except KernelError as exc:
             if exc.errno not in {errno.EAFNOSUPPORT, errno.ENOENT}:  # IPv6 is off on this host
                 raise
@@ -129,20 +130,28 @@ def _change(sock: NetlinkSocket, desired: VxlanLink, link: rtlink.Link) -> None:
         sock.request(rtlink.set_link(link.ifindex, *attrs, up=True), "set link", what)
 
 
-def _addresses(sock: NetlinkSocket, desired: VxlanLink, index: int) -> None:
-    have = {
-        (info.address, info.prefix_len)
-        for info in map(rtnl.parse_address, sock.dump(rtnl.dump_addresses(index), "dump addresses"))
-        if info.scope != _LINK_LOCAL_SCOPE or len(info.address) == 4
-    }
+def _addresses(sock: NetlinkSocket, desired: VxlanLink, index: int, put_sysctl: PutSysctl) -> None:
+    have = _own_addresses(sock, index)
     for address, prefix_len in desired.addresses:
         if (address, prefix_len) not in have:
+            if len(address) == 16:  # hosts that switch IPv6 off by default mean other interfaces
+                put_sysctl(f"net/ipv6/conf/{desired.name}/disable_ipv6", 0)
             flags = rtnl.IFA_F_NODAD if len(address) == 16 else 0
             what = f"{show(address)}/{prefix_len} dev {desired.name}"
             sock.request(rtnl.new_address(index, address, prefix_len, flags=flags), "add address", what)
     for address, prefix_len in have - set(desired.addresses):
         what = f"{show(address)}/{prefix_len} dev {desired.name}"
         sock.request(rtnl.del_address(index, address, prefix_len), "remove address", what)
+
+
+def _own_addresses(sock: NetlinkSocket, index: int) -> set[tuple[bytes, int]]:
+    """Addresses of a device without IPv6's link-local ones."""
+    listed = map(rtnl.parse_address, sock.dump(rtnl.dump_addresses(index), "dump addresses"))
+    return {
+        (info.address, info.prefix_len)
+        for info in listed
+        if info.ifindex == index and (info.scope != _LINK_LOCAL_SCOPE or len(info.address) == 4)
+    }
 
 
 def _address(packed: bytes) -> str:

@@ -30,7 +30,8 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_MASTER, IFLA_PROTINFO, IFLA_OPERSTATE, IFLA_LINKINFO = 10, 12, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
-IFLA_LINK_NETNSID = 37
+IFLA_EXT_MASK, IFLA_LINK_NETNSID = 29, 37
+RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
 IFLA_BR_AGEING_TIME, IFLA_BR_VLAN_FILTERING = 4, 7
@@ -111,7 +112,7 @@ def new_veth(name: str, *attrs: bytes, peer_name: str, peer_netns_fd: int, peer_
 
 
 def new_vxlan(name: str, vxlan: Vxlan, *, mac: bytes, mtu: int, alias: str = "") -> bytes:
-    """Create a VXLAN device (down). ``addr_gen_mode`` is refused here (EAFNOSUPPORT): set it in a message before IFF_UP."""
+    """Create a VXLAN device (down). ``addr_gen_mode`` is refused here (EAFNOSUPPORT): set it before IFF_UP."""
     local = IFLA_VXLAN_LOCAL if len(vxlan.local) == 4 else IFLA_VXLAN_LOCAL6
     data = (
         attr_u32(IFLA_VXLAN_ID, vxlan.vni)
@@ -155,8 +156,9 @@ def get_link(index: int = 0, name: str = "") -> bytes:
 
 
 def dump_links(*, master: int = 0, kind: str = "") -> bytes:
-    """Dump links, only ports of a bridge or only one kind when given."""
-    attrs = attr_u32(IFLA_MASTER, master) if master else b""
+    """Dump links without their counters, only ports of a bridge or only one kind when given."""
+    attrs = attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    attrs += attr_u32(IFLA_MASTER, master) if master else b""
     if kind:
         attrs += nested(IFLA_LINKINFO, attr_str(IFLA_INFO_KIND, kind))
     return message(RTM_GETLINK, 0, ifinfo() + attrs)

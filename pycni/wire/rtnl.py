@@ -252,7 +252,7 @@ def dump_neighbours(family: int, index: int = 0) -> bytes:
 
 
 def dump_fdb(index: int) -> bytes:
-    """Dump the forwarding entries of one device (not supported by strict checking: an ifinfomsg-like ndmsg)."""
+    """Dump the forwarding entries of one device (the kernel filters by ``ndm_ifindex``)."""
     return message(RTM_GETNEIGH, 0, _NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))
 
 
@@ -291,6 +291,11 @@ def parse_route(msg: Message) -> RouteInfo:
         multipath=RTA_MULTIPATH in attrs,
         mtu=_u32(metrics.get(RTAX_MTU)),
     )
+
+
+def route_protocol(msg: Message) -> int:
+    """rtm_protocol alone, for a look before decoding the rest."""
+    return msg.payload[5]
 
 
 def parse_neighbour(msg: Message) -> NeighbourInfo:
