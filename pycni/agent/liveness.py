@@ -32,6 +32,9 @@ CACHE_DIRS = ("/var/lib/cni/results", "/var/lib/cni/cache/results")
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
+ROUNDS = 3
+"""How often to look again for namespaces that vanished or changed their processes while being read."""
+
 _LOCAL = re.compile(r"\|-- ([0-9.]+)\n(?: +/\d+ [^\n]*\n)*? +/32 host LOCAL")
 _MOUNTED = re.compile(r"^\S+ \S+ \S+ net:\[(\d+)\] (\S+) .* - nsfs ", re.MULTILINE)
 
@@ -108,20 +111,23 @@ def namespaces_at(paths: Iterable[str]) -> dict[str, int]:
 
 def _deepened(view: View, endpoints: Collection[Endpoint]) -> View:
     """The view with every namespace of the node and what addresses they have."""
-    by_process, refused = _process_namespaces()
-    mounted = _mounted_namespaces()
     own = os.stat("/proc/self/ns/net").st_ino
-    addresses: set[Address] = set()
-    unread = False
-    for inode in (by_process.keys() | mounted.keys()) - {own}:
-        held = _addresses(inode, by_process.get(inode, []), mounted.get(inode))
-        unread = unread or held is None
-        addresses.update(held or ())
+    read: dict[int, set[Address]] = {own: set()}
+    for _ in range(ROUNDS):
+        by_process, refused = _process_namespaces()
+        mounted = _mounted_namespaces()
+        found = by_process.keys() | mounted.keys()
+        for inode in found - read.keys():
+            held = _addresses(inode, by_process.get(inode, []), mounted.get(inode))
+            if held is not None:
+                read[inode] = held
+        if found <= read.keys():
+            break
     return msgspec.structs.replace(
         view,
-        inodes=frozenset(by_process) | frozenset(mounted),
-        addresses=frozenset(addresses),
-        complete=not refused and not unread and _sees_all(view, endpoints, by_process.keys()),
+        inodes=frozenset(found | read.keys()),
+        addresses=frozenset(address for held in read.values() for address in held),
+        complete=not refused and found <= read.keys() and _sees_all(view, endpoints, by_process.keys()),
     )
 
 
@@ -140,7 +146,11 @@ def _sees_all(view: View, endpoints: Collection[Endpoint], seen: Collection[int]
 
 
 def _process_namespaces() -> tuple[dict[int, list[int]], bool]:
-    """Network namespaces processes are in, each with its processes, and whether any process was hidden from us."""
+    """Network namespaces processes are in, each with its processes, and whether any process was hidden from us.
+
+    The kernel shows a process's namespaces only to callers with all of its capabilities (ptrace_may_access), which
+    the agent may lack for init alone; init is in no pod, so that does not count.
+    """
     found: dict[int, list[int]] = {}
     refused = False
     for name in os.listdir("/proc"):
@@ -149,7 +159,7 @@ def _process_namespaces() -> tuple[dict[int, list[int]], bool]:
         try:
             inode = os.stat(f"/proc/{name}/ns/net").st_ino
         except PermissionError:
-            refused = True
+            refused = refused or name != "1"
         except (FileNotFoundError, ProcessLookupError):
             continue
         else:

@@ -147,7 +147,7 @@ class TwoPrograms(RuleBasedStateMachine):
     def reserve(self, owner: Owner) -> None:
         before = self.of(owner)
         full = [
-            group for group in self.sets if not before & usable(group) and usable(group) <= self.held.keys()
+            group for group in self.sets if not within(before, group) and usable(group) <= self.held.keys()
         ]
         if full:
             with pytest.raises(IpamError, match="no free address in range set") as caught:
