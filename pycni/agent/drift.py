@@ -43,6 +43,9 @@ class Concern(enum.IntFlag):
     """Devices and tables of ours."""
     UNDERLAY = 2
     """The external interface, its addresses and MTU."""
+    FIREWALL = 4
+    """The fabric's nftables table."""
+    EVERYTHING = 7
 
 
 class _Card(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 
@@ -15,8 +16,9 @@ BACKENDS: Mapping[str, str] = {
 """``Backend.Type`` -> module:class. The only place that knows them."""
 
 
+@functools.cache
 def backend(name: str) -> Backend:
-    """The backend of that type. Raises ConfigError naming those there are."""
+    """The one object of that type. Raises ConfigError naming those there are."""
     if name not in BACKENDS:
         raise ConfigError("net-conf", "Backend.Type", name, f"expected one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")

@@ -1,0 +1,161 @@
+"""Carries the fabric's desired state into the kernel and remembers what is there.
+
+Life: ``full`` reads everything that is ours, changes what differs and removes what is left over; ``part`` changes
+only the entries one update touched, against what is remembered, so that one more lease costs three netlink messages.
+In both, a new node's VXLAN is accepted before there is a route to it, and a gone one's refused after its route went.
+After a failure nothing is remembered: the next pass reads again.
+
+Everything blocks and belongs to one worker thread, in the namespace it was opened in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pycni.agent.firewall import Firewall, FirewallPlan
+from pycni.backends.compiler import Touched
+from pycni.errors import KernelError
+from pycni.kernel import ethtool, sysctl
+from pycni.kernel.fabric import FabricDriver, Failure, Tables
+from pycni.kernel.netlink import NetlinkSocket
+from pycni.kernel.nft import Nft
+from pycni.model.fabric import FabricState, VxlanLink
+from pycni.model.family import Family
+from pycni.reconcile.delta import Delta, diff, diff_keys
+from pycni.wire import rtlink
+
+log = logging.getLogger("pycni.network")
+
+
+class Outcome(NamedTuple):
+    """How one synchronisation went."""
+
+    failures: list[Failure]
+    changed: int
+    """Entries that were not as they should be."""
+    links_changed: bool
+    names: Mapping[int, str] | None
+    """Links by index, when they were listed."""
+
+
+class FabricSync:
+    """The kernel's side of the network component."""
+
+    def __init__(self) -> None:
+        """Open sockets in the calling thread's namespace. Raises KernelError."""
+        self._driver = FabricDriver()
+        self._nft = Nft()
+        self._firewall = Firewall(self._nft)
+        self._tables: tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]] | None = None
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._driver.close()
+        self._nft.close()
+
+    @property
+    def known(self) -> bool:
+        """Whether ``part`` may be used: what is in the kernel is remembered."""
+        return self._tables is not None
+
+    def devices(self, names: set[str]) -> Mapping[str, VxlanLink]:
+        """The VXLAN devices that are ours or have one of these names."""
+        return self._driver.read(names).links
+
+    def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
+        """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""
+        forwarding(families, underlay)
+        if firewall is not None and firewall.masquerade and not self._firewall.present():
+            self._firewall.put(FirewallPlan(masquerade=firewall.masquerade), ())
+
+    def full(self, desired: FabricState, firewall: FirewallPlan) -> Outcome:
+        """Read, compare, make equal."""
+        self._tables = None
+        actual = self._driver.read(desired.links.keys())
+        changed = sum(
+            diff(getattr(desired, table), getattr(actual, table)).size
+            for table in ("links", "routes", "neighbours", "fdb")
+        )
+        changed += self._admit(firewall, desired.vtep_peers)
+        failures = self._driver.apply(desired, actual) if changed else []
+        self._firewall.dismiss(self._firewall.peers - desired.vtep_peers)
+        if not failures:
+            self._tables = dict(desired.neighbours), dict(desired.fdb), dict(desired.routes)
+        return Outcome(failures, changed, dict(desired.links) != dict(actual.links), link_names())
+
+    def part(self, desired: FabricState, touched: Touched, remotes: Mapping[bytes, int]) -> Outcome:
+        """Change what was touched; only while ``known``."""
+        assert self._tables is not None, "part before full"
+        neighbours, fdb, routes = self._tables
+        self._tables = None
+        tables = Tables(
+            diff_keys(desired.neighbours, neighbours, touched.neighbours),
+            diff_keys(desired.fdb, fdb, touched.fdb),
+            diff_keys(desired.routes, routes, touched.routes),
+        )
+        self._firewall.admit(remote for remote in touched.remotes if remote in remotes)
+        failures = self._driver.apply_tables(tables)
+        self._firewall.dismiss(remote for remote in touched.remotes if remote not in remotes)
+        if not failures:
+            _patch(neighbours, tables.neighbours)
+            _patch(fdb, tables.fdb)
+            _patch(routes, tables.routes)
+            self._tables = neighbours, fdb, routes
+        return Outcome(failures, sum(delta.size for delta in tables), links_changed=False, names=None)
+
+    def check_firewall(self, plan: FirewallPlan, peers: frozenset[bytes]) -> bool:
+        """Repair the firewall table if somebody changed it; whether that was so."""
+        if self._firewall.intact() and self._firewall.plan == plan:
+            return False
+        self._firewall.put(plan, peers)
+        return True
+
+    def switch_checksum(self, device: str, on: bool) -> bool:
+        """``tx-checksum-ip-generic`` of a device; whether it was changed. Raises KernelError."""
+        return ethtool.set_tx_checksum(device, on=on)
+
+    def _admit(self, plan: FirewallPlan, peers: frozenset[bytes]) -> int:
+        """The firewall table in place with at least these peers; 1 when it had to be put."""
+        if self._firewall.plan == plan and self._firewall.intact():
+            self._firewall.admit(peers)
+            return 0
+        self._firewall.put(plan, peers | self._firewall.peers)
+        return 1
+
+
+def forwarding(families: tuple[Family, ...], underlay: str) -> None:
+    """Let the kernel route. Raises KernelError.
+
+    With IPv6 forwarding the kernel stops listening to routers (and drops the default route they gave) on interfaces
+    with accept_ra 1; 2 means "listen although forwarding" (Documentation/networking/ip-sysctl.rst).
+    """
+    if Family.V4 in families:
+        sysctl.put("net.ipv4.ip_forward", 1)
+    if Family.V6 in families:
+        accept_ra = f"net/ipv6/conf/{underlay}/accept_ra"
+        if sysctl.get("net.ipv6.conf.all.forwarding") != "1" and sysctl.get(accept_ra) == "1":
+            sysctl.put(accept_ra, 2)
+        sysctl.put("net.ipv6.conf.all.forwarding", 1)
+
+
+def link_names() -> dict[int, str]:
+    """Links of this namespace by index."""
+    with NetlinkSocket() as sock:
+        links = [rtlink.parse_link(msg) for msg in sock.dump(rtlink.dump_links(), "dump links")]
+    return {link.ifindex: link.name for link in links}
+
+
+def raise_for(failures: list[Failure]) -> None:
+    """Raise an ExceptionGroup of KernelErrors for what could not be done."""
+    if failures:
+        errors: list[KernelError] = [failure.error for failure in failures]
+        raise ExceptionGroup(f"{len(errors)} entries of the fabric could not be set", errors)
+
+
+def _patch(table: dict[Any, Any], delta: Delta[Any, Any]) -> None:
+    for key in delta.remove:
+        del table[key]
+    table.update(delta.change)
+    table.update(delta.add)

@@ -1,0 +1,310 @@
+"""The network component: this node's part of the pod network, kept in the kernel.
+
+Life: what it knows comes from four sides: the underlay interface (looked at again when the kernel announces a
+change), the net-conf, our own lease, everybody's leases. ``network_pass`` turns that into the kernel's state whenever
+something changed; events only mark what is to be looked at. A second task takes the lease and keeps what it publishes
+true.
+
+While etcd is away a restarted agent lives on the lease it remembers until that ends, and nothing in the kernel is
+touched before the leases were listed. When the lease has become another node's, the addresses of our pods have too:
+``run`` raises LeaseLostError and the process ends with it, as flannel's does; the next life takes another subnet.
+
+Kernel work happens on one worker thread, in the network namespace of the thread that runs the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from ipaddress import IPv4Network, IPv6Network
+from typing import NoReturn, Protocol, TypeVar
+
+from pycni.agent import memory
+from pycni.agent.drift import Concern
+from pycni.agent.fabric_sync import FabricSync
+from pycni.agent.network_pass import FindUnderlay, NetworkPass
+from pycni.agent.network_report import NetworkReport
+from pycni.agent.settings import Settings
+from pycni.agent.underlay import detect
+from pycni.agent.vtep_probe import VtepProber
+from pycni.backends.masq import TABLE
+from pycni.kernel.monitor import Event, Lost, Monitor
+from pycni.kernel.nft_watch import NftWatch
+from pycni.model.lease import LeaseAttrs
+from pycni.model.network import NetConf
+from pycni.model.podnet import PodNetwork
+from pycni.reconcile.backoff import Backoff
+from pycni.reconcile.runner import Runner, eternal
+from pycni.sources.leases import LeaseLostError
+from pycni.store import Store
+from pycni.wire.lease import HeldLease
+
+log = logging.getLogger("pycni.network")
+T = TypeVar("T")
+
+RESYNC_S = 30.0
+DRIFT_GAP_S = 0.5
+"""Least time between repairs: how busy we get against somebody who keeps undoing them."""
+FIREWALL_LOOK_S = 0.25
+"""From a change of our nftables table, often our own, to looking at it."""
+UNDERLAY_RETRY_S = 1.0
+
+
+class Source(Protocol):
+    """Where net-conf and leases come from (``sources.leases.LeaseSource``)."""
+
+    waiting: str
+    on_held: Callable[[HeldLease], None]
+
+    async def netconf(self) -> NetConf:
+        """The net-conf; waits for a valid one."""
+        ...
+
+    async def acquire(
+        self,
+        attrs: LeaseAttrs,
+        previous: tuple[IPv4Network | None, IPv6Network | None],
+        remembered: HeldLease | None,
+    ) -> HeldLease:
+        """Our lease; waits for it."""
+        ...
+
+    async def publish(self, attrs: LeaseAttrs) -> HeldLease:
+        """Change what our lease says; waits until it is written."""
+        ...
+
+    async def run(self, store: Store) -> NoReturn:
+        """Follow everything into the store and keep our lease."""
+        ...
+
+
+class NetworkComponent:
+    """One per agent. ``podnet`` and ``not_ready_reason`` may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        store: Store,
+        *,
+        report: NetworkReport | None = None,
+        find_underlay: FindUnderlay = detect,
+        resync_s: float = RESYNC_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock`` gives seconds since the epoch, by which leases end."""
+        self._settings = settings
+        self._source = source
+        self._store = store
+        self._report = report or NetworkReport()
+        self._find_underlay = find_underlay
+        self._resync_s = resync_s
+        self._clock = clock
+        self._worker = ThreadPoolExecutor(1, "network")
+        self._pass: NetworkPass | None = None
+        self._runner = Runner(
+            "network",
+            self._reconcile,
+            resync_s=resync_s,
+            backoff=Backoff(0.1, 10.0),
+            observer=self._report,
+        )
+        self._last_repair = float("-inf")
+        self._repair: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._podnet: tuple[PodNetwork, float | None] | None = None
+        self._report.not_ready = self.not_ready_reason
+        self.probes = (
+            VtepProber(settings.vtep_probe_port, self._switch_checksum) if settings.vtep_probe_port else None
+        )
+        """What is known of peers through the overlay; None when probing is off."""
+        if self.probes is not None:
+            self._report.watch(self.probes)
+
+    # --- for the CNI side, any thread -----------------------------------------------------------------------
+
+    def podnet(self) -> PodNetwork | None:
+        """How pods are attached; None while they cannot be."""
+        known = self._podnet
+        return None if known is None or self._ended(known[1]) else known[0]
+
+    def not_ready_reason(self) -> str:
+        """Why pods cannot be attached; "" when they can."""
+        known = self._podnet
+        waiting = self._source.waiting
+        if known is None:
+            trouble = self._pass.trouble if self._pass is not None else ""
+            return f"the network is not ready: {trouble or waiting or 'starting'}"
+        if self._ended(known[1]):
+            return f"this node's lease has ended and is not renewed: {waiting or 'no answer from etcd'}"
+        return ""
+
+    def _ended(self, expires: float | None) -> bool:
+        return expires is not None and expires <= self._clock()
+
+    # --- tasks ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> NoReturn:
+        """Run for ever. Raises LeaseLostError; any other end is an error of the program or of the set-up."""
+        try:
+            async with AsyncExitStack() as exits:
+                exits.callback(self._worker.shutdown)
+                await self._start(exits)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(eternal("network reconcile", self._runner.run()))
+                    tasks.create_task(eternal("leases", self._source.run(self._store)))
+                    tasks.create_task(eternal("own lease", self._keep_lease()))
+                    if self.probes is not None:
+                        tasks.create_task(eternal("overlay probe", self.probes.run()))
+        except* LeaseLostError:
+            self._podnet = None
+            memory.forget(self._settings.state_dir)
+            raise
+        raise AssertionError("unreachable: the tasks are eternal")
+
+    async def _start(self, exits: AsyncExitStack) -> None:
+        """Open what listens to the kernel, and remember an earlier life."""
+        loop = asyncio.get_running_loop()
+        sync = await self._work(FabricSync)
+        exits.push_async_callback(self._work, sync.close)
+        self._pass = NetworkPass(
+            self._settings,
+            self._store,
+            sync,
+            self._work,
+            self._report,
+            find_underlay=self._find_underlay,
+            prober=self.probes,
+            resync_s=self._resync_s,
+        )
+        self._memory = await self._work(lambda: memory.load(self._settings.state_dir))
+        if self._memory is not None:
+            held = self._memory.held
+            self._pass.last_published = held.lease.attrs
+            if not self._ended(held.expires):
+                log.info("lease %s of an earlier life is used until it is confirmed", held.lease.key)
+                self._pass.conf, self._pass.held = self._memory.conf, held
+        monitor = Monitor(self._announced)
+        exits.callback(monitor.close)
+        watch = NftWatch([TABLE])
+        exits.callback(watch.close)
+        loop.add_reader(watch, self._ruleset_changed, watch)
+        exits.callback(loop.remove_reader, watch)
+        exits.callback(self._store.subscribe(self._on_loop(self._runner.poke)))
+        exits.callback(self._cancel_timers)
+        self._source.on_held = self._took
+
+    async def _keep_lease(self) -> NoReturn:
+        """Take our lease, then have it say what the plan wants peers to know."""
+        known = self._known()
+        known.conf = await self._source.netconf()
+        self._runner.poke()
+        attrs = await self._next_attrs(None)
+        previous = await self._work(lambda: memory.load_previous(self._settings.subnet_file))
+        remembered = self._memory.held if self._memory is not None else None
+        self._took(await self._source.acquire(attrs, previous, remembered))
+        while True:
+            attrs = await self._next_attrs(attrs)
+            log.info("lease: publishing %s", attrs)
+            self._took(await self._source.publish(attrs))
+
+    async def _next_attrs(self, published: LeaseAttrs | None) -> LeaseAttrs:
+        """What is to be published, once it differs from what was, by the newest net-conf."""
+        known = self._known()
+        while True:
+            if known.settled and known.plan is not None and known.plan.attrs != published:
+                return known.plan.attrs
+            known.planned.clear()
+            await known.planned.wait()
+
+    async def _reconcile(self) -> None:
+        """One pass."""
+        known = self._known()
+        try:
+            await known()
+        finally:
+            held = known.held
+            self._podnet = None if known.pods is None or held is None else (known.pods, held.expires)
+        if known.stale & Concern.UNDERLAY and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(UNDERLAY_RETRY_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._retry = None
+        self._runner.poke()
+
+    def _known(self) -> NetworkPass:
+        assert self._pass is not None, "before run"
+        return self._pass
+
+    def _work(self, job: Callable[[], T]) -> Awaitable[T]:
+        """Run a blocking call on the worker."""
+        return asyncio.get_running_loop().run_in_executor(self._worker, job)
+
+    async def _switch_checksum(self, device: str, on: bool) -> bool:
+        known = self._known()
+        return await self._work(lambda: known.switch_checksum(device, on=on))
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def _took(self, held: HeldLease) -> None:
+        """The source has our lease: new, renewed, changed or found right."""
+        known = self._known()
+        if known.held != held or not known.acquired:
+            known.held, known.acquired = held, True
+            known.last_published = held.lease.attrs
+            self._runner.poke()
+
+    def _announced(self, events: list[Event | Lost]) -> None:
+        """The kernel announced changes, our own among them."""
+        known = self._known()
+        concern = known.watchman.judge(events)
+        if concern:
+            known.stale |= concern
+            self._repair_soon()
+
+    def _repair_soon(self) -> None:
+        """Poke now, or when the gap after the last repair is over."""
+        loop = asyncio.get_running_loop()
+        wait_s = self._last_repair + DRIFT_GAP_S - loop.time()
+        if wait_s <= 0:
+            self._last_repair = loop.time()
+            self._runner.poke()
+        elif self._repair is None:
+            self._repair = loop.call_later(wait_s, self._repair_now)
+
+    def _repair_now(self) -> None:
+        self._repair = None
+        self._repair_soon()
+
+    def _ruleset_changed(self, watch: NftWatch) -> None:
+        """Somebody, maybe we, changed our table: look at it a little later."""
+        if watch.drain() and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(FIREWALL_LOOK_S, self._look_at_firewall)
+
+    def _look_at_firewall(self) -> None:
+        self._look = None
+        self._known().stale |= Concern.FIREWALL
+        self._runner.poke()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._repair, self._look, self._retry):
+            if timer is not None:
+                timer.cancel()
+
+    def _on_loop(self, call: Callable[[], None]) -> Callable[[], None]:
+        """The call, moved to the loop's thread when it comes from another one."""
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
+
+        def moved() -> None:
+            if threading.get_ident() == thread:
+                call()
+            else:
+                loop.call_soon_threadsafe(call)
+
+        return moved

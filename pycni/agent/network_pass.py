@@ -1,0 +1,309 @@
+"""One pass of the network component: from what is known to what the kernel holds.
+
+Life of a pass: look at the underlay when it may have changed; derive the plan when an input did; make the node ready
+for pods; compile the leases; carry the difference into the kernel. What the pass finds wrong with its inputs is
+``trouble``: the plan stays as it is and health is red. What the kernel refuses fails the pass, which is repeated.
+
+All state changes happen on the event loop; blocking work is handed to ``work`` (one thread).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from pycni.agent import memory
+from pycni.agent.drift import Concern, Watchman
+from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
+from pycni.agent.identity import choose_macs, machine_id
+from pycni.agent.memory import Memory
+from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
+from pycni.agent.network_report import NetworkReport
+from pycni.agent.settings import Settings
+from pycni.agent.vtep_probe import Vtep, VtepProber
+from pycni.backends.compiler import FabricCompiler, Touched
+from pycni.backends.vxlan import device_name
+from pycni.errors import ConfigError, KernelError
+from pycni.model.family import Address, Family
+from pycni.model.lease import Lease, LeaseAttrs
+from pycni.model.network import NetConf
+from pycni.model.node import Underlay
+from pycni.model.podnet import PodNetwork
+from pycni.store import Snapshot, Store
+from pycni.view.fabric import PeerKey
+from pycni.wire.lease import HeldLease
+
+log = logging.getLogger("pycni.network")
+T = TypeVar("T")
+
+FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]
+
+
+class Work(Protocol):
+    """Runs a blocking call on the worker thread."""
+
+    def __call__(self, job: Callable[[], T]) -> Awaitable[T]:
+        """Its result, or what it raises."""
+        ...
+
+
+class NetworkPass:
+    """The reconcile pass with what it remembers. Called by one runner, on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        sync: FabricSync,
+        work: Work,
+        report: NetworkReport,
+        *,
+        find_underlay: FindUnderlay,
+        prober: VtepProber | None,
+        resync_s: float,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._sync = sync
+        self._work = work
+        self._report = report
+        self._find_underlay = find_underlay
+        self._prober = prober
+        self._resync_s = resync_s
+        self._options = NodeOptions(
+            name=settings.node_name,
+            public_ip=settings.public_ip,
+            public_ipv6=settings.public_ipv6,
+            ip_masq=settings.ip_masq,
+            ip_masq_exclude=settings.ip_masq_exclude,
+            ip_masq_fully_random=not settings.ip_masq_fully_random_disable,
+        )
+        self.watchman = Watchman()
+        self.stale = Concern.EVERYTHING
+        """What the next pass has to look at."""
+        self.conf: NetConf | None = None
+        """The net-conf in use when the store has none yet."""
+        self.held: HeldLease | None = None
+        self.acquired = False
+        """Whether ``held`` was confirmed by the source in this life."""
+        self.last_published: LeaseAttrs | None = None
+        """What peers were told last, also by an earlier life."""
+        self.plan: Plan | None = None
+        self.pods: PodNetwork | None = None
+        """Set once this node is ready for pods."""
+        self.planned = asyncio.Event()
+        """Set whenever a plan was made."""
+        self.trouble = ""
+        self._underlay: Underlay | None = None
+        self._seen_for: tuple[Family, ...] | None = None
+        self._underlay_trouble = self._plan_trouble = ""
+        self._inputs: object = None
+        self._prepared: object = None
+        self._compiler: FabricCompiler | None = None
+        self._targets: dict[PeerKey, Address] = {}
+        self._last_full = float("-inf")
+
+    @property
+    def newest_conf(self) -> NetConf | None:
+        """The net-conf to go by: the store's, else the one we were told or remember."""
+        found: NetConf | None = self._store.snapshot().of("netconf").get("config", self.conf)
+        return found
+
+    @property
+    def settled(self) -> bool:
+        """Whether the plan follows from the newest net-conf."""
+        return self.plan is not None and self.plan.conf == self.newest_conf
+
+    async def __call__(self) -> None:
+        """Run one pass. Raises KernelError, OSError or a group of KernelErrors; the next one looks at everything."""
+        stale, self.stale = self.stale, Concern.NOTHING
+        try:
+            await self._run(stale)
+        except BaseException:
+            self.stale |= stale | Concern.FABRIC
+            raise
+
+    async def _run(self, stale: Concern) -> None:
+        now = asyncio.get_running_loop().time()
+        routine = now - self._last_full >= self._resync_s
+        if routine:
+            stale |= Concern.EVERYTHING
+        snapshot = self._store.snapshot()
+        conf = self.newest_conf
+        await self._look_at_underlay(conf, stale)
+        await self._make_plan(conf)
+        self.trouble = self._underlay_trouble or self._plan_trouble
+        self._report.trouble(self.trouble)
+        plan = self.plan
+        if plan is None or plan.site is None or self.held is None:
+            self.pods = None
+            return
+        await self._prepare(plan, self.held, routine)
+        if "lease" not in snapshot.listed:
+            return
+        reason = self.watchman.last if stale & Concern.FABRIC and not routine else ""
+        outcome = await self._synchronise(plan, snapshot, stale)
+        if outcome is not None and outcome.changed and reason:
+            self._report.repaired(outcome.changed, reason)
+        self.watchman.last = ""
+        self._report.synchronised()
+
+    def switch_checksum(self, device: str, *, on: bool) -> bool:
+        """Switch a device's checksum offload (blocking); whether that changed it. Raises KernelError."""
+        return self._sync.switch_checksum(device, on)
+
+    # --- inputs ---------------------------------------------------------------------------------------------
+
+    async def _look_at_underlay(self, conf: NetConf | None, stale: Concern) -> None:
+        """Find the external interface, when it may be another one or have changed."""
+        families = conf.families if conf is not None else ()
+        if self._underlay is not None and families == self._seen_for and not stale & Concern.UNDERLAY:
+            return
+        try:
+            found = await self._work(lambda: self._find_underlay(self._settings, families))
+        except (ConfigError, KernelError) as error:
+            self._underlay_trouble = str(error)
+            self.stale |= Concern.UNDERLAY
+            return
+        self._underlay_trouble = ""
+        self._seen_for = families
+        if found != self._underlay:
+            log.info(
+                "underlay %s: mtu %d, %s", found.name, found.mtu, ", ".join(str(own) for own in found.on_link)
+            )
+        self._underlay = found
+
+    async def _make_plan(self, conf: NetConf | None) -> None:
+        """Derive the plan again when an input changed; a wrong input leaves the plan as it is."""
+        underlay = self._underlay
+        if conf is None or underlay is None:
+            return
+        lease = self.held.lease if self.held is not None else None
+        subnets = (lease.subnet, lease.subnet6) if lease is not None else None
+        if (conf, underlay, subnets, self.acquired) == self._inputs:
+            return
+        macs = await self._choose_macs(conf)
+        try:
+            if lease is not None and self.acquired:
+                need_fit(conf, lease)
+            plan = make_plan(self._options, underlay, conf, macs, lease)
+        except ConfigError as error:
+            self._plan_trouble = str(error)
+        else:
+            self._plan_trouble = ""
+            if plan != self.plan:
+                self.plan = plan
+                self._compiler = None
+                self._report.replanned()
+        self._inputs = (conf, underlay, subnets, self.acquired)
+        self.planned.set()
+
+    async def _choose_macs(self, conf: NetConf) -> Mapping[str, bytes]:
+        """MACs for the devices this net-conf asks for: chosen once, kept while the process lives."""
+        vni = conf.backend.vni
+        names = {device_name(family, vni) for family in conf.families}
+        known: dict[str, bytes] = dict(self.plan.node.macs) if self.plan is not None else {}
+        if conf.backend.type == "vxlan" and not names <= known.keys():
+            links = await self._work(lambda: self._sync.devices(names))
+            machine = await self._work(machine_id)
+            chosen = choose_macs(
+                self._settings.node_name,
+                machine,
+                vni,
+                conf.families,
+                links=links,
+                published=self.last_published,
+            )
+            known = {**chosen, **known}
+        return known
+
+    # --- effects --------------------------------------------------------------------------------------------
+
+    async def _prepare(self, plan: Plan, held: HeldLease, routine: bool) -> None:
+        """Make this node ready for pods, and remember the lease."""
+        if self._prepared == (plan, held) and not routine:
+            return
+        assert plan.pods is not None
+        pods, settings = plan.pods, self._settings
+        families, underlay = plan.conf.families, plan.node.underlay.name
+
+        def job() -> None:
+            self._sync.prepare(families, underlay, plan.firewall)
+            if self.acquired:
+                memory.save(settings.state_dir, Memory(held, plan.conf))
+            memory.save_subnet_env(settings.subnet_file, pods)
+
+        await self._work(job)
+        if pods != self.pods:
+            log.info(
+                "pods of this node: %s, mtu %d", " and ".join(str(net) for net in pods.subnets), pods.mtu
+            )
+        self._prepared = (plan, held)
+        self.pods = pods
+
+    async def _synchronise(self, plan: Plan, snapshot: Snapshot, stale: Concern) -> Outcome | None:
+        """Compile the leases and make the kernel equal; None when there was nothing to do."""
+        compiler = self._compiler
+        if compiler is None:
+            assert plan.site is not None
+            compiler = FabricCompiler(plan.backend, plan.site)
+            self._targets.clear()
+            stale |= Concern.FABRIC
+        leases: Mapping[str, Lease] = snapshot.of("lease")
+        touched = compiler.update(leases)
+        self._compiler = compiler
+        desired = compiler.state
+        self._note(plan, compiler, touched, leases)
+        self.watchman.expect(desired, plan.node.underlay)
+        if stale & Concern.FABRIC or not self._sync.known:
+            started = asyncio.get_running_loop().time()
+            outcome = await self._work(lambda: self._sync.full(desired, plan.firewall))
+            self._last_full = started
+            log.debug("fabric read: %d entries differed", outcome.changed)
+        elif not touched.empty:
+            outcome = await self._work(lambda: self._sync.part(desired, touched, compiler.remotes))
+        elif stale & Concern.FIREWALL:
+            if await self._work(lambda: self._sync.check_firewall(plan.firewall, desired.vtep_peers)):
+                self._report.repaired(1, "the nftables table was changed")
+            return None
+        else:
+            return None
+        if outcome.names is not None:
+            self.watchman.expect(desired, plan.node.underlay, outcome.names)
+        if outcome.links_changed and self._prober is not None:
+            await self._prober.reassert()
+        raise_for(outcome.failures)
+        return outcome
+
+    def _note(
+        self, plan: Plan, compiler: FabricCompiler, touched: Touched, leases: Mapping[str, Lease]
+    ) -> None:
+        """Tell report and prober about peers that came, went or changed."""
+        if not touched.peers:
+            return
+        self._report.judged(touched.peers, compiler.refusals, len(compiler.peers))
+        if self._prober is None:
+            return
+        for key in touched.peers:
+            entries = compiler.peers.get(key)
+            subnet = leases[key[0]].of(key[1]) if key[0] in leases else None
+            if entries is None or not entries.fdb or subnet is None:
+                self._targets.pop(key, None)
+            else:
+                self._targets[key] = subnet.network_address
+        self._prober.update(own_vteps(plan), self._targets)
+
+
+def own_vteps(plan: Plan) -> dict[Family, Vtep]:
+    """Our end of the overlay per family; none without VXLAN devices."""
+    if plan.site is None:
+        return {}
+    links = plan.backend.links(plan.site)
+    found: dict[Family, Vtep] = {}
+    for family in plan.conf.families:
+        name, subnet = device_name(family, plan.conf.backend.vni), plan.site.own.of(family)
+        if name in links and subnet is not None:
+            found[family] = Vtep(name, subnet.network_address)
+    return found

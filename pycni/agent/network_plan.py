@@ -1,0 +1,141 @@
+"""What this node has to be in its network, from settings, underlay, net-conf and lease. Pure.
+
+Life: the network component hands in what it knows; ``make_plan`` gives what is to be published, and, once a lease
+that fits is held, how pods are to be attached and what the firewall table holds. It raises ConfigError when the
+parts do not go together; the component then stays with the plan it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
+
+from pycni.agent.firewall import FirewallPlan
+from pycni.backends.base import Backend, Site, pod_mtu
+from pycni.backends.masq import Masquerade, VxlanGuard
+from pycni.backends.table import backend
+from pycni.errors import ConfigError
+from pycni.model.family import Family, Network
+from pycni.model.lease import Lease, LeaseAttrs
+from pycni.model.network import NetConf
+from pycni.model.node import Node, Underlay
+from pycni.model.podnet import PodNetwork
+
+
+class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that count here."""
+
+    name: str
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    ip_masq: bool = False
+    ip_masq_exclude: tuple[Network, ...] = ()
+    ip_masq_fully_random: bool = True
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that follows from one set of inputs."""
+
+    backend: Backend
+    node: Node
+    conf: NetConf
+    attrs: LeaseAttrs
+    """What our lease has to say."""
+    site: Site | None
+    """None while no fitting lease is held."""
+    pods: PodNetwork | None
+    firewall: FirewallPlan
+
+
+def make_plan(
+    options: NodeOptions, underlay: Underlay, conf: NetConf, macs: Mapping[str, bytes], lease: Lease | None
+) -> Plan:
+    """The plan. Raises ConfigError naming what does not go together."""
+    how = backend(conf.backend.type)
+    node = Node(
+        name=options.name,
+        underlay=underlay,
+        public_ip=options.public_ip or (underlay.address.ip if underlay.address is not None else None),
+        public_ipv6=options.public_ipv6 or (underlay.address6.ip if underlay.address6 is not None else None),
+        macs=macs,
+    )
+    attrs = how.published(node, conf)
+    mtu = pod_mtu(how, node, conf)
+    if lease is None or misfit(conf, lease):
+        return Plan(
+            backend=how, node=node, conf=conf, attrs=attrs, site=None, pods=None, firewall=FirewallPlan()
+        )
+    own = msgspec.structs.replace(lease, attrs=attrs)
+    site = Site(node=node, conf=conf, own=own)
+    how.links(site)
+    pods = PodNetwork(
+        subnets=tuple(_nets(own, family) for family in conf.families),
+        networks=tuple(_cluster(conf, family) for family in conf.families),
+        mtu=mtu,
+        ip_masq=options.ip_masq,
+    )
+    firewall = FirewallPlan(
+        masquerade=_masquerade(options, conf, own) if options.ip_masq else (),
+        guard=_guard(conf) if how.links(site) else None,
+    )
+    return Plan(backend=how, node=node, conf=conf, attrs=attrs, site=site, pods=pods, firewall=firewall)
+
+
+def misfit(conf: NetConf, lease: Lease) -> str:
+    """Why a lease cannot be used in this network; "" when it can."""
+    for family in Family:
+        cluster, own = conf.of(family), lease.of(family)
+        if (cluster is None) != (own is None):
+            has = (
+                f"has the {family.label} subnet {own}" if own is not None else f"has no {family.label} subnet"
+            )
+            return f"lease {lease.key} {has}, the network's is {cluster}"
+        if cluster is None or own is None:
+            continue
+        cut = cluster.max_prefixlen - cluster.prefixlen
+        inside = int(own.network_address) >> cut == int(cluster.network_address) >> cut
+        if not inside or own.prefixlen < cluster.prefixlen:
+            return f"lease {lease.key}: {own} is not inside the cluster network {cluster}"
+    return ""
+
+
+def need_fit(conf: NetConf, lease: Lease) -> None:
+    """Raise ConfigError for a net-conf under which a lease that is in use cannot stay."""
+    reason = misfit(conf, lease)
+    if reason:
+        raise ConfigError(
+            "net-conf",
+            "Network",
+            ", ".join(str(conf.of(family)) for family in conf.families),
+            f"{reason}; drain this node and restart pycnid to move it there",
+        )
+
+
+def _nets(lease: Lease, family: Family) -> Network:
+    net = lease.of(family)
+    assert net is not None, f"lease {lease.key} fits, so it has an {family.label} subnet"
+    return net
+
+
+def _cluster(conf: NetConf, family: Family) -> Network:
+    net = conf.of(family)
+    assert net is not None, f"{family.label} is on"
+    return net
+
+
+def _masquerade(options: NodeOptions, conf: NetConf, own: Lease) -> tuple[Masquerade, ...]:
+    return tuple(
+        Masquerade(
+            cluster=_cluster(conf, family),
+            own=_nets(own, family),
+            exclude=options.ip_masq_exclude,
+            fully_random=options.ip_masq_fully_random,
+        )
+        for family in conf.families
+    )
+
+
+def _guard(conf: NetConf) -> VxlanGuard:
+    return VxlanGuard(vni=conf.backend.vni, port=conf.backend.port, families=conf.families)

@@ -1,0 +1,121 @@
+"""How the network component is doing: into health, metrics and the log.
+
+Life: the component tells what it finds (trouble, refusals, repairs), the runner how passes end; everything is said
+once, when it becomes so, and again only after it was over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from pycni.agent.health import Health
+from pycni.agent.metrics import Registry
+from pycni.agent.vtep_probe import VtepProber
+from pycni.backends.base import Refusal
+from pycni.reconcile.runner import describe
+from pycni.view.fabric import PeerKey
+
+log = logging.getLogger("pycni.network")
+
+PART, FABRIC = "network", "fabric"
+
+
+class NetworkReport:
+    """Health parts "network" (lease, underlay, passes) and "fabric" (peers), metrics ``pycni_fabric_*``."""
+
+    def __init__(
+        self, health: Health | None = None, metrics: Registry | None = None, *, valid_s: float = 150.0
+    ) -> None:
+        """``valid_s``: after how long without a successful pass the network is not well any more."""
+        self._health = health or Health()
+        metrics = metrics or Registry()
+        self._valid_s = valid_s
+        self._trouble = ""
+        self.not_ready: Callable[[], str] = lambda: ""
+        """Why pods cannot be attached; asked after every pass."""
+        self._refusals: dict[PeerKey, Refusal] = {}
+        self._peers = 0
+        self._probes: VtepProber | None = None
+        self._passes = metrics.histogram("pycni_fabric_pass_seconds", "Duration of successful passes.")
+        self._failures = metrics.counter("pycni_fabric_pass_failures_total", "Passes that failed.")
+        self._repairs = metrics.counter(
+            "pycni_fabric_repairs_total", "Entries found changed by somebody else and set right."
+        )
+        metrics.callback("pycni_fabric_peers", "Peers with entries, per family.", lambda: float(self._peers))
+        metrics.callback(
+            "pycni_fabric_refused", "Leases without entries.", lambda: float(len(self._refusals))
+        )
+        metrics.callback(
+            "pycni_overlay_peers", "Peers by what the overlay probe found.", self._probed, ["state"]
+        )
+        metrics.callback(
+            "pycni_checksum_faults_total",
+            "Checksum offloads proven wrong and switched off.",
+            lambda: float(self._probes.faults if self._probes is not None else 0),
+            kind="counter",
+        )
+        self._health.expect(PART)
+        self._health.expect(FABRIC, "the leases were not listed yet")
+
+    def watch(self, probes: VtepProber) -> None:
+        """Have the probe's findings in the metrics."""
+        self._probes = probes
+
+    def trouble(self, reason: str) -> None:
+        """What keeps the network from being right though passes run; "" when nothing does."""
+        if reason and reason != self._trouble:
+            log.error("network: %s", reason)
+        elif self._trouble and not reason:
+            log.info("network: all well again")
+        self._trouble = reason
+
+    def judged(self, keys: Iterable[PeerKey], refusals: Mapping[PeerKey, Refusal], peers: int) -> None:
+        """Peers whose verdict may have changed."""
+        self._peers = peers
+        for key in sorted(keys):
+            refusal, before = refusals.get(key), self._refusals.get(key)
+            if refusal == before:
+                continue
+            name, family = key
+            if refusal is None:
+                del self._refusals[key]
+                log.info("peer %s (%s): no longer skipped", name, family.label)
+            else:
+                self._refusals[key] = refusal
+                level = logging.ERROR if refusal.fault else logging.WARNING
+                log.log(level, "peer %s (%s) is skipped: %s", name, family.label, refusal.reason)
+
+    def replanned(self) -> None:
+        """Refusals of an earlier plan do not count any more."""
+        self._refusals.clear()
+
+    def synchronised(self) -> None:
+        """The kernel is as it should be."""
+        faults = [
+            f"peer {name}: {refusal.reason}" for (name, _), refusal in self._refusals.items() if refusal.fault
+        ]
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        self._health.set(FABRIC, not faults, "; ".join(sorted(faults)[:3]) + more)
+
+    def repaired(self, entries: int, why: str) -> None:
+        """Somebody else had changed entries of ours."""
+        self._repairs.inc(entries)
+        log.warning("%d entries of the fabric were not ours any more and are set right (%s)", entries, why)
+
+    def passed(self, _component: str, seconds: float) -> None:
+        """Runner: a pass succeeded."""
+        self._passes.observe(seconds)
+        reason = self._trouble or self.not_ready()
+        self._health.set(PART, not reason, reason, valid_for=self._valid_s)
+
+    def failed(self, _component: str, error: Exception, _failures: int) -> None:
+        """Runner: a pass failed."""
+        self._failures.inc()
+        self._health.set(PART, ok=False, reason=describe(error))
+
+    def _probed(self) -> list[tuple[tuple[str, ...], float]]:
+        counts = {"reachable": 0, "unreachable": 0, "silent": 0}
+        for probe in list(self._probes.peers.values()) if self._probes is not None else ():
+            counts[{True: "reachable", False: "unreachable", None: "silent"}[probe.reachable]] += 1
+        return [((state,), float(count)) for state, count in counts.items()]
