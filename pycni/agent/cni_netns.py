@@ -17,46 +17,54 @@ NS_GET_NSTYPE = 0xB703
 CLONE_NEWNET = 0x40000000
 
 
-def is_namespace(fd: int) -> bool:
-    """Whether a descriptor is a network namespace."""
+class Namespaces:
+    """What the kernel says about a descriptor."""
+
+    def is_namespace(self, fd: int) -> bool:
+        """Whether it is a network namespace."""
+        try:
+            return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+        except OSError:
+            return False
+
+    def is_node(self, fd: int) -> bool:
+        """Whether it is the node's own."""
+        found, own = os.fstat(fd), os.stat("/proc/self/ns/net")
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+    def has_interface(self, fd: int, name: str) -> bool:
+        """Whether an interface of that name is in it."""
+        return netns.run_in(fd, lambda: _has_interface(name))
+
+    def inode(self, fd: int) -> int:
+        """Its number, unique while it lives."""
+        return netns.inode(fd)
+
+
+def _has_interface(name: str) -> bool:
     try:
-        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+        return socket.if_nametoindex(name) > 0
     except OSError:
         return False
 
 
-def required(request: Request, fd: int | None) -> int:
+def required(namespaces: Namespaces, request: Request, fd: int | None) -> int:
     """The namespace of ADD and CHECK. CniError 3 when it is gone, 4 when CNI_NETNS is something else."""
     if fd is None:
         msg = f"CNI_NETNS={show(request.netns)} cannot be opened"
         raise CniError(CniError.UNKNOWN_CONTAINER, msg, "the container's network namespace is gone")
-    if not is_namespace(fd):
+    if not namespaces.is_namespace(fd):
         msg = f"CNI_NETNS={show(request.netns)} is not a network namespace"
         raise CniError(CniError.BAD_ENVIRONMENT, msg)
     return fd
 
 
-def is_own(fd: int, environment: Mapping[str, str]) -> bool:
-    """Whether it is the node's own namespace, where no pod can be (unless CNI_NETNS_OVERRIDE says so)."""
-    if environment.get("CNI_NETNS_OVERRIDE", "").lower() in {"1", "true"}:
-        return False
-    found, own = os.fstat(fd), os.stat("/proc/self/ns/net")
-    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+def overridden(environment: Mapping[str, str]) -> bool:
+    """Whether the caller insists on its own namespace (CNI_NETNS_OVERRIDE of the reference skeleton)."""
+    return environment.get("CNI_NETNS_OVERRIDE", "").lower() in {"1", "true"}
 
 
 def own_namespace_error(request: Request) -> CniError:
-    """The error for it."""
+    """The error for a namespace that is the node's."""
     msg = f"CNI_NETNS={show(request.netns)} is the plugin's own network namespace"
     return CniError(CniError.OWN_NETNS, msg, "a pod needs a namespace of its own")
-
-
-def has_interface(fd: int, name: str) -> bool:
-    """Whether an interface of that name is in the namespace."""
-
-    def look() -> bool:
-        try:
-            return socket.if_nametoindex(name) > 0
-        except OSError:
-            return False
-
-    return netns.run_in(fd, look)

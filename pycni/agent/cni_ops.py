@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -20,16 +19,17 @@ import msgspec
 
 from pycni.agent import cni_netns
 from pycni.agent.cni_addresses import AddressSource
+from pycni.agent.cni_check import expected_addresses, missing_interface
 from pycni.agent.cni_locks import OwnerLocks
 from pycni.agent.cni_ports import EndpointGate, Endpoints, IpamFactory, PodDriver
-from pycni.agent.cni_removal import Remover, as_cni_error, combined, removal_request
+from pycni.agent.cni_records import compiled, new_endpoint, recorded_plan, removal_request
+from pycni.agent.cni_removal import Remover, as_cni_error, combined
 from pycni.agent.delegate import Delegates
-from pycni.attach.plan import AttachPlan, compile_attachment
+from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks, result
-from pycni.errors import CniError, ConfigError, KernelError, PycniError
-from pycni.ipam.allocate import Allocation
+from pycni.errors import CniError, KernelError, PycniError
 from pycni.ipam.collect import invalid
-from pycni.model.cni import Dns, PluginConf, Request, RouteConf
+from pycni.model.cni import Dns, PluginConf, Request
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.model.podnet import PodNetwork
 from pycni.wire.cni import answer_version, at_least, encode_error, encode_versions, parse_request
@@ -58,6 +58,7 @@ class CniOps:
         boot_id: str,
         gates: Sequence[EndpointGate] = (),
         delegates: Delegates | None = None,
+        namespaces: cni_netns.Namespaces | None = None,
         on_error: Callable[[str, int], None] = lambda _operation, _code: None,
     ) -> None:
         """``boot_id``: of the running kernel; ``on_error`` is told of every error: operation and CNI code."""
@@ -69,6 +70,7 @@ class CniOps:
         self._boot_id = boot_id
         self._gates = tuple(gates)
         self._delegates = delegates or Delegates()
+        self._namespaces = namespaces or cni_netns.Namespaces()
         self._on_error = on_error
         self._locks = OwnerLocks()
         self._remover = Remover(
@@ -141,13 +143,31 @@ class CniOps:
             except CniError as err:
                 log.error("CNI: %s stays until the collector gets it: %s", endpoint.owner, err)  # noqa: TRY400
 
+    def adopt(self) -> list[str]:
+        """Take over the attachments on record and repair what they share (bridges, nft rows); says what it repaired.
+
+        Call it once the pod network is known and from time to time. Raises PycniError.
+        """
+        podnet = self._podnet()
+        plans: list[AttachPlan] = []
+        for endpoint in self._endpoints.all():
+            if endpoint.state != "ready":
+                continue
+            try:
+                plans.append(recorded_plan(endpoint, podnet))
+            except CniError as err:
+                log.warning(
+                    "CNI: the record of %s gives no plan, it is left as it is: %s", endpoint.owner, err
+                )
+        return self._pods.resync(plans)
+
     # ADD
 
     def _add(self, request: Request, netns_fd: int | None) -> bytes:
         began = time.perf_counter()
         conf = parse_conf(request)
-        fd = cni_netns.required(request, netns_fd)
-        if cni_netns.is_own(fd, request.environment):
+        fd = cni_netns.required(self._namespaces, request, netns_fd)
+        if self._is_own(request, fd):
             raise cni_netns.own_namespace_error(request)
         if conf.layer2_only and not at_least(conf.cni_version, "0.3.0"):
             msg = f"cniVersion={conf.cni_version} cannot express an attachment without an address"
@@ -174,7 +194,7 @@ class CniOps:
         """Refuse when the interface is there; wait for removals, clear away what a broken ADD of the same left."""
         if not self._pending.wait(owner):
             raise CniError(CniError.TRY_AGAIN_LATER, f"{owner}: the last attachment is still being removed")
-        while cni_netns.has_interface(fd, owner.ifname):
+        while self._namespaces.has_interface(fd, owner.ifname):
             if not self._pending.wait_any(1.0):
                 msg = f"CNI_IFNAME={owner.ifname} exists already in CNI_NETNS={request.netns}"
                 raise CniError(ALREADY_ATTACHED, msg, "DEL has to come before another ADD")
@@ -192,8 +212,14 @@ class CniOps:
         try:
             if conf.dns == Dns() and given.dns != Dns():
                 conf = msgspec.structs.replace(conf, dns=given.dns)
-            plan = _compile(conf, podnet, given.allocations, owner, given.routes)
-            endpoint = self._endpoint(owner, conf, request, fd, plan)
+            plan = compiled(conf, podnet, given.allocations, owner, given.routes)
+            endpoint = msgspec.structs.replace(
+                new_endpoint(plan, conf, request, given),
+                netns_inode=self._namespaces.inode(fd),
+                boot_id=self._boot_id,
+                data_dir="" if conf.ipam.type or conf.layer2_only else self._directory(conf),
+                created=time.time(),
+            )
             self._endpoints.put(endpoint)
             links = self._pods.attach(plan, fd)
             endpoint = msgspec.structs.replace(endpoint, mac=links.pod_mac.hex(":"))
@@ -216,30 +242,6 @@ class CniOps:
         except CniError as err:
             log.error("CNI ADD %s could not be taken back whole: %s", owner, err)  # noqa: TRY400
 
-    def _endpoint(
-        self, owner: Owner, conf: PluginConf, request: Request, fd: int, plan: AttachPlan
-    ) -> Endpoint:
-        kept = request.stdin
-        if conf.prev_result_raw is not None:
-            kept = msgspec.json.encode({key: value for key, value in conf.raw.items() if key != "prevResult"})
-        return Endpoint(
-            network=owner.network,
-            container_id=owner.container_id,
-            ifname=owner.ifname,
-            netns=request.netns,
-            netns_inode=os.fstat(fd).st_ino,
-            boot_id=self._boot_id,
-            host_ifname=plan.host,
-            mac=plan.mac.hex(":"),
-            addresses=tuple(address for address, _ in plan.reported_ips),
-            pod_namespace=request.args.get("K8S_POD_NAMESPACE", ""),
-            pod_name=request.args.get("K8S_POD_NAME", ""),
-            pod_uid=request.args.get("K8S_POD_UID", ""),
-            data_dir="" if conf.ipam.type or conf.layer2_only else self._directory(conf),
-            created=time.time(),
-            conf=kept,
-        )
-
     def _directory(self, conf: PluginConf) -> str:
         return self._ipam(conf.ipam.data_dir, conf.name).data_dir
 
@@ -249,8 +251,8 @@ class CniOps:
         began = time.perf_counter()
         conf = parse_conf_for_removal(request)
         owner = Owner(conf.name, request.container_id, request.ifname)
-        fd = netns_fd if netns_fd is not None and cni_netns.is_namespace(netns_fd) else None
-        own = fd is not None and cni_netns.is_own(fd, request.environment)
+        fd = netns_fd if netns_fd is not None and self._namespaces.is_namespace(netns_fd) else None
+        own = fd is not None and self._is_own(request, fd)
         with self._locks.hold(owner):
             usable = None if own or not self._is_ours(owner, conf) else fd
             self._remover.remove(owner, conf, request, usable)
@@ -258,6 +260,9 @@ class CniOps:
         log.info("CNI DEL %s %s: done after %.1f ms", request.container_id, request.ifname, took)
         if own:
             raise cni_netns.own_namespace_error(request)
+
+    def _is_own(self, request: Request, fd: int) -> bool:
+        return not cni_netns.overridden(request.environment) and self._namespaces.is_node(fd)
 
     def _is_ours(self, owner: Owner, conf: PluginConf) -> bool:
         """Whether anything says that the interface in the container belongs to this network.
@@ -268,7 +273,13 @@ class CniOps:
             return True
         if conf.prev_result is not None:
             return any(item.sandbox and item.name == owner.ifname for item in conf.prev_result.interfaces)
-        return bool(conf.ipam.type) or bool(self._ipam(conf.ipam.data_dir, conf.name).addresses(owner))
+        if conf.ipam.type:
+            return True
+        try:
+            return bool(self._ipam(conf.ipam.data_dir, conf.name).addresses(owner))
+        except PycniError as exc:  # the release will say it again; until then nothing speaks for it
+            log.debug("CNI DEL %s: %s", owner, exc)
+            return False
 
     # CHECK, GC, STATUS
 
@@ -276,7 +287,7 @@ class CniOps:
         conf = parse_conf(request)
         if conf.prev_result is None:
             raise CniError(CniError.INVALID_NETWORK_CONFIG, "missing prevResult", "CHECK compares with it")
-        fd = cni_netns.required(request, netns_fd)
+        fd = cni_netns.required(self._namespaces, request, netns_fd)
         owner = Owner(conf.name, request.container_id, request.ifname)
         with self._locks.hold(owner):
             podnet = self._ready_podnet(conf, CniError.TRY_AGAIN_LATER)
@@ -284,10 +295,10 @@ class CniOps:
             endpoint = self._endpoints.get(owner)
             if endpoint is not None and endpoint.state != "ready":
                 faults.append(f"the attachment is {endpoint.state}")
-            faults += _missing_interface(conf, request)
-            expected = _expected(conf, request, endpoint, faults)
+            faults += missing_interface(conf, request)
+            expected = expected_addresses(conf, request, endpoint, faults)
             routes = conf.prev_result.routes if conf.ipam.type else None
-            plan = _compile(conf, podnet, expected, owner, routes).with_result(conf.prev_result)
+            plan = compiled(conf, podnet, expected, owner, routes).with_result(conf.prev_result)
             faults += self._pods.check(plan, fd)
         if faults:
             raise CniError(CHECK_FAILED, f"CHECK found {len(faults)} differences", "; ".join(faults))
@@ -345,47 +356,5 @@ class CniOps:
         self._addresses.status(conf, request, podnet, freeing=self._pending.of(conf.name))
 
 
-def _compile(
-    conf: PluginConf,
-    podnet: PodNetwork | None,
-    addresses: Sequence[Allocation],
-    owner: Owner,
-    routes: Sequence[RouteConf] | None,
-) -> AttachPlan:
-    try:
-        return compile_attachment(conf, podnet, addresses, owner, routes)
-    except ConfigError as exc:
-        raise CniError(CniError.INVALID_NETWORK_CONFIG, str(exc)) from exc
-
-
 def _encoded(plan: AttachPlan, links: AttachedLinks, conf: PluginConf, request: Request) -> bytes:
     return encode_result(result(plan, links, conf, request.netns), conf.cni_version)
-
-
-def _missing_interface(conf: PluginConf, request: Request) -> list[str]:
-    """CHECK: prevResult has to name our interface in this very sandbox (versions that name interfaces)."""
-    assert conf.prev_result is not None, "checked by the caller"
-    if not conf.prev_result.interfaces:
-        return []
-    sandboxes = [item.sandbox for item in conf.prev_result.interfaces if item.name == request.ifname]
-    if request.netns in sandboxes:
-        return []
-    return [f"prevResult has {request.ifname} in {sandboxes or 'no sandbox'}, not in {request.netns}"]
-
-
-def _expected(
-    conf: PluginConf, request: Request, endpoint: Endpoint | None, faults: list[str]
-) -> list[Allocation]:
-    """CHECK: the addresses of prevResult that are ours: by the record, without one by the interface they are on."""
-    assert conf.prev_result is not None, "checked by the caller"
-    shown = conf.prev_result
-    if endpoint is not None:
-        ours = set(endpoint.addresses)
-        faults += [f"prevResult lacks {address}" for address in ours - {item.address for item in shown.ips}]
-        found = [item for item in shown.ips if item.address in ours]
-    else:
-        indexes = {
-            i for i, item in enumerate(shown.interfaces) if item.sandbox and item.name == request.ifname
-        }
-        found = [item for item in shown.ips if item.interface is None or item.interface in indexes]
-    return [Allocation(item.address, item.gateway) for item in found]

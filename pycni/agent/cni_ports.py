@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
 from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks
-from pycni.errors import PycniError
 from pycni.ipam.allocate import Allocation, RangeSets, SetStatus
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.model.family import Address
 
-Done = Callable[[PycniError | None], None]
+Interface = IPv4Interface | IPv6Interface
 
 
 class PodDriver(Protocol):
@@ -21,12 +21,24 @@ class PodDriver(Protocol):
     def attach(self, plan: AttachPlan, netns_fd: int) -> AttachedLinks:
         """Make it true; what was made is taken back when it fails. KernelError EEXIST: the interface is there."""
 
-    def detach(self, owner: Owner, netns_fd: int | None, done: Done) -> None:
-        """Cut the pod off before this returns, remove its devices and tables after it, then call ``done`` once.
+    def detach(
+        self,
+        owner: Owner,
+        netns_fd: int | None,
+        addresses: Iterable[Interface],
+        on_gone: Callable[[], None] | None,
+    ) -> bool:
+        """Cut the pod off before this returns, delete its devices after it, then call ``on_gone``.
 
-        ``done`` may be called at once, and on any thread. Devices are found by the owner; with a namespace, also an
-        interface of the owner's name in it that somebody else made. What is missing is success.
+        ``on_gone`` comes on any thread, at once when there is nothing to delete, not at all when this raises. With a
+        namespace, an interface of the owner's name in it goes too, whoever made it. What is missing is success.
         """
+
+    def hurry(self) -> None:
+        """Somebody waits for deletions that are under way."""
+
+    def resync(self, plans: Iterable[AttachPlan]) -> list[str]:
+        """Take over attachments of an earlier run and repair what all of them share; says what it repaired."""
 
     def check(self, plan: AttachPlan, netns_fd: int) -> Sequence[str]:
         """Everything in which the kernel differs from the plan, in words."""

@@ -17,12 +17,12 @@ from functools import partial
 import msgspec
 
 from pycni.agent.cni_locks import OwnerLocks
-from pycni.agent.cni_ports import EndpointGate, Endpoints, IpamFactory, PodDriver
+from pycni.agent.cni_ports import EndpointGate, Endpoints, Interface, Ipam, IpamFactory, PodDriver
+from pycni.agent.cni_records import recorded_conf
 from pycni.agent.delegate import Delegates
 from pycni.errors import CniError, PycniError
 from pycni.model.cni import PluginConf, Request
 from pycni.model.endpoint import Endpoint, Owner
-from pycni.wire.cniconf import parse_conf_for_removal
 
 log = logging.getLogger("pycni.cni")
 
@@ -33,7 +33,9 @@ LINK_TIMEOUT_S = 15.0
 class Pending:
     """Removals whose second half goes on in the background. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, hurry: Callable[[], None]) -> None:
+        """``hurry`` is called before something waits."""
+        self._hurry = hurry
         self._changed = threading.Condition()
         self._owners: set[Owner] = set()
         self._finished = 0
@@ -55,6 +57,8 @@ class Pending:
 
     def wait(self, owner: Owner, timeout_s: float = LINK_TIMEOUT_S) -> bool:
         """Wait for the owner's removal; True when none is under way any more."""
+        if owner in self._owners:
+            self._hurry()
         with self._changed:
             return self._changed.wait_for(lambda: owner not in self._owners, timeout_s)
 
@@ -62,6 +66,10 @@ class Pending:
         """Wait until any removal ends; False at once when none is under way, or when time is up."""
         with self._changed:
             seen = self._finished
+        self._hurry()
+        with self._changed:
+            if self._finished != seen:
+                return True
             return bool(self._owners) and self._changed.wait_for(lambda: self._finished != seen, timeout_s)
 
     def of(self, network: str) -> bool:
@@ -89,7 +97,7 @@ class Remover:
         self._gates = tuple(gates)
         self._delegates = delegates
         self._locks = locks
-        self.pending = Pending()
+        self.pending = Pending(pods.hurry)
 
     def remove(
         self,
@@ -112,15 +120,17 @@ class Remover:
         if endpoint is not None and (recorded := recorded_conf(endpoint)) is not None:
             confs.append(recorded)
         directories = {found.ipam.data_dir for found in confs if not found.ipam.type}
-        if endpoint is not None:
+        if endpoint is not None and endpoint.data_dir:
             directories.add(endpoint.data_dir)
+        pools = {pool.data_dir: pool for pool in (self._ipam(name, owner.network) for name in directories)}
         failed: list[Exception] = []
         if endpoint is not None and endpoint.state != "dying":
             _attempt(failed, lambda: self._endpoints.put(msgspec.structs.replace(endpoint, state="dying")))
         outcome: list[Exception] = []
         if self.pending.begin(owner):
-            kept = () if keep_addresses else tuple(sorted(directories))
-            _attempt(failed, lambda: self._detach(owner, netns_fd, kept, outcome))
+            addresses = endpoint.addresses if endpoint is not None else ()
+            finish = partial(self._finish, owner, () if keep_addresses else tuple(pools.values()), outcome)
+            _attempt(failed, partial(self._detach, owner, netns_fd, addresses, finish))
             if wait and not self.pending.wait(owner):
                 failed.append(
                     CniError(CniError.TRY_AGAIN_LATER, f"{_show(owner)}: its devices are still there")
@@ -140,75 +150,42 @@ class Remover:
             _attempt(failed, partial(gate.gone, gone))
 
     def _detach(
-        self, owner: Owner, netns_fd: int | None, directories: Iterable[str], outcome: list[Exception]
+        self, owner: Owner, netns_fd: int | None, addresses: Iterable[Interface], finish: Callable[[], None]
     ) -> None:
-        """Cut the pod off; ``_finish`` comes when its devices are gone. The owner is busy until then."""
+        """Cut the pod off; ``finish`` is called when its devices are gone. The owner is busy until then."""
         self._locks.begin(owner)
-        over = threading.Lock()
+        once = threading.Lock()
 
-        def end() -> None:
-            if over.acquire(blocking=False):
-                self._locks.end(owner)
-                self.pending.end(owner)
-
-        def done(error: PycniError | None) -> None:
-            try:
-                self._finish(owner, directories, error, outcome)
-            finally:
-                end()
+        def end(last: Callable[[], None] = finish) -> None:
+            if once.acquire(blocking=False):
+                try:
+                    last()
+                finally:
+                    self._locks.end(owner)
+                    self.pending.end(owner)
 
         try:
-            self._pods.detach(owner, netns_fd, done)
+            self._pods.detach(owner, netns_fd, addresses, end)
         except BaseException as exc:
-            # Nothing is released: the pod may still be reachable under its addresses.
             log.warning("%s: cannot be cut off: %s", _show(owner), exc)
-            end()
+            end(_nothing)
             raise
 
-    def _finish(
-        self, owner: Owner, directories: Iterable[str], error: PycniError | None, outcome: list[Exception]
-    ) -> None:
-        """The devices are gone (or cannot be removed): release and forget. On any thread."""
+    def _finish(self, owner: Owner, pools: Iterable[Ipam], outcome: list[Exception]) -> None:
+        """The devices are gone: release and forget. On any thread."""
         try:
-            if error is not None:
-                raise error
-            for directory in directories:
-                freed = self._ipam(directory, owner.network).release(owner)
+            for pool in pools:
+                freed = pool.release(owner)
                 log.debug("%s: released %s", _show(owner), ", ".join(map(str, freed)) or "no address")
             self._endpoints.remove(owner)
-        except (PycniError, OSError) as exc:
-            log.error("%s: removal is left to the collector: %s", _show(owner), exc)  # noqa: TRY400
-            outcome.append(exc)
         except Exception as exc:
-            log.exception("%s: removal is left to the collector", _show(owner))
+            unexpected = not isinstance(exc, PycniError | OSError)
+            log.error("%s: removal is left to the collector: %s", _show(owner), exc, exc_info=unexpected)  # noqa: TRY400
             outcome.append(exc)
 
 
-def recorded_conf(endpoint: Endpoint) -> PluginConf | None:
-    """The configuration an endpoint was attached with, None when its record cannot be read."""
-    try:
-        return parse_conf_for_removal(removal_request(endpoint))
-    except CniError:
-        return None
-
-
-def removal_request(endpoint: Endpoint, path: Sequence[str] = ()) -> Request:
-    """DEL as a runtime would send it, from the record alone and without a namespace; ``path`` is CNI_PATH."""
-    environment = {
-        "CNI_CONTAINERID": endpoint.container_id,
-        "CNI_NETNS": "",
-        "CNI_IFNAME": endpoint.ifname,
-    }
-    if path:
-        environment["CNI_PATH"] = ":".join(path)
-    return Request(
-        command="DEL",
-        container_id=endpoint.container_id,
-        ifname=endpoint.ifname,
-        path=tuple(path),
-        environment=environment,
-        stdin=endpoint.conf,
-    )
+def _nothing() -> None:
+    """Release nothing: the pod may still be reachable under its addresses."""
 
 
 def combined(errors: Sequence[Exception]) -> CniError:
