@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from pycni.lab.matrix import Matrix
@@ -122,19 +122,22 @@ class Progress:
             print(writable(text, self.stream), file=self.stream, flush=True)
 
     @contextlib.contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """Something that takes a while: its line is printed with the time it took once it has worked."""
+    def step(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Something that takes a while: its line is printed with the time it took once it has worked.
+
+        Yields a function that tells how far it has come, which only a terminal shows.
+        """
         started = time.monotonic()
-        with self._spinner(text):
-            yield
+        with self._spinner(text) as update:
+            yield update
         self.line(f"{text} ({time.monotonic() - started:.1f} s)")
 
     @contextlib.contextmanager
-    def _spinner(self, text: str) -> Iterator[None]:
+    def _spinner(self, text: str) -> Iterator[Callable[[str], None]]:
         if self.quiet or not self.stream.isatty():
-            yield
+            yield lambda _how_far: None
             return
         from rich.console import Console  # noqa: PLC0415  # 80 ms that pipes and scripts need not pay
 
-        with Console(file=self.stream).status(text):
-            yield
+        with Console(file=self.stream).status(text.strip()) as status:
+            yield lambda how_far: status.update(f"{text.strip()}: {how_far}")

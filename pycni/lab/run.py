@@ -12,7 +12,7 @@ import json
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -101,8 +101,8 @@ class Lab:
                 self._make_node(index)
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
             self._start_etcd()
-        with progress.step(f"pycnid on {spec.nodes} nodes, {spec.backend}, {spec.family}: all ready"):
-            self.start_agents([node.name for node in self.nodes()])
+        with progress.step(f"pycnid ready on {spec.nodes} nodes, {spec.backend}, {spec.family}") as update:
+            self.start_agents([node.name for node in self.nodes()], update)
         if spec.pods:
             with progress.step(f"{spec.nodes * spec.pods} pods by CNI ADD"):
                 self._make_pods(spec.pods)
@@ -211,8 +211,11 @@ class Lab:
             raise LabError(f"the agent of {node} is not running")
         processes.kill([process], number)
 
-    def start_agents(self, names: Sequence[str]) -> None:
-        """Start agents, a few at a time, until all are ready. Raises LabError with the log of one that is not."""
+    def start_agents(self, names: Sequence[str], update: Callable[[str], None] | None = None) -> None:
+        """Start agents, a few at a time, until all are ready. Raises LabError with the log of one that is not.
+
+        ``update`` is told how many are.
+        """
         waiting = deque(self.node(name) for name in names)
         starting: dict[str, tuple[LabNode, float]] = {}
         while waiting or starting:
@@ -225,6 +228,8 @@ class Lab:
                 answer = node.readiness()
                 if answer.ready:
                     del starting[node.name]
+                    if update is not None:
+                        update(f"{len(names) - len(waiting) - len(starting)} of {len(names)}")
                 elif self.agent(node.name) is None:
                     raise LabError(f"the agent of {node.name} ended; {node.log} ends with:\n{node.log_end()}")
                 elif time.monotonic() > deadline:

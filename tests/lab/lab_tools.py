@@ -1,0 +1,35 @@
+"""Running pycnictl as people do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "pycni.cli"]
+
+
+def environment() -> dict[str, str]:
+    """An environment in which the package of this checkout is found from everywhere."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+def ctl(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run a pycnictl command to its end."""
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, env=environment(), timeout=timeout, check=False
+    )
+
+
+def ctl_start(*words: str) -> subprocess.Popen[str]:
+    """Start a pycnictl command in a session of its own; its output is one stream."""
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
