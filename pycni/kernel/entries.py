@@ -31,8 +31,6 @@ IPV6_DEFAULT_METRIC = 1024
 """What the kernel makes of metric 0 for IPv6 (IP6_RT_PRIO_USER, include/net/ip6_fib.h); read back as 0."""
 ADOPTED = "adopted"
 """Kind of a route on one of our devices that another program made: unlike any wanted one, so it is replaced."""
-SEVERAL = FdbEntry(bytes(4))
-"""A MAC that is sent to several places (another tool appended one): unlike any wanted entry."""
 
 _LEFT_TO_KERNEL = frozenset({2, 9})
 """Protocols ``kernel`` and ``ra``: made by the kernel itself, never ours."""
@@ -67,7 +65,7 @@ def remove_message(step: Step, index: int) -> bytes:
     """The message that removes an entry: a route with this gateway and device only, whatever the others hold."""
     if step.table == "neighbours":
         return rtnl.del_neighbour(index, step.key.address)
-    if step.table == "fdb":
+    if step.table == "fdb":  # with all its destinations: a MAC for many (00:00:00:00:00:00) can have several
         return rtnl.del_fdb(index, step.key.mac)
     key, route = step.key, step.value
     # IPv6 takes metric 0 for any metric (net/ipv6/route.c, ip6_route_del).

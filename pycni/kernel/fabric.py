@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from pycni.errors import KernelError
 from pycni.kernel import netns, sysctl, vtep
 from pycni.kernel.entries import (
-    SEVERAL,
     decode_fdb,
     decode_neighbour,
     decode_route,
@@ -143,7 +142,7 @@ class FabricDriver:
             for msg in self._dump(rtnl.dump_fdb(index), "dump FDB"):
                 entry = decode_fdb(rtnl.parse_neighbour(msg), ours)
                 if entry is not None:
-                    found[entry[0]] = SEVERAL if entry[0] in found else entry[1]
+                    found[entry[0]] = entry[1]
         return found
 
     def _dump(self, request: bytes, operation: str) -> list[Message]:
@@ -170,7 +169,7 @@ class FabricDriver:
         want, have = _without(desired, broken, broken), _without(actual, broken, broken)
         gone = {name for name, what in lost.items() if what is vtep.Lost.EVERYTHING}
         deaf = gone | {name for name, what in lost.items() if what is vtep.Lost.NEIGHBOURS}
-        have = self._without_doubles(_without(have, gone, deaf))
+        have = _without(have, gone, deaf)
         failures += self.apply_tables(
             Tables(
                 diff(want.neighbours, have.neighbours),
@@ -262,20 +261,6 @@ class FabricDriver:
                 failures.append(Failure("links", name, exc))
                 self._indexes.pop(name, None)
         return lost
-
-    def _without_doubles(self, actual: FabricState) -> FabricState:
-        """Take away forwarding entries with several destinations: replacing would change only the first one."""
-        doubles = {key: value for key, value in actual.fdb.items() if value == SEVERAL}
-        if not doubles:
-            return actual
-        removal: Delta[FdbKey, FdbEntry] = Delta({}, {}, doubles)
-        self._sock.batch([self._message(step) for step in steps([("fdb", removal)])])
-        return FabricState(
-            links=actual.links,
-            routes=actual.routes,
-            neighbours=actual.neighbours,
-            fdb={key: value for key, value in actual.fdb.items() if key not in doubles},
-        )
 
     def _message(self, step: Step) -> bytes:
         device = step.value.device if step.table == "routes" else step.key.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from pycni.kernel import netns as namespaces
-from pycni.kernel import vtep
+from pycni.kernel import sysctl, vtep
 from pycni.kernel.fabric import FabricDriver
 from pycni.model.fabric import FabricState, VxlanLink
 from pycni.model.family import Family
@@ -93,11 +94,7 @@ def inside(netns: str, run: Callable[..., str]) -> Iterator[Callable[[Callable[[
 
 @pytest.fixture
 def driver(inside: Callable[[Callable[[], Any]], Any]) -> Iterator[FabricDriver]:
-    made: FabricDriver = inside(FabricDriver)
-    # vtep writes sysctls of the thread's namespace, so calls run inside as in the agent.
-    made_apply, made_read = made.apply, made.read
-    made.apply = lambda *args: inside(lambda: made_apply(*args))  # type: ignore[method-assign]
-    made.read = lambda *args: inside(lambda: made_read(*args))  # type: ignore[method-assign]
+    made: FabricDriver = inside(FabricDriver)  # its calls come from outside, as a thread pool's would
     yield made
     made.close()
 
@@ -280,3 +277,145 @@ def test_link_messages_decode_every_link(netns: str, run: Callable[..., str]) ->
     finally:
         os.close(fd)
     assert names == {"lo", "eth0", "eth1"}
+
+
+def test_a_foreign_route_that_leads_the_same_way_becomes_ours(
+    driver: FabricDriver, run: Callable[..., str]
+) -> None:
+    """flannel's host-gw routes, before a takeover."""
+    run(*"ip route add 10.244.2.0/24 via 192.168.1.2 dev eth0".split())
+    run(*"ip -6 route add fd00:244:0:2::/64 via fd00:1::2 dev eth0".split())
+    desired = FabricState(
+        routes={
+            RouteKey(Family.V4, 254, v4("10.244.2.0"), 24, 0): Route(v4("192.168.1.2"), "eth0"),
+            RouteKey(Family.V6, 254, v6("fd00:244:0:2::"), 64, 0): Route(v6("fd00:1::2"), "eth0"),
+        }
+    )
+    assert driver.apply(desired, driver.read()) == []
+    assert driver.read() == desired
+    assert run("ip", "route").count("10.244.2.0/24") == 1
+    assert run("ip", "-6", "route").count("fd00:244:0:2::/64") == 1
+
+
+def test_a_gateway_appended_by_another_tool_is_mended(driver: FabricDriver, run: Callable[..., str]) -> None:
+    """NLM_F_APPEND turns our IPv6 route into a multipath one."""
+    desired = state(V6, peers=range(2, 3))
+    driver.apply(desired, driver.read())
+    run(*"ip -6 route append fd00:244:0:2::/64 via fd00:244:0:9:: dev flannel-v6.1 onlink proto 112".split())
+    actual = driver.read()
+    assert actual != desired
+    assert driver.apply(desired, actual) == []
+    assert driver.read() == desired
+    assert "nexthop" not in run("ip", "-6", "route")
+
+
+def test_flooding_set_up_by_another_tool_is_removed_whole(
+    driver: FabricDriver, run: Callable[..., str]
+) -> None:
+    desired = state(V4, peers=range(2, 3))
+    driver.apply(desired, driver.read())
+    for number in (7, 8, 9):
+        run(
+            *f"bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.168.1.{number} self permanent".split()
+        )
+    assert driver.apply(desired, driver.read()) == []
+    assert "00:00:00:00:00:00" not in run("bridge", "fdb")
+    assert driver.read() == desired
+
+
+def test_removing_an_ipv6_route_leaves_the_one_of_another_metric(driver: FabricDriver) -> None:
+    key = RouteKey(Family.V6, 254, v6("fd00:77::"), 64, 0)
+    other = key._replace(metric=50)
+    both = FabricState(routes=dict.fromkeys((key, other), Route(v6("fd00:1::7"), "eth0")))
+    one = FabricState(routes={other: Route(v6("fd00:1::7"), "eth0")})
+    driver.apply(both, driver.read())
+    assert driver.apply(one, both) == []
+    assert driver.read() == one
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["ipv4", "ipv6"])
+def test_a_blackhole_becomes_a_route_and_back(driver: FabricDriver, family: Family) -> None:
+    subnet, gateway = (
+        (v4("10.77.0.0"), v4("192.168.1.7")) if family is Family.V4 else (v6("fd00:77::"), v6("fd00:1::7"))
+    )
+    key = RouteKey(family, 254, subnet, 48 if family is Family.V6 else 16, 0)
+    values = [
+        Route(None, None, kind="blackhole"),
+        Route(gateway, "eth0"),
+        Route(None, None, kind="blackhole"),
+    ]
+    actual = driver.read()
+    for value in values:
+        desired = FabricState(routes={key: value})
+        assert driver.apply(desired, actual) == []
+        actual = driver.read()
+        assert actual == desired
+    assert driver.apply(FabricState(), actual) == []
+    assert driver.read() == FabricState()
+
+
+DAMAGE = {
+    "route deleted": "ip route del 10.244.3.0/24",
+    "neighbour deleted": "ip neigh del 10.244.3.0 dev flannel.1",
+    "forwarding entry deleted": "bridge fdb del 02:00:00:00:01:03 dev flannel.1 dst 192.168.1.3",
+    "neighbour changed": "ip neigh replace 10.244.3.0 lladdr 02:00:00:00:99:99 dev flannel.1 nud permanent",
+    "neighbour no longer permanent": "ip neigh replace 10.244.3.0 lladdr 02:00:00:00:01:03 dev flannel.1 nud stale",
+    "route changed": "ip route replace 10.244.3.0/24 via 10.244.9.0 dev flannel.1 onlink proto 112",
+    "route made foreign": "ip route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink proto static",
+    "device down": "ip link set flannel.1 down",
+    "device deleted": "ip link del flannel.1",
+    "MAC changed": "ip link set flannel.1 address 02:00:00:00:77:77",
+    "MTU changed": "ip link set flannel.1 mtu 1400",
+    "alias changed": "ip link set flannel.1 alias mine",
+    "address deleted": "ip addr del 10.244.0.0/32 dev flannel.1",
+    "address added": "ip addr add 10.7.7.7/32 dev flannel.1",
+    "stray entry": "bridge fdb add 02:00:00:00:88:88 dev flannel.1 dst 192.168.1.88 self permanent",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_another_tool_did_is_undone(driver: FabricDriver, run: Callable[..., str], damage: str) -> None:
+    desired = state(V4)
+    driver.apply(desired, driver.read())
+    run(*damage.split())
+    actual = driver.read(desired.links.keys())
+    assert actual != desired
+    assert driver.apply(desired, actual) == []
+    assert driver.read() == desired
+
+
+def test_ipv6_switched_off_by_default_is_switched_on_for_the_device(
+    driver: FabricDriver, run: Callable[..., str], inside: Callable[[Callable[[], Any]], Any]
+) -> None:
+    inside(lambda: sysctl.put("net.ipv6.conf.default.disable_ipv6", 1))
+    assert driver.apply(state(V6), driver.read()) == []
+    assert driver.read() == state(V6)
+    assert inside(lambda: sysctl.get("net/ipv6/conf/flannel-v6.1/accept_ra")) == "0"
+    assert inside(lambda: sysctl.get("net/ipv6/conf/eth0/accept_ra")) == "1"
+
+
+def test_an_ip_command_sees_no_gap_while_the_gateway_changes(driver: FabricDriver, netns: str) -> None:
+    """Replacement is announced as one change, never as a removal."""
+    key = RouteKey(Family.V4, 254, v4("10.77.0.0"), 16, 0)
+    first = FabricState(routes={key: Route(v4("192.168.1.7"), "eth0")})
+    second = FabricState(routes={key: Route(v4("192.168.1.8"), "eth0")})
+    driver.apply(first, driver.read())
+    with subprocess.Popen(
+        [*namespaces.exec_prefix(netns), "stdbuf", "-oL", "ip", "monitor", "route"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        for number in range(100):  # until the first change is seen, so that the second one is as well
+            driver.apply(second if number % 2 else first, first if number % 2 else second)
+            if select.select([watching.stdout], [], [], 0.05)[0]:
+                break
+        driver.apply(FabricState(), second if number % 2 else first)
+        lines = []
+        for line in watching.stdout:
+            lines.append(line)
+            if line.startswith("Deleted"):
+                break
+        watching.kill()
+    assert [line.startswith("Deleted") for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert len(lines) > 1
