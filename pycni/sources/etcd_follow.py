@@ -24,6 +24,7 @@ from pycni.sources.etcd_watch import Changed, Listed, Opened, Phase, Refused, Re
 from pycni.sources.sparing import Sparing
 
 log = logging.getLogger("pycni.etcd")
+GOODBYE_S = 0.5
 PROGRESS = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
 
@@ -96,10 +97,9 @@ class Follower:
         """One stream from opening to its end. Returns when a listing is due, raises StoreError otherwise."""
         stream, connection = await self._client.open_watch()
         asked = asyncio.create_task(self._relist_asked.wait())
-        reading: asyncio.Task[Any] | None = None
+        writing = asyncio.create_task(stream.write(self._state.create_request()))
+        reading = asyncio.create_task(stream.read())
         try:
-            writing = asyncio.create_task(stream.write(self._state.create_request()))
-            reading = asyncio.create_task(stream.read())
             silent_since = asyncio.get_running_loop().time()
             while not asked.done():
                 await asyncio.wait(
@@ -124,11 +124,8 @@ class Follower:
         finally:
             self.connected = False
             self._state.lost()
-            stream.cancel()
-            leftovers = [task for task in (asked, reading, writing) if task is not None]
-            for task in leftovers:
-                task.cancel()
-            await asyncio.gather(*leftovers, return_exceptions=True)
+            asked.cancel()
+            await _ended(stream, reading, writing)
 
     def _received(self, response: Any) -> bool:
         """Take one answer. Returns whether a listing is due; raises StoreError when the stream is no good."""
@@ -162,3 +159,12 @@ def _answer(reading: asyncio.Task[Any]) -> Any:
     if reading.cancelled():
         return grpc.aio.EOF
     return reading.result()
+
+
+async def _ended(stream: Any, *tasks: asyncio.Task[Any]) -> None:
+    """End a stream and wait until gRPC has let go of it: what is still under way then outlives the event loop."""
+    stream.cancel()
+    await asyncio.wait({*tasks, asyncio.create_task(stream.code())}, timeout=GOODBYE_S)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

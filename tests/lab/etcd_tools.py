@@ -112,10 +112,11 @@ async def running(*coroutines):
 
 
 class Relay:
-    """A TCP relay: ``cut`` resets connections, ``budget`` cuts after so many bytes, ``stalled`` swallows silently."""
+    """A TCP relay: ``cut`` resets connections, ``budgets`` cuts after so many bytes, ``stall`` holds bytes back."""
 
     def __init__(self, port):
         self.target = port
+        self.budgets = iter(())
         self.budget = None
         self.closed = False
         self.cuts = 0
@@ -179,7 +180,7 @@ class Relay:
                 if limited and self.budget is not None:
                     self.budget -= len(data)
                     if self.budget < 0:
-                        self.budget = None
+                        self.budget = next(self.budgets, None)
                         self.cut()
                         return
                 writer.write(data)

@@ -79,12 +79,30 @@ def test_endpoints_are_split_at_commas():
 def test_a_recurring_trouble_is_logged_sparingly(caplog):
     caplog.set_level(logging.INFO)
     clock = [0.0]
-    sparing = Sparing(logging.getLogger("pycni.test"), 60.0, lambda: clock[0])
+    sparing = Sparing(logging.getLogger("pycni.test"), 60.0, 5.0, lambda: clock[0])
     for clock[0] in (0.0, 1.0, 59.0, 61.0, 62.0):
         sparing.warn("etcd is away")
-    sparing.warn("etcd refuses")
+    sparing.warn("etcd is slow")
+    sparing.warn("etcd refuses", logging.ERROR)
+    for clock[0] in (68.0, 69.0, 70.0):
+        sparing.warn("etcd is away")
+        sparing.warn("etcd is slow")
     sparing.over("etcd is back")
     sparing.over("etcd is back")
+    sparing.warn("etcd is away")
     assert caplog.messages == [
-        "etcd is away", "etcd is away (for 61 s now)", "etcd refuses", "etcd is back, after 0.0 s",
-    ]  # fmt: skip
+        "etcd is away",
+        "etcd is away (trouble for 61 s)",
+        "etcd refuses (trouble for 62 s)",
+        "etcd is away (trouble for 68 s)",
+        "etcd is back, after 70.0 s",
+        "etcd is away",
+    ]
+
+
+def test_a_changed_trouble_is_said_after_a_short_while(caplog):
+    clock = [0.0]
+    sparing = Sparing(logging.getLogger("pycni.test"), 60.0, 5.0, lambda: clock[0])
+    for clock[0] in range(11):
+        sparing.warn("reset" if clock[0] % 2 else "closed")
+    assert caplog.messages == ["closed", "reset (trouble for 5 s)", "closed (trouble for 10 s)"]
