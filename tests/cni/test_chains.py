@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from pycni.errors import CniError
 from pycni.lab.conflist import parse_list
 from pycni.lab.runtime import Attachment, CniRuntime
-from tests.cni.node import AgentNode, tcp_answers
+from tests.cni.node import AgentNode, agent_node, tcp_answers
 from tests.cni.runtimes import inside, plugin_folder
 
 CAPABILITIES = {"portMappings": True, "bandwidth": True, "ips": True, "mac": True}
@@ -39,6 +42,18 @@ SHAPE = {
         "egressBurst": 800_000,
     }
 }
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[AgentNode]:
+    """IPv4 only: CHECK of the reference portmap looks for an IPv4 address among the IPv6 rules of a dual-stack pod."""
+    folder = Path(tempfile.mkdtemp(prefix="pyt"))
+    conf = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
+    try:
+        with agent_node(f"pyt{os.getpid()}c", folder, conf, "--ip-masq") as made:
+            yield made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -77,8 +92,12 @@ def veths(node: AgentNode) -> str:
     ).stdout.replace("eth0@", "")
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+@pytest.mark.parametrize(
+    ("chain", "version"),
+    [
+        (c, v) for c in CHAINS for v in ("0.3.1", "0.4.0", "1.0.0") if (c, v) != ("all", "0.3.1")
+    ],  # firewall: 0.4.0 on
+)
 def test_add_check_del_through_the_chain(
     node: AgentNode, runtime: Callable[..., CniRuntime], pod: str, chain: str, version: str
 ) -> None:

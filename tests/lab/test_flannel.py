@@ -87,7 +87,7 @@ def lay_flannel_peer(
         f"neigh add {base4} lladdr {macs['4']} dev flannel.1 nud permanent",
         f"neigh add {base6} lladdr {macs['6']} dev flannel-v6.1 nud permanent",
         f"route add {subnet4} via {base4} dev flannel.1 onlink",
-        f"-6 route add {subnet6} via {base6} dev flannel-v6.1 onlink",
+        f"route add {subnet6} via {base6} dev flannel-v6.1 onlink",
     )
     for device, mac, remote in (("flannel.1", macs["4"], remote4), ("flannel-v6.1", macs["6"], remote6)):
         subprocess.run(
