@@ -1,0 +1,135 @@
+"""What parts tell about themselves, as health and metrics: names, units and label values in one place.
+
+Counters that parts keep as plain attributes are read at a scrape; nothing here costs anything otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pycni.agent.health import Health
+from pycni.agent.metrics import Registry, Sample
+from pycni.reconcile.runner import describe
+
+if TYPE_CHECKING:
+    from pycni.agent.collector import Collector
+    from pycni.agent.pods import PodKeeper
+    from pycni.ipam.endpoints import EndpointStore
+    from pycni.ipam.pool import Pools
+    from pycni.sources.etcd import EtcdClient
+    from pycni.sources.leases import LeaseSource
+
+COUNTER = "counter"
+
+
+class PassObserver:
+    """Passes of a reconcile loop (``reconcile.runner.Observer``) as one health part and two metrics."""
+
+    def __init__(self, health: Health, metrics: Registry, *, valid_s: float) -> None:
+        """``valid_s``: after how long without success the part is red, whatever the reason."""
+        self._health = health
+        self._valid_s = valid_s
+        self._seconds = metrics.histogram(
+            "pycni_pass_seconds", "Duration of successful passes of a reconcile loop.", ("part",)
+        )
+        self._failures = metrics.counter("pycni_pass_failures_total", "Passes that failed.", ("part",))
+
+    def passed(self, component: str, seconds: float) -> None:
+        """A pass succeeded."""
+        self._seconds.observe(seconds, part=component)
+        self._health.set(component, ok=True, valid_for=self._valid_s)
+
+    def failed(self, component: str, error: Exception, failures: int) -> None:
+        """A pass raised."""
+        self._failures.inc(part=component)
+        self._health.set(component, ok=False, reason=f"{failures} passes failed, the last: {describe(error)}")
+
+
+class CniObserver:
+    """Calls of the CNI plugin."""
+
+    def __init__(self, metrics: Registry) -> None:
+        self._seconds = metrics.histogram(
+            "pycni_cni_seconds", "From accepting a CNI call to its answer.", ("operation",)
+        )
+        self._errors = metrics.counter(
+            "pycni_cni_errors_total", "CNI calls answered by an error.", ("operation", "code")
+        )
+
+    def called(self, operation: str, _exit_code: int, seconds: float) -> None:
+        """A call was answered (``cni_server.Observer``)."""
+        self._seconds.observe(seconds, operation=_known(operation))
+
+    def error(self, operation: str, code: int) -> None:
+        """A call was answered by an error."""
+        self._errors.inc(operation=_known(operation), code=code)
+
+
+def _known(operation: str) -> str:
+    """Label values come from a closed set, whatever a caller sends."""
+    return operation if operation in {"ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"} else "other"
+
+
+def follow_leases(metrics: Registry, source: LeaseSource, client: EtcdClient) -> None:
+    """The connection to etcd and our lease."""
+    add = metrics.callback
+    add("pycni_etcd_connected", "1 while the leases are followed.", lambda: float(source.connected))
+    add("pycni_etcd_dials_total", "Connections made to etcd.", lambda: float(client.dials), kind=COUNTER)
+    for name, text in (
+        ("reconnects", "Watches opened anew."),
+        ("relists", "Full listings (at the start, after a compaction)."),
+        ("events", "Changes received."),
+    ):
+
+        def read(name: str = name) -> list[Sample]:
+            leases, config = source.followers
+            return [(("leases",), float(getattr(leases, name))), (("config",), float(getattr(config, name)))]
+
+        add(f"pycni_etcd_{name}_total", text, read, labels=("what",), kind=COUNTER)
+    add("pycni_lease_renewals_total", "Renewals of our lease.", lambda: float(source.renewals), kind=COUNTER)
+    add("pycni_lease_malformed", "Records that cannot be read.", lambda: float(len(source.malformed)))
+
+    def expires() -> list[Sample]:
+        held = source.held
+        return [] if held is None or held.expires is None else [((), held.expires)]
+
+    add("pycni_lease_expires_seconds", "When our lease ends, seconds since the epoch.", expires)
+
+
+def follow_pods(metrics: Registry, endpoints: EndpointStore, pools: Pools, keeper: PodKeeper) -> None:
+    """Attachments and addresses of this node."""
+
+    def states() -> list[Sample]:
+        counts = {"pending": 0, "ready": 0, "dying": 0}
+        for endpoint in endpoints.all():
+            counts[endpoint.state] += 1
+        return [((state,), float(count)) for state, count in counts.items()]
+
+    def reserved() -> list[Sample]:
+        return [
+            ((pool.network, pool.data_dir), float(sum(len(held) for held in pool.owners().values())))
+            for pool in pools.all()
+        ]
+
+    metrics.callback("pycni_endpoints", "Attachments on record.", states, labels=("state",))
+    metrics.callback("pycni_ipam_reserved", "Reserved addresses.", reserved, labels=("network", "data_dir"))
+    metrics.callback(
+        "pycni_pod_repairs_total", "Pods' kernel state put back.", lambda: float(keeper.repairs), kind=COUNTER
+    )
+
+
+def follow_collector(metrics: Registry, collector: Collector) -> None:
+    """Sweeps of what outlived its pod."""
+    for name, text in (
+        ("sweeps", "Sweeps completed."),
+        ("failures", "Sweeps and removals that failed."),
+        ("endpoints_removed", "Attachments removed because their pod was gone."),
+        ("reservations_removed", "Reservations discarded because nobody held them."),
+        ("reservations_restored", "Reservations made again for running pods."),
+    ):
+
+        def read(name: str = name) -> float:
+            return float(getattr(collector, name))
+
+        metrics.callback(f"pycni_collector_{name}_total", text, read, kind=COUNTER)
+    metrics.callback("pycni_collector_suspects", "Found gone once.", lambda: float(collector.suspects))

@@ -1,0 +1,160 @@
+"""The pods' side of the kernel: changed by CNI calls, kept as it was made in between.
+
+Life: CNI calls attach and detach pods through ``Pods``. ``PodKeeper`` runs beside them: once the node's subnet is
+known it has every recorded attachment taken over from an earlier agent and repaired (bridges, nft rows), at once when
+the kernel tells of a change of our nft tables, and from time to time. A repair compares all attachments on record with
+all in the kernel, so it needs a moment without an ADD or DEL in the middle of both: it waits for one, and calls that
+come meanwhile wait for it, some ten milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from pycni.agent.cni_ports import Endpoints, Interface
+from pycni.attach.plan import AttachPlan
+from pycni.attach.result import AttachedLinks
+from pycni.attach.tables import PODS, SPOOF
+from pycni.errors import PycniError
+from pycni.kernel.nft_watch import NftWatch
+from pycni.kernel.pod import PodDriver
+from pycni.model.endpoint import Owner
+from pycni.model.podnet import PodNetwork
+from pycni.reconcile.runner import Observer, Runner
+
+log = logging.getLogger("pycni.pods")
+
+RESYNC_S = 60.0
+MIN_GAP_S = 2.0
+"""Least time between two repairs: our own changes of the tables are announced too."""
+
+QUIET_WAIT_S = 2.0
+"""How long a repair waits for a moment without calls; they go on meanwhile."""
+
+PODNET_POLL_S = 0.2
+
+
+class NotQuietError(PycniError):
+    """Calls were under way all the time; the repair comes later."""
+
+    transient = True
+
+
+class Pods:
+    """``cni_ports.PodDriver`` around the kernel's driver. Any thread."""
+
+    def __init__(self, driver: PodDriver, endpoints: Endpoints) -> None:
+        self._driver = driver
+        self._endpoints = endpoints
+        self._quiet = threading.Condition()
+        self._calls = 0
+
+    def attach(self, plan: AttachPlan, netns_fd: int) -> AttachedLinks:
+        """See ``cni_ports.PodDriver``."""
+        with self._call():
+            return self._driver.attach(plan, netns_fd)
+
+    def detach(
+        self,
+        owner: Owner,
+        netns_fd: int | None,
+        addresses: Iterable[Interface],  # noqa: ARG002 - see below
+        on_gone: Callable[[], None] | None,
+    ) -> bool:
+        """See ``cni_ports.PodDriver``. The kernel's driver knows the addresses itself."""
+
+        def done(error: PycniError | None) -> None:
+            if error is not None:
+                # The pod is cut off and its link is gone; the next repair clears the rows away.
+                log.error("%s: rows are left: %s", owner, error)
+            if on_gone is not None:
+                on_gone()
+
+        with self._call():
+            return self._driver.detach(owner, netns_fd, done)
+
+    def hurry(self) -> None:
+        """See ``cni_ports.PodDriver``."""
+        self._driver.hurry()
+
+    def check(self, plan: AttachPlan, netns_fd: int) -> Sequence[str]:
+        """See ``cni_ports.PodDriver``."""
+        return self._driver.check(plan, netns_fd)
+
+    def resync(self, plans: Iterable[AttachPlan]) -> list[str]:
+        """Take over and repair attachments that are still on record. Raises NotQuietError, KernelError."""
+        with self._quiet:
+            if not self._quiet.wait_for(lambda: not self._calls, QUIET_WAIT_S):
+                raise NotQuietError(f"CNI calls were under way for {QUIET_WAIT_S:g} s without a pause")
+            # A DEL marks its endpoint before it comes to us: what it has removed must not be put back.
+            return self._driver.resync([plan for plan in plans if self._ready(plan.owner)])
+
+    def _ready(self, owner: Owner) -> bool:
+        endpoint = self._endpoints.get(owner)
+        return endpoint is not None and endpoint.state == "ready"
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with self._quiet:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._calls -= 1
+                self._quiet.notify_all()
+
+
+class PodKeeper:
+    """Has the kernel's side of pods taken over and repaired."""
+
+    def __init__(
+        self,
+        adopt: Callable[[], Sequence[str]],
+        podnet: Callable[[], PodNetwork | None],
+        observer: Observer,
+        *,
+        resync_s: float = RESYNC_S,
+    ) -> None:
+        """``adopt`` repairs and says what; ``podnet`` None: not known yet, nothing is judged."""
+        self._adopt = adopt
+        self._podnet = podnet
+        self._runner = Runner("pods", self._pass, resync_s=resync_s, min_gap_s=MIN_GAP_S, observer=observer)
+        self.repairs = 0
+        """Things put back so far."""
+
+    async def run(self) -> NoReturn:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        watch = NftWatch([PODS[1], SPOOF[1]])
+
+        def changed() -> None:
+            if watch.drain():
+                self._runner.poke()
+
+        loop.add_reader(watch, changed)
+        try:
+            while self._podnet() is None:  # noqa: ASYNC110 - it is read from threads and has no event
+                await asyncio.sleep(PODNET_POLL_S)
+            await self._runner.run()
+        finally:
+            loop.remove_reader(watch)
+            watch.close()
+
+    async def _pass(self) -> None:
+        if self._podnet() is None:
+            return
+        try:
+            repaired = await asyncio.to_thread(self._adopt)
+        except NotQuietError as exc:
+            log.debug("%s", exc)
+            asyncio.get_running_loop().call_later(MIN_GAP_S, self._runner.poke)
+            return
+        self.repairs += len(repaired)
+        for line in repaired:
+            log.warning("repaired: %s", line)
