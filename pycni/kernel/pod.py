@@ -16,12 +16,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Interface, IPv6Interface
+from functools import partial
 
 from pycni.attach.names import host_ifname, owner_of, shaper_of
-from pycni.attach.plan import AttachPlan, BridgePlan
+from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks
-from pycni.errors import KernelError
+from pycni.errors import KernelError, PycniError
 from pycni.kernel import netns, podcheck, podlink, podports, tc
 from pycni.kernel.podbridge import BridgeLink, Bridges
 from pycni.kernel.poddel import DYING_GROUP, Remover
@@ -33,6 +33,8 @@ from pycni.wire import rtlink, rtnl
 
 log = logging.getLogger("pycni.attach")
 
+Done = Callable[[PycniError | None], None]
+"""Told once when a detached pod's devices are gone, with what went wrong on the way."""
 DYING_TIMEOUT_S = 5.0
 """How long an ADD waits for an earlier attachment of the same name or namespace to go."""
 
@@ -47,8 +49,8 @@ class PodDriver:
         self._remover = Remover()
         self._lock = threading.Lock()
         self._idle: list[PodSocket] = []
-        self._attached: dict[str, BridgePlan] = {}
-        """Bridge plans by the pod's veth."""
+        self._attached: dict[str, AttachPlan] = {}
+        """Plans by the pod's veth."""
         self._inet6 = os.path.isdir("/proc/sys/net/ipv6")
 
     def start(self) -> None:
@@ -90,49 +92,41 @@ class PodDriver:
                 podports.let_loopback_out(plan)
                 podports.forget_before(rows, sock)
             with self._lock:
-                self._attached[plan.host] = plan.bridge
+                self._attached[plan.host] = plan
             undo.pop_all()
         names = plan.names
         return AttachedLinks(bridge.mac, plan.host, host, names.host_mac, pod, plan.mac, plan.mtu)
 
-    def detach(
-        self,
-        owner: Owner,
-        netns_fd: int | None = None,
-        addresses: Iterable[IPv4Interface | IPv6Interface] = (),
-        on_gone: Callable[[], None] | None = None,
-    ) -> bool:
-        """Cut a pod off; its link is deleted in the background and ``on_gone`` called then (on another thread).
+    def detach(self, owner: Owner, netns_fd: int | None = None, done: Done | None = None) -> bool:
+        """Cut a pod off; its link is deleted in the background and ``done`` called then, once, on another thread.
 
-        Without any link ``on_gone`` is called before this returns. True when there was one. Missing things are
-        success. ``addresses``: the pod's, to be forgotten as neighbours. Everything is tried; the first
-        KernelError is raised at the end, and ``on_gone`` is called all the same once the link is gone.
+        Without a link ``done`` is called before this returns. True when there was a link. Devices are found by the
+        owner; with a namespace also an interface of the owner's name in it that somebody else made (a pod taken
+        over). Missing things are success. Raises KernelError when the pod could not be cut off (``done`` is not
+        called then); rows in nft tables that could not be removed are told to ``done``.
         """
         self._remover.busy()
         host = host_ifname(owner)
-        inode = netns.inode(netns_fd) if netns_fd is not None else 0
-        problems: list[KernelError] = []
-        found = False
-        try:
-            found = self._cut_off(host, addresses)
-            if not found and netns_fd is not None:
-                found = _delete_inside(owner.ifname, netns_fd)
-        except KernelError as error:
-            problems.append(error)
+        with self._lock:
+            plan = self._attached.get(host)
+        found = self._cut_off(host, plan)
+        if not found and netns_fd is not None:
+            found = _delete_inside(owner.ifname, netns_fd)
+        problem: KernelError | None = None
         try:
             podports.forget_after(self._tables.release(host))
         except KernelError as error:
-            problems.append(error)
+            log.warning("%s is cut off, but its nft rows stay: %s", host, error)
+            problem = error
         with self._lock:
             plan = self._attached.pop(host, None)
         if plan is not None:
-            self._bridges.release(plan)
-        if problems or found or self._remover.is_dying(host, 0):
-            self._remover.add(host, inode, None if problems else on_gone)
-        elif on_gone is not None:
-            on_gone()
-        if problems:
-            raise problems[0]
+            self._bridges.release(plan.bridge)
+        report = None if done is None else partial(done, problem)
+        if found or self._remover.is_dying(host, 0):
+            self._remover.add(host, netns.inode(netns_fd) if netns_fd is not None else 0, report)
+        elif report is not None:
+            report()
         return found
 
     def wait_gone(self, owner: Owner, netns_inode: int = 0, timeout_s: float = DYING_TIMEOUT_S) -> bool:
@@ -161,7 +155,7 @@ class PodDriver:
         known = {plan.host: plan for plan in plans}
         with self._lock:
             new = [plan for host, plan in known.items() if host not in self._attached]
-            self._attached |= {plan.host: plan.bridge for plan in new}
+            self._attached |= known
         for plan in new:
             self._bridges.adopt(plan.bridge)
         alive = self.links()
@@ -213,14 +207,16 @@ class PodDriver:
                 raise _taken(sock, plan) from error
             raise
 
-    def _cut_off(self, host: str, addresses: Iterable[IPv4Interface | IPv6Interface]) -> bool:
+    def _cut_off(self, host: str, plan: AttachPlan | None) -> bool:
         """Take the pod's devices down and into the dying group; whether the veth was there."""
         msgs = [
             messages.cut_off(host, group=DYING_GROUP),
             messages.cut_off(shaper_of(host), group=DYING_GROUP),
         ]
-        devices = self._bridges.gateway_devices()
-        msgs += [rtnl.del_neighbour(device, address.packed) for address in addresses for device in devices]
+        if plan is not None:
+            # The next pod with one of these addresses has another MAC.
+            device = self._bridges.gateway_ifindex(plan.bridge)
+            msgs += [rtnl.del_neighbour(device, address.address) for address in plan.addresses if device]
         with self._socket() as sock:
             errors = sock.batch(msgs, "cut off", host)
         for error in errors[:2]:

@@ -107,10 +107,11 @@ class Bridges:
         with self._lock:
             self._valid.clear()
 
-    def gateway_devices(self) -> set[int]:
-        """Indexes of the devices pods' neighbour entries are on."""
+    def gateway_ifindex(self, plan: BridgePlan) -> int:
+        """Index of the device pods' neighbour entries are on, 0 when it is not known."""
         with self._lock:
-            return {link.gateway_ifindex for link in self._valid.values()}
+            link = self._valid.get(plan)
+        return link.gateway_ifindex if link is not None else 0
 
     def _drop(self, plan: BridgePlan) -> None:
         self._users[plan] -= 1

@@ -116,6 +116,8 @@ def configure_pod(plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
         except KernelError as error:
             if not has_v6 or error.errno != errno.EACCES:
                 raise
+            # The batch went on after the refusal: before IPv6 comes up, the kernel's own address is off again.
+            sock.request(podlink.describe_pod(ifindex, own_link_local=not plan.enable_dad))
             netns.run_in(netns_fd, lambda: _enable_ipv6(plan.ifname))
             _run(sock, plan, steps)
         if has_v6 and plan.enable_dad:

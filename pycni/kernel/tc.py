@@ -76,12 +76,7 @@ def _make_shaper(sock: NetlinkSocket, plan: AttachPlan) -> int:
 def _compare(sock: NetlinkSocket, ifindex: int, bucket: Bucket | None, what: str) -> list[str]:
     if bucket is None:
         return []
-    try:
-        answers = sock.request(tc.get_root(ifindex), "read queueing discipline", what)
-    except KernelError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOENT}:
-            raise
-        answers = []
+    answers = sock.request(tc.get_root(ifindex), "read queueing discipline", what)
     found = next((tc.root_bucket(answer.payload, ifindex) for answer in answers), None)
     if found is None:
         return [f"{what} is missing (expected {bucket.text()})"]

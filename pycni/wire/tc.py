@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pycni.wire.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_ECHO,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     NLM_F_REQUEST,
@@ -104,8 +105,11 @@ def add_redirect(ifindex: int, target: int) -> bytes:
 
 
 def get_root(ifindex: int) -> bytes:
-    """Ask for the root queueing discipline of a device; EINVAL or ENOENT: none but the built-in one."""
-    return message(RTM_GETQDISC, NLM_F_REQUEST, _TCMSG.pack(0, ifindex, 0, TC_H_ROOT, 0))
+    """Ask for the root queueing discipline of a device; no answer: none but the built-in one.
+
+    The kernel answers like a notification (net/sched/sch_api.c), so only a request for an echo gets it.
+    """
+    return message(RTM_GETQDISC, NLM_F_REQUEST | NLM_F_ECHO, _TCMSG.pack(0, ifindex, 0, TC_H_ROOT, 0))
 
 
 def get_filters(ifindex: int) -> bytes:
