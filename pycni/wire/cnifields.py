@@ -1,9 +1,9 @@
 """Reading a foreign JSON object key by key, with errors that name key and value.
 
 Go's encoding/json is the yardstick for what is accepted (runtimes and operators' files were written against it):
-null counts as not given, unknown keys are left alone, a number with a fraction is no integer, true and "true" are
-different. A value of the wrong JSON type is ``CniError`` 6 (cannot be decoded); a value of the right type that
-makes no sense is 7 (invalid network config).
+null counts as not given, keys match whatever their case (containerd sends ``HostPort``), unknown keys are left
+alone, a number with a fraction is no integer, true and "true" are different. A value of the wrong JSON type is
+``CniError`` 6 (cannot be decoded); a value of the right type that makes no sense is 7 (invalid network config).
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ class Fields:
     def __init__(self, raw: Mapping[str, Any], where: str = "") -> None:
         self.raw = raw
         self.where = where
+        self._folded: dict[str, Any] | None = None
+
+    def get(self, key: str) -> Any:
+        """The value under the key, in its own spelling first; None when not given."""
+        if key in self.raw:
+            return self.raw[key]
+        if self._folded is None:
+            self._folded = {name.lower(): value for name, value in self.raw.items()}
+        return self._folded.get(key.lower())
 
     def path(self, key: str) -> str:
         """The key's full name for messages."""
@@ -48,10 +57,10 @@ class Fields:
 
     def given(self, key: str) -> bool:
         """Whether the key is there and not null."""
-        return self.raw.get(key) is not None
+        return self.get(key) is not None
 
     def _typed(self, key: str, kind: type, name: str) -> Any:
-        value = self.raw.get(key)
+        value = self.get(key)
         if value is not None and type(value) is not kind:
             refuse(self.path(key), value, f"expected {name}", CniError.DECODE_FAILURE)
         return value
