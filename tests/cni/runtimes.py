@@ -220,6 +220,12 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         reply = self.call("Status", self.pb.StatusRequest(), self.pb.StatusResponse)
         return {c.type: (c.status, c.message) for c in reply.status.conditions}
 
+    def remove_all(self) -> None:
+        """Stop and remove every sandbox, also those whose start failed, as kubelet does."""
+        for sandbox in self.call("ListPodSandbox", self.pb.Empty(), self.pb.ListPodSandboxResponse).items:
+            self.stop_pod(sandbox.id)
+            self.remove_pod(sandbox.id)
+
     def stop(self) -> None:
         self.channel.close()
         for pid in self._shims():

@@ -102,9 +102,8 @@ def test_a_dead_agent_makes_the_sandbox_fail_and_its_return_makes_it_work(
             containerd.run_pod("early")
     finally:
         node.start_agent("--ip-masq")
-    sandbox = containerd.run_pod("late")
-    containerd.stop_pod(sandbox)
-    containerd.remove_pod(sandbox)
+    containerd.run_pod("late")
+    containerd.remove_all()
     wait_released(node)
 
 
