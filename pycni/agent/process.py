@@ -41,6 +41,9 @@ SHUTDOWN_SECONDS = 8.0
 LAG_SECONDS = 5.0
 """How often the event loop's lag is sampled."""
 
+SETTLE_SECONDS = 5.0
+"""How long the cycle collector stays off after the start: some 50 ms of a start with many leases."""
+
 FILES = 65536
 """Open files we ask for: a few per pod being attached, one per delegated call."""
 
@@ -100,6 +103,7 @@ def run(loaded: Loaded, wire: Wire) -> int:
         log.warning("%s", warning)
     log.info("pycnid %s starts as node %s", __version__, settings.node_name)
     log.debug("%r", settings)
+    gc.disable()
     try:
         with StateLock(settings.state_dir):
             asyncio.run(_main(settings, wire))
@@ -172,9 +176,7 @@ async def _run_tasks(tasks: Tasks, stop: asyncio.Event, own: list[Coroutine[Any,
         running: list[asyncio.Task[Any]] = []
         running += [group.create_task(eternal(name, task), name=name) for name, task in tasks.items()]
         running += [group.create_task(task) for task in own]
-        # What was made so far lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        asyncio.get_running_loop().call_later(SETTLE_SECONDS, _settle)
         await stop.wait()
         for task in running:
             task.cancel()
@@ -252,6 +254,12 @@ async def _watchdog(notifier: Notifier) -> None:
     while True:
         notifier.watchdog()
         await asyncio.sleep(notifier.watchdog_seconds / 2 or 86400.0)
+
+
+def _settle() -> None:
+    """The cycle collector was off while everything was made; what there is now lives as long as the process."""
+    gc.freeze()
+    gc.enable()
 
 
 def _allow_many_files() -> None:

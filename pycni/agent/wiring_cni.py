@@ -1,0 +1,68 @@
+"""The CNI side of the agent, wired: records, addresses, pods, operations, server, and what looks after them.
+
+Life: imported on a worker thread by ``wiring`` while the fabric is already being programmed; ``serve`` makes the parts
+on the event loop, puts right what an earlier agent left half done, serves, and keeps pods as recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, NoReturn
+
+from pycni.agent.cni_ops import CniOps
+from pycni.agent.cni_server import CniServer
+from pycni.agent.collector import Collector
+from pycni.agent.liveness import boot_id
+from pycni.agent.observe import CniObserver, PassObserver, follow_collector, follow_pods
+from pycni.agent.pods import PodKeeper, Pods
+from pycni.agent.process import Context
+from pycni.ipam.endpoints import EndpointStore
+from pycni.ipam.pool import Pools
+from pycni.kernel.pod import PodDriver
+
+if TYPE_CHECKING:
+    from pycni.agent.network import NetworkComponent
+
+log = logging.getLogger("pycni.agent")
+
+PODS_VALID_S = 300.0
+"""Pods' kernel state is looked at once a minute; after five without success that is red."""
+
+STOP_SECONDS = 5.0
+"""How long CNI calls under way may take when the agent stops."""
+
+
+async def serve(context: Context, network: NetworkComponent) -> NoReturn:
+    """Serve CNI calls for ever. Raises ConfigError when the socket cannot be had, OSError for the state folder."""
+    settings, exits = context.settings, context.exits
+    endpoints = EndpointStore(settings.state_dir)
+    exits.callback(endpoints.close)
+    pools = Pools(settings.ipam_data_dir, in_use=endpoints.in_use)
+    exits.callback(pools.close)
+    driver = PodDriver()
+    exits.callback(driver.close)
+    driver.start()
+    observer = CniObserver(context.metrics)
+    ops = CniOps(
+        ipam=pools,
+        endpoints=endpoints,
+        pods=Pods(driver, endpoints),
+        podnet=network.podnet,
+        not_ready_reason=network.not_ready_reason,
+        boot_id=boot_id(),
+        on_error=observer.error,
+    )
+    await asyncio.to_thread(ops.resume)
+    collector = Collector(pools=pools, endpoints=endpoints, remove=ops.remove, busy=ops.busy)
+    collector.start()
+    exits.push_async_callback(asyncio.to_thread, collector.stop)
+    server = CniServer(settings.cni_socket, ops, workers=settings.workers, observe=observer.called)
+    server.start()
+    exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
+    context.health.set("cni", ok=True)
+    passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
+    keeper = PodKeeper(ops.adopt, network.podnet, passes)
+    follow_pods(context.metrics, endpoints, pools, keeper)
+    follow_collector(context.metrics, collector)
+    await keeper.run()
