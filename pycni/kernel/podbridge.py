@@ -28,7 +28,7 @@ from pycni.wire.rtlink import IFF_PROMISC, IFF_UP, IFLA_ADDRESS, IFLA_MTU, Link
 
 log = logging.getLogger("pycni.attach")
 
-TRIES = 6
+TRIES = 8
 """Passes over a bridge that others change at the same time before giving up."""
 _FORWARDING = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 _SCOPE_LINK = 253
@@ -129,15 +129,19 @@ class Bridges:
     def _establish(self, plan: BridgePlan, sock: NetlinkSocket) -> BridgeLink:
         """Read, repair and read again until nothing differs while nobody changes anything."""
         for _ in range(TRIES):
+            # What happened up to here is seen by the reads below; what happens from here on is heard of.
+            self._watch.changed()
             bridge = _find_bridge(plan, sock) or _create_bridge(plan, sock)
             link = bridge.link
-            leg = podleg.ensure_leg(sock, plan, link.ifindex) if plan.vlan and plan.gateways else link
-            new = self._watch.listen(link.ifindex, leg.ifindex)
-            # What happened up to here is seen by the reads below; what happens later is heard of.
-            self._watch.changed()
-            if new:
+            if self._watch.listen(link.ifindex):
                 continue
-            msgs = self._link_differences(plan, bridge) + self._address_differences(plan, leg, sock)
+            msgs = self._link_differences(plan, bridge)
+            leg = link
+            if plan.vlan and plan.gateways and not msgs:
+                leg = podleg.ensure_leg(sock, plan, link.ifindex)
+                if self._watch.listen(link.ifindex, leg.ifindex):
+                    continue
+            msgs = msgs or self._address_differences(plan, leg, sock)
             _set_switches(plan)
             if not msgs:
                 return BridgeLink(link.ifindex, link.mac, leg.ifindex)

@@ -32,6 +32,7 @@ def ensure_leg(sock: NetlinkSocket, plan: BridgePlan, bridge: int) -> rtlink.Lin
     device = plan.gateway_device
     port = port_name(device)
     leg = _find(sock, device)
+    made = leg is None
     if leg is None:
         _create(sock, plan, port)
         leg = _find(sock, device)
@@ -45,7 +46,12 @@ def ensure_leg(sock: NetlinkSocket, plan: BridgePlan, bridge: int) -> rtlink.Lin
     if other is None or other.ifindex != leg.parent:
         raise KernelError(errno.EEXIST, "create link", device, "the name belongs to another veth pair")
     if other.master != bridge or not other.up or not leg.up:
-        _connect(sock, plan, bridge, other.ifindex, leg.ifindex)
+        try:
+            _connect(sock, plan, bridge, other.ifindex, leg.ifindex)
+        except KernelError:
+            if made:
+                sock.request(rtlink.del_link(leg.ifindex), "delete link", device)
+            raise
     return leg
 
 

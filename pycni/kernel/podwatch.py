@@ -37,6 +37,8 @@ class DeviceWatch:
         self._sock = socket.socket(socket.AF_NETLINK, kind, 0)
         try:
             self._filter()
+            # Without an address the kernel takes the socket for the origin of its own messages and skips it.
+            self._sock.bind((0, 0))
             for group in _GROUPS:
                 self._sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except BaseException:
