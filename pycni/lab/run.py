@@ -33,6 +33,8 @@ PARALLEL = 4
 """Agents starting and pods being added at the same time: two per core of the machine this was tuned on."""
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.02
+SETTLE_S = 5.0
+"""Patience for the nodes to get to know each other once all are ready."""
 
 
 class Lab:
@@ -103,6 +105,8 @@ class Lab:
             self._start_etcd()
         with progress.step(f"pycnid ready on {spec.nodes} nodes, {spec.backend}, {spec.family}") as update:
             self.start_agents([node.name for node in self.nodes()], update)
+        for missing in self.missing_routes():
+            progress.line(f"  but {missing}")
         if spec.pods:
             with progress.step(f"{spec.nodes * spec.pods} pods by CNI ADD"):
                 self._make_pods(spec.pods)
@@ -174,6 +178,7 @@ class Lab:
                 raise LabError(f"lab {self.spec.name}: more than {topology.MAX_NODES} nodes are not possible")
             node = self._make_node(index)
             self.start_agents([node.name])
+            self.missing_routes()
         return node
 
     def remove_node(self, name: str) -> None:
@@ -191,6 +196,18 @@ class Lab:
                 self.state.drop_pod(pod.name)
             others = {key: value for key, value in self.record.processes.items() if key != name}
             self._save(nodes=tuple(item for item in self.record.nodes if item != name), processes=others)
+
+    def missing_routes(self, timeout: float = SETTLE_S) -> list[str]:
+        """Wait until every node has routes to the pods of all others; what is missing then, in words.
+
+        An agent is ready when its own node is; that its peers know of it takes some milliseconds more.
+        """
+        deadline = time.monotonic() + timeout
+        while missing := survey.missing_routes(self.nodes()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        return missing
 
     def agent(self, node: str) -> ProcessId | None:
         """The agent's process when it runs."""

@@ -18,6 +18,8 @@ from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
 from pycni.model.family import Family
+from pycni.model.tables import ROUTE_PROTOCOL
+from pycni.wire import rtnl
 
 ASKING = 8
 """Nodes asked for their readiness at the same time: one that hangs must not hold up the rest."""
@@ -40,6 +42,27 @@ def run_matrix(spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord
         reasons=reasons,
         seconds=time.monotonic() - started,
     )
+
+
+def missing_routes(nodes: Sequence[LabNode]) -> list[str]:
+    """Pod subnets of other nodes that a node's agent has told its kernel nothing about, in words."""
+    subnets = {node.name: network.subnets for node in nodes if (network := node.pod_network())}
+    missing = []
+    for node in nodes:
+        with netns.socket_in(node.namespace) as sock:
+            routes = [
+                rtnl.parse_route(message)
+                for family in node.spec.families
+                for message in sock.dump(rtnl.dump_routes(family, protocol=ROUTE_PROTOCOL))
+            ]
+        known = {(route.destination, route.prefix_len) for route in routes}
+        missing += [
+            f"{node.name} has no route to {subnet} of {other}"
+            for other, theirs in subnets.items()
+            for subnet in theirs
+            if other != node.name and (subnet.network_address.packed, subnet.prefixlen) not in known
+        ]
+    return missing
 
 
 def status(

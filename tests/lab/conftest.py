@@ -25,11 +25,9 @@ def unique_name() -> str:
 @pytest.fixture(scope="session")
 def lab3() -> Iterator[Lab]:
     """Three nodes, vxlan, both families, six pods, everything ready. Tests leave it as they found it."""
-    name = unique_name()
-    try:
-        yield Lab.up(LabSpec(name=name, nodes=3, family="dual", pods=2))
-    finally:
-        cleanup.down(name)
+    lab = Lab.up(LabSpec(name=unique_name(), nodes=3, family="dual", pods=2))
+    yield lab
+    lab.down()
 
 
 @pytest.fixture
