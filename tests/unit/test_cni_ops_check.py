@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -11,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from pycni.agent import cni_upkeep
-from pycni.agent.cni_upkeep import Upkeep
 from pycni.errors import KernelError
-from pycni.model.podnet import PodNetwork
-from tests.unit.cni_fakes import Node, error, podnet
+from tests.unit.cni_fakes import Node, error
 from tests.wire.cni_cases import conf
 
 V4 = ip_network("10.1.2.0/24")
@@ -210,52 +205,3 @@ def test_version_through_the_agent(node: Node) -> None:
     code, output = node.call("VERSION", b'{"cniVersion":"0.4.0"}', CONTAINERID="", IFNAME="", PATH="")
     assert code == 0
     assert output.startswith(b'{"cniVersion":"0.4.0","supportedVersions":["0.1.0"')
-
-
-# upkeep
-
-
-class Adopting:
-    def __init__(self) -> None:
-        self.rounds = 0
-        self.fail: Exception | None = None
-        self.changed = threading.Condition()
-
-    def adopt(self) -> list[str]:
-        with self.changed:
-            self.rounds += 1
-            self.changed.notify_all()
-        if self.fail is not None:
-            raise self.fail
-        return ["something"]
-
-    def wait_for(self, rounds: int) -> bool:
-        with self.changed:
-            return self.changed.wait_for(lambda: self.rounds >= rounds, 5)
-
-
-def test_upkeep_begins_with_the_network_and_follows_its_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cni_upkeep, "LOOK_S", 0.005)
-    ops, known = Adopting(), list[PodNetwork | None]([None])
-    upkeep = Upkeep(ops, lambda: known[0], interval_s=60)
-    upkeep.start()
-    time.sleep(0.05)
-    assert ops.rounds == 0
-    known[0] = podnet(V4)
-    assert ops.wait_for(1)
-    time.sleep(0.05)
-    assert ops.rounds == 1
-    ops.fail = KernelError(16, "x", "y")
-    known[0] = podnet(ip_network("10.1.3.0/24"))
-    assert ops.wait_for(2)
-    upkeep.stop()
-    assert upkeep.failures == 1
-
-
-def test_upkeep_looks_again_once_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cni_upkeep, "LOOK_S", 0.005)
-    ops = Adopting()
-    upkeep = Upkeep(ops, lambda: podnet(V4), interval_s=0.02)
-    upkeep.start()
-    assert ops.wait_for(3)
-    upkeep.stop()
