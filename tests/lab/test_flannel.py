@@ -20,6 +20,7 @@ import pytest
 
 from pycni.lab.conflist import parse_list
 from pycni.lab.runtime import Attachment, CniRuntime
+from pycni.lab.traffic import Traffic
 from tests.cni.node import AgentNode, ip, tcp_answers
 from tests.cni.runtimes import inside, plugin_folder
 
@@ -166,26 +167,6 @@ def test_a_flannel_node_laid_by_hand_exchanges_packets_with_a_pycni_node(
         cni.delete(Attachment("ctr", pods[0]))
 
 
-class Ping:
-    """busybox ping every 10 ms from a namespace until stopped; ``lost`` afterwards."""
-
-    def __init__(self, namespace: str, address: str) -> None:
-        self.process = subprocess.Popen(
-            ["nsenter", f"--net={namespace}", "--", "busybox", "ping", "-A", "-W", "1", address],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def lost(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        out, _ = self.process.communicate(timeout=5)
-        found = re.search(r"(\d+) packets transmitted, (\d+) packets received", out)
-        assert found, out
-        sent, received = map(int, found.groups())
-        assert sent > 20
-        return max(0, sent - received - 1)  # the last one may still be under way
-
-
 def test_a_node_moves_from_flannel_to_pycni_and_back_with_its_pods(node: AgentNode, pods: list[str]) -> None:
     # The node as flannel left it: lease, subnet.env, devices, a running pod by bridge + host-local.
     subnet4, subnet6 = "10.244.33.0/24", "fd00:10:244:33::/64"
@@ -221,11 +202,16 @@ def test_a_node_moves_from_flannel_to_pycni_and_back_with_its_pods(node: AgentNo
     assert tcp_answers(pods[0], theirs[0], 80, listen_in=f"/run/netns/{node.far}") == old[0]
 
     # flanneld is stopped, pycnid started: same lease, same devices, no packet lost.
-    pings = [Ping(pods[0], address) for address in theirs]
-    time.sleep(0.3)
-    node.start_agent()
-    time.sleep(0.5)
-    assert [ping.lost() for ping in pings] == [0, 0]
+    for address in theirs:  # IPv6 starts once duplicate address detection is over everywhere
+        with Traffic(pods[0], address) as start:
+            assert start.wait_answered(20)
+    with Traffic(pods[0], theirs[0]) as first, Traffic(pods[0], theirs[1]) as second:
+        assert first.wait_answered(20)
+        assert second.wait_answered(20)
+        node.start_agent()
+        assert first.wait_answered(100)
+        assert second.wait_answered(100)
+    assert [first.report().lost, second.report().lost] == [0, 0]
     got4, got6, record = pycni_record(node)
     assert (got4, got6) == (subnet4, subnet6)
     assert record["BackendData"]["VtepMAC"] == FLANNEL_MAC["4"]
