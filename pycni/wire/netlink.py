@@ -126,19 +126,6 @@ def parse_attrs(data: bytes | memoryview, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
-def list_attrs(data: bytes | memoryview, offset: int = 0) -> list[tuple[int, bytes]]:
-    """Attributes in order, for lists whose types repeat."""
-    found: list[tuple[int, bytes]] = []
-    end = len(data)
-    while offset + 4 <= end:
-        size, kind = _ATTR.unpack_from(data, offset)
-        if size < 4 or offset + size > end:
-            raise MalformedError(f"attribute at {offset}: length {size} in {end} bytes")
-        found.append((kind & NLA_TYPE_MASK, bytes(data[offset + 4 : offset + size])))
-        offset += (size + 3) & ~3
-    return found
-
-
 def text(payload: bytes) -> str:
     """A string attribute's text."""
     return payload.partition(b"\0")[0].decode(errors="replace")

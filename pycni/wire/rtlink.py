@@ -34,7 +34,6 @@ IFLA_EXT_MASK, IFLA_LINK_NETNSID = 29, 37
 RTEXT_FILTER_SKIP_STATS = 8
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
-IFLA_BR_AGEING_TIME, IFLA_BR_VLAN_FILTERING = 4, 7
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
@@ -136,12 +135,6 @@ def set_link(index: int, *attrs: bytes, up: bool | None = None, name: str = "") 
     return message(RTM_NEWLINK, 0, ifinfo(index, flags, change) + by_name + b"".join(attrs))
 
 
-def set_port(index: int, *, hairpin: bool, isolated: bool = False) -> bytes:
-    """Set a bridge port's options (IFLA_PROTINFO of family AF_BRIDGE)."""
-    options = attr_u8(IFLA_BRPORT_MODE, hairpin) + attr_u8(IFLA_BRPORT_ISOLATED, isolated)
-    return message(RTM_SETLINK, 0, ifinfo(index, family=AF_BRIDGE) + nested(IFLA_PROTINFO, options))
-
-
 def del_link(index: int = 0, name: str = "", group: int = 0) -> bytes:
     """Delete by index, by name, or every link of a group at once."""
     attrs = attr_str(IFLA_IFNAME, name) if name else b""
@@ -172,11 +165,6 @@ def link_alias(alias: str) -> bytes:
 def addr_gen_mode(mode: int) -> bytes:
     """IFLA_AF_SPEC with the way the kernel makes IPv6 link-local addresses."""
     return nested(IFLA_AF_SPEC, nested(AF_INET6, attr_u8(IFLA_INET6_ADDR_GEN_MODE, mode)))
-
-
-def bridge_data(*, vlan_filtering: bool) -> bytes:
-    """IFLA_INFO_DATA of a bridge."""
-    return attr_u8(IFLA_BR_VLAN_FILTERING, vlan_filtering)
 
 
 def parse_link(msg: Message) -> Link:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -85,3 +86,24 @@ def test_dropped_events_are_reported_as_lost(netns: str, monkeypatch: Any) -> No
 
 def test_messages_of_other_kinds_are_passed_over() -> None:
     assert monitor.decode(b"\x10\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0") == []
+
+
+def test_a_broken_datagram_counts_as_loss_not_as_nothing() -> None:
+    good = rtnl.new_neighbour(1, b"\x0a\0\0\x01", b"\x02\0\0\0\0\x01")
+    cut = good[:-4]
+    assert [type(event) for event in monitor.decode(good + cut)] == [monitor.Event, monitor.Lost]
+    assert monitor.decode(b"\x14\0\0\0\x18\0\0\0" + bytes(12)) == [monitor.LOST]
+
+
+def test_decoding_the_announcements_of_a_thousand_leases_is_cheap() -> None:
+    """3,000 events of our own making; the loop must not be held up by them."""
+    subnet, mac = b"\x0a\0\0\0", b"\x02\0\0\0\0\x01"
+    datagrams = [
+        rtnl.new_route(subnet, 24, oif=1, gateway=subnet, protocol=112, onlink=True),
+        rtnl.new_neighbour(1, subnet, mac),
+        rtnl.new_fdb(1, mac, subnet),
+    ] * 1000
+    started = time.process_time()
+    for datagram in datagrams:
+        monitor.decode(datagram)
+    assert time.process_time() - started < 0.25
