@@ -64,13 +64,27 @@ class Watchman:
         self._underlay = ""
         self._card: _Card | None = None
         self._names: dict[int, str] = {}
+        self._in_place: set[str] = set()
         self.last = ""
         """The last contradiction, in words, for the log."""
 
     def expect(
-        self, desired: FabricState, underlay: Underlay | None, names: Mapping[int, str] | None = None
+        self,
+        desired: FabricState,
+        underlay: Underlay | None,
+        names: Mapping[int, str] | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
-        """What is wanted from now on; ``names`` are the links by index, when they were just listed."""
+        """What is wanted from now on.
+
+        ``names``: the links by index, when they were just listed. ``in_place``: the devices were just found as
+        wanted. A device that is still being made shows half-made states, which mean nothing until it was right once.
+        """
+        if desired.links != self._desired.links:
+            self._in_place.clear()
+        if in_place:
+            self._in_place.update(desired.links)
         self._desired = desired
         if underlay is None or underlay.name != self._underlay:
             self._underlay = underlay.name if underlay is not None else ""
@@ -104,13 +118,21 @@ class Watchman:
             self._names[link.ifindex] = link.name
         wanted = self._desired.links.get(link.name)
         if wanted is not None:
-            wrong = "deleted" if removed else _deviation(wanted, link)
-            return self._say(f"{link.name}: {wrong}", Concern.FABRIC) if wrong else Concern.NOTHING
+            return self._own_link(removed, link, wanted)
         if link.name == self._underlay:
             return self._underlay_link(removed, link)
         if not removed and link.vxlan is not None and link.alias == LINK_ALIAS:
             return self._say(f"{link.name}: a device of ours that is not wanted", Concern.FABRIC)
         return Concern.NOTHING
+
+    def _own_link(self, removed: bool, link: rtlink.Link, wanted: VxlanLink) -> Concern:
+        wrong = "deleted" if removed else _deviation(wanted, link)
+        if not wrong:
+            self._in_place.add(link.name)
+            return Concern.NOTHING
+        being_made = not removed and link.name not in self._in_place
+        self._in_place.discard(link.name)
+        return Concern.NOTHING if being_made else self._say(f"{link.name}: {wrong}", Concern.FABRIC)
 
     def _underlay_link(self, removed: bool, link: rtlink.Link) -> Concern:
         card = None if removed else _Card(link.ifindex, link.mtu, link.up)

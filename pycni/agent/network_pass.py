@@ -271,7 +271,8 @@ class NetworkPass:
         else:
             return None
         if outcome.names is not None:
-            self.watchman.expect(desired, plan.node.underlay, outcome.names)
+            in_place = not outcome.links_changed and not outcome.failures
+            self.watchman.expect(desired, plan.node.underlay, outcome.names, in_place=in_place)
         if outcome.links_changed and self._prober is not None:
             await self._prober.reassert()
         raise_for(outcome.failures)
