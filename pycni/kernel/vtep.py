@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import logging
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -19,6 +20,8 @@ from pycni.model.family import show, show_mac
 from pycni.model.tables import LINK_ALIAS
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import attr, attr_u32
+
+log = logging.getLogger("pycni.kernel")
 
 PutSysctl = Callable[[str, int], object]
 """Sets a switch of the namespace the device is in; raises KernelError (ENOENT: no such switch)."""
@@ -81,7 +84,9 @@ def incompatible(desired: VxlanLink, actual: VxlanLink) -> str:
 
 def ensure(sock: NetlinkSocket, desired: VxlanLink, actual: VxlanLink | None, put_sysctl: PutSysctl) -> Lost:
     """Make the device what it should be; returns what has to be replayed on it. Raises KernelError."""
-    if actual is not None and incompatible(desired, actual):
+    reason = incompatible(desired, actual) if actual is not None else ""
+    if reason:
+        log.warning("%s is made again: %s", desired.name, reason)
         sock.request(rtlink.del_link(name=desired.name), "delete link", desired.name)
         actual = None
     if actual is None:

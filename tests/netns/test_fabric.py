@@ -170,7 +170,11 @@ CHANGES = {
 
 @pytest.mark.parametrize(("field", "change"), CHANGES.items(), ids=CHANGES)
 def test_an_incompatible_device_is_made_again_with_its_entries(
-    driver: FabricDriver, run: Callable[..., str], field: str, change: dict[str, Any]
+    driver: FabricDriver,
+    run: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    change: dict[str, Any],
 ) -> None:
     desired = state(V4)
     run("ip", "addr", "add", "192.168.1.77/24", "dev", "eth0")
@@ -180,6 +184,7 @@ def test_an_incompatible_device_is_made_again_with_its_entries(
     assert actual == other
     assert vtep.incompatible(V4, actual.links[V4.name]).startswith(f"{field} is ")
     assert driver.apply(desired, actual) == []
+    assert f"flannel.1 is made again: {field} is " in caplog.text
     assert driver.read() == desired
 
 

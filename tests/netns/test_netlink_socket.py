@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +116,40 @@ def test_the_thread_is_home_again_after_a_call_inside(netns: str) -> None:
     finally:
         os.close(fd)
     assert os.readlink("/proc/thread-self/ns/net") == home
+
+
+def test_a_process_that_cannot_leave_a_pods_namespace_ends(netns: str) -> None:
+    program = f"""
+import os, resource
+from pycni.kernel import netns
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+fd = netns.open_netns({namespaces.path(netns)!r})
+netns.run_in(fd, lambda: os.closerange(3, 100))  # takes the way home with it
+print("still here")
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, cwd=root)
+    assert (done.returncode, done.stdout) == (-signal.SIGABRT, b"")
+
+
+def test_other_threads_stay_where_they_are(netns: str) -> None:
+    fd = namespaces.open_netns(namespaces.path(netns))
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        inside.set()
+        leave.wait(5)
+
+    worker = threading.Thread(target=lambda: namespaces.run_in(fd, stay))
+    worker.start()
+    try:
+        assert inside.wait(5)
+        assert not namespaces.is_current(fd)
+        assert namespaces.run_in(fd, lambda: namespaces.is_current(fd))
+    finally:
+        leave.set()
+        worker.join()
+        os.close(fd)
 
 
 def test_wrong_files_are_named(tmp_path: object) -> None:
