@@ -2,8 +2,9 @@
 
 Life: every part that can fail announces itself with ``set(part, ok, reason)``, from any thread; ``expect`` makes
 a part red from the start. A part may say how long its word is good: when it does not renew it in time it is red
-("nothing heard for ..."). ``/healthz`` says the process answers at all (a supervisor restarts it otherwise),
-``/readyz`` says whether pods can be attached; ``/metrics`` has both and the rest.
+("nothing heard ..."); a part whose reason changes by itself is asked when somebody looks. ``/healthz`` says that the
+process answers at all (a supervisor restarts it otherwise), ``/readyz`` whether pods can be attached; ``/metrics`` has
+both and the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Health:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._parts: dict[str, PartHealth] = {}
+        self._asked: dict[str, Callable[[], str]] = {}
         self._listeners: list[Callable[[], None]] = []
 
     def expect(self, part: str, reason: str = "starting") -> None:
@@ -49,6 +51,10 @@ class Health:
         if before is None or (before.ok, before.reason) != (ok, reason):
             for listener in tuple(self._listeners):
                 listener()
+
+    def ask(self, part: str, reason: Callable[[], str]) -> None:
+        """Ask a part whenever somebody looks: red with ``reason()`` unless that is ""; else as it was last set."""
+        self._asked[part] = reason
 
     def forget(self, part: str) -> None:
         """The part does not exist any more."""
@@ -68,6 +74,9 @@ class Health:
                 found[name] = PartHealth(ok=False, reason=silent, since=part.expires, expires=part.expires)
             else:
                 found[name] = part
+            reason = self._asked[name]() if name in self._asked else ""
+            if reason:
+                found[name] = PartHealth(ok=False, reason=reason, since=part.since)
         return found
 
     def red(self) -> Mapping[str, str]:

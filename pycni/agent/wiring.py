@@ -65,6 +65,8 @@ def _network(context: Context, source: LeaseSource, store: Store) -> NetworkComp
 
     report = NetworkReport(context.health, context.metrics)
     made: NetworkComponent = _implementation("network")(context.settings, source, store, report=report)
+    # What etcd is waited for changes between passes, and a lease ends by itself.
+    context.health.ask("network", made.not_ready_reason)
     return made
 
 

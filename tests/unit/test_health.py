@@ -52,6 +52,17 @@ def test_a_word_that_is_not_renewed_turns_red():
     assert health.ready
 
 
+def test_a_part_that_is_asked_answers_for_itself():
+    health, waiting = Health(Clock()), ["etcd is away"]
+    health.set("network", ok=True)
+    health.ask("network", lambda: waiting[0])
+    assert health.reason() == "network: etcd is away"
+    waiting[0] = ""
+    assert health.ready
+    health.set("network", ok=False, reason="pass failed")
+    assert health.reason() == "network: pass failed"
+
+
 def test_listeners_hear_changes_only():
     health, heard = Health(Clock()), []
     health.subscribe(lambda: heard.append(health.ready))
