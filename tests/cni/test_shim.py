@@ -153,6 +153,13 @@ def test_a_closed_stdin_is_an_io_failure() -> None:
     assert failure((done.returncode, done.stdout, done.stderr))["code"] == 5
 
 
+def test_version_does_not_need_stdin() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {SHIM} <&-"], env={"CNI_COMMAND": "VERSION"}, capture_output=True, check=False
+    )
+    assert (done.returncode, json.loads(done.stdout)["cniVersion"]) == (0, "1.1.0")
+
+
 # with an agent
 
 
