@@ -26,10 +26,14 @@ def up(args: argparse.Namespace) -> int:
         return _print_json(status)
     print(writable(tree(status), sys.stdout))
     pod = status["pods"][0]["name"] if status["pods"] else status["nodes"][0]["name"]
-    print(f"\nNext:  {cleanup.command('matrix', args.name)}        who reaches whom")
-    print(f"       {cleanup.command('exec', args.name)} {pod} -- ip a   a command in a pod or node")
-    print(f"       {cleanup.command('pod add', args.name)}       one more pod")
-    print(f"       {cleanup.command('down', args.name)}          remove it all")
+    hints = {
+        cleanup.command("matrix", args.name): "who reaches whom",
+        f"{cleanup.command('exec', args.name)} {pod} -- ip address": "a command in a pod or a node",
+        cleanup.command("pod add", args.name): "one more pod",
+        cleanup.command("down", args.name): "remove it all",
+    }
+    width = max(map(len, hints))
+    print("\nNext:\n" + "\n".join(f"  {command:<{width}}  {what}" for command, what in hints.items()))
     return 0
 
 

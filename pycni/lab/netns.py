@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import TypeVar
 
@@ -19,11 +20,14 @@ from pycni.kernel.netlink import NetlinkSocket
 from pycni.lab import topology
 from pycni.lab.stations import Inside
 from pycni.lab.topology import LabSpec
+from pycni.model.family import Family
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import attr_u8, attr_u32
 
 BRIDGE = "br0"
 UPLINK = "eth0"
+MANY_NODES = 12
+"""From here on nodes do not discover their neighbours on the underlay (see ``introduce``)."""
 _IFLA_BR_MCAST_SNOOPING = 23
 _IFA_F_NODAD = 0x02
 _ENOENT = 2
@@ -51,6 +55,9 @@ def make_node(spec: LabSpec, index: int) -> None:
     node = topology.node_name(index)
     name = topology.node_namespace(spec.name, node)
     netns.create(name)
+    if Family.V6 in spec.families:
+        # No router is on the segment, and solicitations would fill the neighbour tables of all others.
+        inside(name, partial(sysctl.put, "net.ipv6.conf.default.router_solicitations", 0))
     fd = netns.open_netns(netns.path(name))
     try:
         with socket_in(topology.fabric_namespace(spec.name)) as sock:
@@ -64,6 +71,31 @@ def make_node(spec: LabSpec, index: int) -> None:
     with socket_in(name) as sock:
         _up(sock, "lo")
         _up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
+
+
+def introduce(spec: LabSpec, nodes: Sequence[str]) -> None:
+    """Give every node permanent neighbour entries for all others, when they are many.
+
+    The kernel keeps 1024 neighbours (net.ipv4.neigh.default.gc_thresh3, and as many for IPv6) for all namespaces of
+    the machine together and drops packets beyond that; permanent entries do not count. Raises KernelError.
+    """
+    if len(nodes) < MANY_NODES:
+        return
+    macs = {}
+    for node in nodes:
+        with socket_in(topology.node_namespace(spec.name, node)) as sock:
+            macs[node] = _link(sock, UPLINK).mac
+    for node in nodes:
+        with socket_in(topology.node_namespace(spec.name, node)) as sock:
+            index = index_of(sock, UPLINK)
+            entries = [
+                rtnl.new_neighbour(index, address.packed, mac)
+                for other, mac in macs.items()
+                if other != node
+                for address in topology.underlay_addresses(spec, topology.node_index(other)).values()
+            ]
+            for error in filter(None, sock.batch(entries, "add neighbour", f"dev {UPLINK} in {node}")):
+                raise error
 
 
 def found(lab: str) -> list[str]:
@@ -109,16 +141,20 @@ def socket_in(name: str) -> NetlinkSocket:
 
 def index_of(sock: NetlinkSocket, link: str) -> int:
     """Index of a link by name. Raises KernelError."""
-    return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0]).ifindex
+    return _link(sock, link).ifindex
 
 
 def mtu_of(name: str, link: str) -> int:
     """MTU of a link inside a namespace, 0 when there is no such link."""
     try:
         with socket_in(name) as sock:
-            return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0]).mtu
+            return _link(sock, link).mtu
     except KernelError:
         return 0
+
+
+def _link(sock: NetlinkSocket, link: str) -> rtlink.Link:
+    return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0])
 
 
 def _up(sock: NetlinkSocket, link: str, *addresses: IPv4Interface | IPv6Interface) -> None:

@@ -16,6 +16,10 @@ from pycni.lab.probe import Check
 
 OK, PART, BAD, SELF, UNASKED = "●", "◐", "✗", "-", "·"
 _ASCII = str.maketrans({OK: "+", PART: "~", BAD: "X", UNASKED: ".", "├": "|", "└": "`", "─": "-", "│": "|"})
+Cells = dict[tuple[str, str], tuple[int, int]]
+"""(from, to) -> (checks, failures)."""
+GRID_HOSTS = 40
+"""The widest grid that shows pods one by one."""
 LISTED = 20
 """Failed checks shown in full under a grid."""
 
@@ -52,20 +56,36 @@ def tree(status: Mapping[str, Any]) -> str:
 
 
 def grid(matrix: Matrix) -> str:
-    """Rows: from; columns: to, by number. One character per pair over all kinds and families."""
-    hosts = [*matrix.nodes, *(pod for pod, _node in matrix.pods)]
+    """Rows: from; columns: to, by number. One character per pair over all kinds and families.
+
+    With many hosts a node stands for itself and its pods.
+    """
     place = dict(matrix.pods)
+    hosts = [*matrix.nodes, *place]
+    cells = matrix.pairs()
+    if len(hosts) > GRID_HOSTS:
+        cells = _by_node(cells, place)
+        hosts, place = list(matrix.nodes), dict.fromkeys(matrix.nodes, "and its pods")
     width = max((len(host) for host in hosts), default=0)
     wide = len(str(len(hosts)))
     away = max((len(node) for node in place.values()), default=0)
-    pairs = matrix.pairs()
     head = " ".join(str(number).rjust(wide) for number in range(1, len(hosts) + 1))
     lines = [f"{'from / to':<{wide + width + away + 3}} {head}"]
     for number, source in enumerate(hosts, 1):
-        cells = " ".join(_cell(pairs, source, target).rjust(wide) for target in hosts)
-        lines.append(f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} {cells}")
+        row = " ".join(_cell(cells, source, target).rjust(wide) for target in hosts)
+        lines.append(f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} {row}")
     lines.append(f"{OK} all kinds pass  {PART} some fail  {BAD} all fail  {UNASKED} not asked")
     return "\n".join(lines)
+
+
+def _by_node(cells: Cells, place: Mapping[str, str]) -> Cells:
+    """The same counts with every pod counted for its node."""
+    summed: Cells = {}
+    for (source, target), (checks, failures) in cells.items():
+        key = place.get(source, source), place.get(target, target)
+        before = summed.get(key, (0, 0))
+        summed[key] = before[0] + checks, before[1] + failures
+    return summed
 
 
 def verdict(matrix: Matrix) -> str:
@@ -88,8 +108,8 @@ def _failure(check: Check, reason: str, place: Mapping[str, str]) -> str:
     return f"  {ends[0]} -> {ends[1]}  {check.family.label} {check.kind}: {reason}"
 
 
-def _cell(pairs: Mapping[tuple[str, str], tuple[int, int]], source: str, target: str) -> str:
-    if source == target:
+def _cell(pairs: Cells, source: str, target: str) -> str:
+    if source == target and (source, target) not in pairs:
         return SELF
     checks, failures = pairs.get((source, target), (0, 0))
     if not checks:

@@ -101,6 +101,7 @@ class Lab:
             netns.make_fabric(spec)
             for index in range(1, spec.nodes + 1):
                 self._make_node(index)
+            netns.introduce(spec, self.record.nodes)
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
             self._start_etcd()
         with progress.step(f"pycnid ready on {spec.nodes} nodes, {spec.backend}, {spec.family}") as update:
@@ -132,6 +133,8 @@ class Lab:
             host=str(address),
             netns=kernel_netns.path(topology.fabric_namespace(self.spec.name)),
             name=f"lab-{self.spec.name}",
+            # Alone it has nobody to wait for: it leads after 0.1 s instead of after one.
+            extra=("--heartbeat-interval=10", "--election-timeout=100"),
         )
         try:
             self._etcd = etcd.start(options)
@@ -177,6 +180,7 @@ class Lab:
             if index > topology.MAX_NODES:
                 raise LabError(f"lab {self.spec.name}: more than {topology.MAX_NODES} nodes are not possible")
             node = self._make_node(index)
+            netns.introduce(self.spec, self.record.nodes)
             self.start_agents([node.name])
             self.missing_routes()
         return node

@@ -26,8 +26,8 @@ from pycni.model.family import Family
 
 BACKENDS = ("vxlan", "host-gw")
 FAMILY_CHOICES = ("ipv4", "ipv6", "dual")
-MAX_NODES = 30
-"""All nodes know each other on one segment, and the kernel keeps 1024 neighbours for all namespaces together."""
+MAX_NODES = 100
+"""An agent takes about 50 MB, and each node knows each other."""
 ETCD_PORT = 2379
 HEALTH_PORT = 10256
 ETCD_PREFIX = "/coreos.com/network"

@@ -79,6 +79,24 @@ def test_the_grid_shows_each_pair_once() -> None:
     ]
 
 
+def test_a_large_lab_is_shown_by_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "GRID_HOSTS", 4)
+    nodes, pods = (
+        [host("node1", Family.V4), host("node2", Family.V4)],
+        [host("a", Family.V4), host("b", Family.V4), host("c", Family.V4)],
+    )
+    reasons = dict.fromkeys(plan(nodes, pods), "")
+    reasons[Check("a", "c", Family.V4, "udp")] = "lost"
+    large = Matrix(
+        nodes=("node1", "node2"), pods=(("a", "node1"), ("b", "node1"), ("c", "node2")), reasons=reasons
+    )
+    assert report.grid(large).splitlines()[:3] == [
+        "from / to             1 2",
+        "1 node1  and its pods ● ◐",
+        "2 node2  and its pods ● ●",
+    ]
+
+
 def test_the_verdict_names_the_failed_pairs_and_counts() -> None:
     assert report.verdict(matrix(pod1_pod2_udp="no answer within 2 s")).splitlines() == [
         "  pod1 (node1) -> pod2 (node1)  ipv4 udp: no answer within 2 s",

@@ -54,7 +54,7 @@ def test_namespaces_made_for_a_lab_are_found_as_that_labs(lab: str) -> None:
         pytest.param({"name": ""}, "--name ''", id="empty"),
         pytest.param({"name": "x" * 31}, "--name", id="too long for a socket path"),
         pytest.param({"nodes": 0}, "--nodes 0", id="no nodes"),
-        pytest.param({"nodes": 31}, "--nodes 31", id="too many nodes"),
+        pytest.param({"nodes": 101}, "--nodes 101", id="too many nodes"),
         pytest.param({"pods": -1}, "--pods -1", id="negative pods"),
         pytest.param({"backend": "udp"}, "--backend 'udp'", id="backend"),
         pytest.param({"family": "ipv5"}, "--family 'ipv5'", id="family"),
