@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import logging
@@ -41,7 +42,7 @@ SHUTDOWN_SECONDS = 8.0
 LAG_SECONDS = 5.0
 """How often the event loop's lag is sampled."""
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0
 """How long the cycle collector stays off after the start: some 50 ms of a start with many leases."""
 
 FILES = 65536
@@ -257,9 +258,12 @@ async def _watchdog(notifier: Notifier) -> None:
 
 
 def _settle() -> None:
-    """The cycle collector was off while everything was made; what there is now lives as long as the process."""
+    """The start is over: what there is now lives as long as the process, what was only needed for it goes back."""
     gc.freeze()
     gc.enable()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; 7 of 74 MB with 5,000 leases
+    if trim is not None:
+        trim(0)
 
 
 def _allow_many_files() -> None:
