@@ -52,7 +52,7 @@ def test_repair(benchmark: Any, node: AgentNode, what: str, commands: tuple[str,
         done = subprocess.run(
             [*inside(node.name), *look.split()], capture_output=True, text=True, check=False
         )
-        return done.stdout
+        return "\n".join(sorted(done.stdout.splitlines()))
 
     def rounds() -> None:
         for _ in range(ROUNDS):
