@@ -187,6 +187,8 @@ def _pods_rules() -> list[str]:
         f"prerouting {local}",
         f"output {local}",
     ]
+    # IPv6 routes nothing to or from ::1 beyond the node: refused at once is better than timed out.
+    rules.append("ports ip6 daddr ::1 return")
     for version, ip in (("v4", "ip"), ("v6", "ip6")):
         rules += [
             f"ports {ip} saddr @near_{version} {mark}",
@@ -245,7 +247,7 @@ class Constants(NamedTuple):
         content: dict[str, list[str]] = {
             "localnet": sorted(f'"{device}"' for device in self.localnet),
             "near_v4": ["127.0.0.0/8"],
-            "near_v6": ["::1"],
+            "near_v6": [],
             "spared_v4": [],
             "spared_v6": [],
         }
@@ -276,7 +278,7 @@ def parse_constants(listing: str) -> Constants:
     for kind in _SET.finditer(listing):
         content = _ELEMENTS.search(kind[2])
         members[kind[1]] = [item.strip() for item in content[1].split(",")] if content is not None else []
-    own = {"127.0.0.0/8", "::1"}
+    own = {"127.0.0.0/8"}
     near = {net for version in _VERSION.values() for net in members.get(f"near_{version}", ())} - own
     pairs = [pair for version in _VERSION.values() for pair in members.get(f"spared_{version}", ())]
     return Constants(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from pycni.attach.plan import BridgePlan, PodAddress
 from pycni.errors import KernelError
 from pycni.kernel import podleg, sysctl
+from pycni.kernel import podlink as podlink_io
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.podwatch import DeviceWatch
 from pycni.model.family import Family
@@ -56,6 +57,8 @@ class _Present(NamedTuple):
     address: PodAddress
     ours: bool
     """Marked with our protocol number (kernel 5.18 and later keep it)."""
+    link_local: bool
+    tentative: bool
 
 
 class Bridges:
@@ -144,6 +147,7 @@ class Bridges:
             msgs = msgs or self._address_differences(plan, leg, sock)
             _set_switches(plan)
             if not msgs:
+                _await_addresses(plan, leg, sock)
                 return BridgeLink(link.ifindex, link.mac, leg.ifindex)
             self._apply(plan, sock, msgs)
         raise KernelError(errno.EBUSY, "set up bridge", plan.name, "others change it all the time")
@@ -179,9 +183,10 @@ class Bridges:
 
     def _address_differences(self, plan: BridgePlan, leg: Link, sock: NetlinkSocket) -> list[bytes]:
         """Messages that bring the gateway addresses to the plan. Raises KernelError for a conflict."""
-        present = _addresses(leg, sock)
+        listed = _addresses(leg, sock)
+        present = [entry for entry in listed if not entry.link_local]
         wanted = set(plan.gateways)
-        msgs = []
+        msgs = _link_local_differences(leg, listed) if Family.V6 in plan.families else []
         for entry in present:
             if entry.address not in wanted and self._is_in_the_way(plan, entry):
                 self._forget(plan, entry.address)
@@ -275,13 +280,42 @@ def _addresses(leg: Link, sock: NetlinkSocket) -> list[_Present]:
     found = []
     for msg in sock.dump(rtnl.dump_addresses(leg.ifindex), "list addresses", leg.name):
         info = rtnl.parse_address(msg)
-        if info.ifindex != leg.ifindex or (len(info.address) == 16 and info.scope == _SCOPE_LINK):
-            continue
-        family = Family.of_packed(info.address)
-        protocol = parse_attrs(msg.payload, 8).get(podlink.IFA_PROTO, b"\0")[0]
-        address = PodAddress(family, info.address, info.prefix_len)
-        found.append(_Present(address, protocol == ROUTE_PROTOCOL))
+        if info.ifindex == leg.ifindex:
+            protocol = parse_attrs(msg.payload, 8).get(podlink.IFA_PROTO, b"\0")[0]
+            found.append(
+                _Present(
+                    PodAddress(Family.of_packed(info.address), info.address, info.prefix_len),
+                    ours=protocol == ROUTE_PROTOCOL,
+                    link_local=len(info.address) == 16 and info.scope == _SCOPE_LINK,
+                    tentative=bool(info.flags & (rtnl.IFA_F_TENTATIVE | rtnl.IFA_F_DADFAILED)),
+                )
+            )
     return found
+
+
+def _link_local_differences(leg: Link, listed: list[_Present]) -> list[bytes]:
+    """Messages that give a gateway device an IPv6 link-local address that works now.
+
+    For packets it forwards the node asks for pods' MACs with this address as source (RFC 4861 section 7.2.2); the
+    kernel's own is of no use for the one to two seconds its duplicate detection takes.
+    """
+    if any(entry.link_local and not entry.tentative for entry in listed):
+        return []
+    index, own = leg.ifindex, podlink.link_local(leg.mac)
+    msgs = [
+        rtnl.del_address(index, entry.address.address, entry.address.prefix_len)
+        for entry in listed
+        if entry.link_local and entry.address.address == own
+    ]
+    msgs.append(podlink.own_address(index, own, 64, flags=rtnl.IFA_F_NODAD, protocol=ROUTE_PROTOCOL))
+    return msgs
+
+
+def _await_addresses(plan: BridgePlan, leg: Link, sock: NetlinkSocket) -> None:
+    wanted = {gateway.address for gateway in plan.gateways if gateway.family is Family.V6}
+    if wanted:
+        wanted |= {entry.address.address for entry in _addresses(leg, sock) if entry.link_local}
+        podlink_io.await_local(sock, leg.ifindex, wanted, leg.name)
 
 
 def _set_switches(plan: BridgePlan) -> None:

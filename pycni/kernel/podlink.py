@@ -16,7 +16,13 @@ from typing import NamedTuple, Protocol
 from pycni.attach.plan import AttachPlan
 from pycni.errors import KernelError
 from pycni.kernel import netns, sysctl
-from pycni.kernel.netlink import NETLINK_CAP_ACK, NETLINK_EXT_ACK, SOL_NETLINK, NetlinkSocket
+from pycni.kernel.netlink import (
+    NETLINK_CAP_ACK,
+    NETLINK_EXT_ACK,
+    NETLINK_GET_STRICT_CHK,
+    SOL_NETLINK,
+    NetlinkSocket,
+)
 from pycni.model.family import Family, show
 from pycni.wire import podlink, rtnl
 from pycni.wire.netlink import Message, split
@@ -28,6 +34,7 @@ TIMEOUT_S = 10
 CARRIER_TIMEOUT_S = 5.0
 DAD_TIMEOUT_S = 10.0
 """As long as the reference plugins wait for addresses to settle."""
+_TABLE_LOCAL = 255
 _RECEIVE_BYTES = 1 << 15
 """More than any answer in these exchanges (the kernel sends at most 32 KiB at once); cheap to allocate."""
 
@@ -53,6 +60,7 @@ class PodSocket(NetlinkSocket):
         try:
             sock.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
             sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", TIMEOUT_S, 0))
             super().__init__(sock=sock)
         except BaseException:
@@ -120,8 +128,38 @@ def configure_pod(plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
             sock.request(podlink.describe_pod(ifindex, own_link_local=not plan.enable_dad))
             netns.run_in(netns_fd, lambda: _enable_ipv6(plan.ifname))
             _run(sock, plan, steps)
-        if has_v6 and plan.enable_dad:
-            _await_addresses(sock, plan, ifindex)
+        if not has_v6:
+            return
+        wanted = {address.address for address in plan.addresses if address.family is Family.V6}
+        if plan.enable_dad:
+            _await_detection(sock, plan, ifindex, wanted)
+        else:
+            wanted.add(podlink.link_local(plan.mac))
+        await_local(sock, ifindex, wanted, plan.ifname)
+
+
+def await_local(sock: NetlinkSocket, ifindex: int, wanted: set[bytes], name: str) -> None:
+    """Wait until packets to these IPv6 addresses of a device are received.
+
+    The kernel adds an address's local route and joins its solicited-node group from a work queue, with duplicate
+    detection switched off too (addrconf_dad_work in net/ipv6/addrconf.c); until then answers to the
+    device's own neighbour solicitations are dropped, and the next one is sent a second later. Raises KernelError.
+    """
+    request = rtnl.dump_routes(Family.V6, table=_TABLE_LOCAL, oif=ifindex)
+    deadline = 0.0
+    pause = 0.0001
+    while True:
+        listed = sock.dump(request, "list local routes", name)
+        missing = wanted - {podlink.find_attr(msg.payload, rtnl.RTA_DST, 12) for msg in listed}
+        if not missing:
+            return
+        now = time.monotonic()
+        deadline = deadline or now + CARRIER_TIMEOUT_S
+        if now > deadline:
+            text = ", ".join(sorted(show(address) for address in missing))
+            raise KernelError(errno.ETIMEDOUT, "wait for addresses", f"{text} dev {name}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
 
 
 def await_forwarding(sock: NetlinkSocket, name: str, ifindex: int) -> None:
@@ -206,9 +244,8 @@ def _enable_ipv6(ifname: str) -> None:
         sysctl.put(f"net/ipv6/conf/{device}/disable_ipv6", 0)
 
 
-def _await_addresses(sock: NetlinkSocket, plan: AttachPlan, ifindex: int) -> None:
+def _await_detection(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, wanted: set[bytes]) -> None:
     """Wait for duplicate address detection. Raises KernelError: EADDRINUSE, ETIMEDOUT."""
-    wanted = {address.address for address in plan.addresses if address.family is Family.V6}
     deadline = time.monotonic() + DAD_TIMEOUT_S
     while True:
         listed = [rtnl.parse_address(msg) for msg in sock.dump(rtnl.dump_addresses(ifindex, Family.V6))]

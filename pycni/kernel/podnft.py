@@ -76,16 +76,19 @@ class PodTables:
             change = [delete_text(self._own(plan.host, set(old) - set(rows)))]
             change.append(add_text((row for row in rows if row not in old), plan.host))
             tables = {row.table for row in rows}
-            lacking = tables - self._present
-            try:
-                if known != self._constants or lacking:
-                    change.insert(0, self._base(lacking, known))
-                nft.run("\n".join(change))
-            except KernelError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                log.warning("nft tables of pods are gone: putting them back with all elements")
-                nft.run(self._whole(tables, known, {**self._rows, plan.host: rows}))
+            if known != self._constants and PODS in self._present:
+                change.insert(0, known.text())
+            whole = {**self._rows, plan.host: rows}
+            if tables <= self._present:
+                try:
+                    nft.run("\n".join(change))
+                except KernelError as error:
+                    if error.errno != errno.ENOENT:
+                        raise
+                    log.warning("nft tables of pods are gone: putting them back with all elements")
+                    nft.run(self._whole(tables, known, whole))
+            else:
+                nft.run(self._whole(tables, known, whole))
             self._present |= tables
             self._drop(plan.host)
             self._rows[plan.host] = rows
@@ -205,13 +208,6 @@ class PodTables:
         """The rows no other pod has too."""
         shared = {row for owner, theirs in self._rows.items() if owner != host for row in theirs}
         return [row for row in rows if row not in shared]
-
-    def _base(self, tables: Collection[Table], known: Constants) -> str:
-        """The fixed part of tables, with the constants when ``inet pycni_pods`` is or will be there."""
-        parts = [_SKELETONS[table]() for table in tables]
-        if PODS in tables or PODS in self._present:
-            parts.append(known.text())
-        return "\n".join(parts)
 
     def _whole(self, tables: Collection[Table], known: Constants, rows: dict[str, Rows]) -> str:
         """Tables with everything in them; what is there already stays."""

@@ -2,7 +2,8 @@
 
 A connection to a mapped port of 127.0.0.1 leaves by the bridge with a loopback source (masqueraded on the way), which
 the kernel allows only with ``route_localnet`` on that device; the tables' guard keeps pods from abusing it.
-IPv6 has no such switch: see ARCHITECTURE.md for what ``::1`` can do.
+IPv6 has no such switch: the kernel lets nothing with ``::1`` leave the node or come back to it, so connections to a
+mapped port of ``::1`` are refused at once (a client then tries ``127.0.0.1``).
 """
 
 from __future__ import annotations

@@ -114,15 +114,20 @@ class Env:
         """A machine next to the node, reached by eth1: 192.0.2.2/24 and 2001:db8::2/64, routes to the node."""
         out = self.pod()
         run(f"ip link add eth1 type veth peer name eth0 netns {out.name}")
+        if 6 in families:
+            run("sysctl -qw net.ipv6.conf.eth1.accept_dad=0")
+            out.run("sysctl -qw net.ipv6.conf.eth0.accept_dad=0")
         run("ip link set eth1 up")
         out.run("ip link set lo up")
         out.run("ip link set eth0 up")
         if 4 in families:
             run("ip addr add 192.0.2.1/24 dev eth1")
             out.run("ip addr add 192.0.2.2/24 dev eth0")
+            out.run("ip route add default via 192.0.2.1")
         if 6 in families:
             run("ip addr add 2001:db8::1/64 dev eth1 nodad")
             out.run("ip addr add 2001:db8::2/64 dev eth0 nodad")
+            out.run("ip route add default via 2001:db8::1")
         return out
 
     def close(self) -> None:
