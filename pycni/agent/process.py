@@ -21,12 +21,12 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from pycni import __version__
 from pycni.agent.health import Health, routes
 from pycni.agent.httpd import HttpServer
-from pycni.agent.metrics import Gauge, Registry, add_process_metrics, seconds_since_process_start
+from pycni.agent.metrics import Registry, add_process_metrics, seconds_since_process_start
 from pycni.agent.notify import Notifier
 from pycni.agent.settings import Settings
 from pycni.agent.settings_file import Loaded
@@ -36,6 +36,9 @@ from pycni.reconcile.runner import TaskEndedError, describe, eternal
 log = logging.getLogger("pycni.agent")
 
 LOCK_FILE = "pycnid.pid"
+SERVING = "cni"
+"""The health part that says whether CNI calls are answered."""
+
 SHUTDOWN_SECONDS = 8.0
 """After that long a stopping process ends as it is: supervisors kill after ten seconds or more."""
 
@@ -145,10 +148,12 @@ async def _main(settings: Settings, wire: Wire) -> None:
     try:
         async with AsyncExitStack() as exits:
             context = Context(settings, Health(), Registry(), exits)
-            ready = _announce_readiness(context, notifier)
+            announcer = _Announcer(context, notifier)
             await _serve_health(context)
             tasks = await _started(wire(context), stop)
-            await _run_tasks(tasks, stop, [_sample_lag(context.metrics), _watchdog(notifier), ready()])
+            await _run_tasks(
+                tasks, stop, [_sample_lag(context.metrics), _watchdog(notifier), announcer.run()]
+            )
             log.info("pycnid stops")
             notifier.stopping()
             _end_anyway(SHUTDOWN_SECONDS)
@@ -197,47 +202,55 @@ async def _serve_health(context: Context) -> None:
         reason = f"cannot listen on {address}: {exc.strerror or exc}"
         raise ConfigError("settings", "healthz-port", port, reason) from exc
     context.exits.push_async_callback(server.stop)
-    log.info("health and metrics are served at http://%s:%d", address, port)
+    shown = f"[{address}]" if ":" in address else address
+    log.info("health and metrics are served at http://%s:%d", shown, port)
 
 
-def _announce_readiness(context: Context, notifier: Notifier) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Changes of health go to the log and the service manager; READY=1 is sent once."""
-    loop = asyncio.get_running_loop()
-    changed = asyncio.Event()
-    seconds = context.metrics.gauge("pycni_start_seconds", "From process start to the first readiness.")
+class _Announcer:
+    """Tells the log and the service manager how the agent is doing, when that changes."""
 
-    def poke() -> None:
+    def __init__(self, context: Context, notifier: Notifier) -> None:
+        self._health = context.health
+        self._notifier = notifier
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._shown: str | None = None
+        self._serving = False
+        self._seconds = context.metrics.gauge(
+            "pycni_start_seconds", "From process start to the first readiness."
+        )
+        self._health.subscribe(self._poke)
+
+    def _poke(self) -> None:
         with contextlib.suppress(
             RuntimeError
         ):  # the loop is closed: a thread of ours was slower than the stop
-            loop.call_soon_threadsafe(changed.set)
+            self._loop.call_soon_threadsafe(self._changed.set)
 
-    context.health.subscribe(poke)
-
-    async def announce() -> None:
-        shown: str | None = None
+    async def run(self) -> NoReturn:
+        """For ever."""
         while True:
-            reason = context.health.reason()
-            if reason != shown:
-                _announce(reason, notifier, seconds)
-                shown = reason
-            await changed.wait()
-            changed.clear()
+            reason = self._health.reason()
+            if reason != self._shown:
+                self._say(reason)
+                self._shown = reason
+            # To the service manager we are up when CNI calls are answered. Waiting for the network would be a
+            # deadlock where etcd is a pod: kubelet starts after us.
+            if not self._serving and SERVING not in self._health.red():
+                self._serving = True
+                self._notifier.ready(f"not ready: {reason}" if reason else "ready")
+            await self._changed.wait()
+            self._changed.clear()
 
-    return announce
-
-
-def _announce(reason: str, notifier: Notifier, seconds: Gauge) -> None:
-    if reason:
-        log.warning("not ready: %s", reason)
-        notifier.status(f"not ready: {reason}")
-    elif seconds.value():
-        log.info("ready again")
-        notifier.status("ready")
-    else:
-        seconds.set(seconds_since_process_start())
-        log.info("ready %.2f s after process start", seconds.value())
-        notifier.ready("ready")
+    def _say(self, reason: str) -> None:
+        if reason:
+            log.warning("not ready: %s", reason)
+        elif self._seconds.value():
+            log.info("ready again")
+        else:
+            self._seconds.set(seconds_since_process_start())
+            log.info("ready %.2f s after process start", self._seconds.value())
+        self._notifier.status(f"not ready: {reason}" if reason else "ready")
 
 
 async def _sample_lag(metrics: Registry) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
 from pycni.agent.observe import follow_leases
-from pycni.agent.process import Context, Tasks
+from pycni.agent.process import SERVING, Context, Tasks
 from pycni.agent.settings_file import password
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ async def wire(context: Context) -> Tasks:
     from pycni.agent import underlay  # noqa: PLC0415
     from pycni.store import Store  # noqa: PLC0415
 
-    context.health.expect("cni")
-    # Refused here, before anything waits for etcd; the network component looks again, with the network's families.
-    await asyncio.to_thread(underlay.detect, context.settings)
-    network = _network(context, _leases(context), Store())
-    # The fabric first: while the kernel takes its entries there is time for the rest.
-    return {"network": network.run(), "cni": _serve_cni(context, network)}
+    store = Store()
+    tasks: dict[str, Coroutine[Any, Any, object]] = {}
+    if "network" in context.settings.components:
+        context.health.expect(SERVING)
+        # Refused here, before anything waits for etcd; the component looks again, with the network's families.
+        await asyncio.to_thread(underlay.detect, context.settings)
+        network = _network(context, _leases(context), store)
+        # The fabric first: while the kernel takes its entries there is time for the rest.
+        tasks |= {"network": network.run(), "cni": _serve_cni(context, network)}
+    return tasks
 
 
 def _leases(context: Context) -> LeaseSource:

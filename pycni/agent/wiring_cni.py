@@ -16,7 +16,7 @@ from pycni.agent.collector import Collector
 from pycni.agent.liveness import boot_id
 from pycni.agent.observe import CniObserver, PassObserver, follow_collector, follow_pods
 from pycni.agent.pods import PodKeeper, Pods
-from pycni.agent.process import Context
+from pycni.agent.process import SERVING, Context
 from pycni.ipam.endpoints import EndpointStore
 from pycni.ipam.pool import Pools
 from pycni.kernel.pod import PodDriver
@@ -60,7 +60,7 @@ async def serve(context: Context, network: NetworkComponent) -> NoReturn:
     server = CniServer(settings.cni_socket, ops, workers=settings.workers, observe=observer.called)
     server.start()
     exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
-    context.health.set("cni", ok=True)
+    context.health.set(SERVING, ok=True)
     passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
     keeper = PodKeeper(ops.adopt, network.podnet, passes)
     follow_pods(context.metrics, endpoints, pools, keeper)

@@ -234,6 +234,28 @@ def test_a_shim_in_use_is_replaced_without_one_failing_call(dirs):
     assert failures == []
 
 
+def test_by_the_command_line(tmp_path):
+    def pycnid(*argv):
+        return subprocess.run(
+            [sys.executable, "-m", "pycni.agent.main", *argv, f"--cni-bin-dir={tmp_path}/b", f"--cni-conf-dir={tmp_path}/c"],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+
+    done = pycnid("install-cni", "--socket=/run/x.sock", "--network-name=cbr0", "--with-interpreter")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "c" / CONFLIST).read_bytes())["name"] == "cbr0"
+    answer = call(tmp_path / "b" / SHIM, "STATUS")
+    assert "/run/x.sock" in json.loads(answer.stdout)["details"]
+    (tmp_path / "c" / CONFLIST).write_text("{}")
+    done = pycnid("install-cni")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "was changed since it was installed" in done.stderr
+    done = pycnid("uninstall-cni")
+    assert done.returncode == 0
+    assert tree(tmp_path / "b") == {}
+
+
 # --- the bundled interpreter
 
 

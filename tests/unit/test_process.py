@@ -207,13 +207,27 @@ def test_the_service_manager_hears_of_it(tmp_path):
         manager.settimeout(10)
         process = start(tmp_path, UP, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000")
         try:
-            heard = {manager.recv(200) for _ in range(4)}
-            assert {b"READY=1\nSTATUS=ready", b"WATCHDOG=1"} <= heard
+            heard = {manager.recv(200) for _ in range(5)}
+            assert {b"READY=1\nSTATUS=ready", b"STATUS=ready", b"WATCHDOG=1"} <= heard
         finally:
             process.terminate()
             while manager.recv(200) != b"STOPPING=1":
                 pass
             assert ended(process)[0] == 0
+
+
+def test_the_service_manager_does_not_wait_for_the_network(tmp_path):
+    wire = 'context.health.set("network", ok=False, reason="etcd is away"); return {"parts": forever()}'
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        process = start(tmp_path, wire, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        try:
+            heard = {manager.recv(200) for _ in range(3)}
+            assert b"READY=1\nSTATUS=not ready: network: etcd is away" in heard
+        finally:
+            process.terminate()
+            ended(process)
 
 
 def pycnid(*argv, **environment):
