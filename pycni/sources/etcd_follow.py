@@ -25,6 +25,8 @@ from pycni.sources.sparing import Sparing
 
 log = logging.getLogger("pycni.etcd")
 GOODBYE_S = 0.5
+# etcd's texts (api/v3rpc/rpctypes) for a read at a revision it has forgotten or has not reached.
+_NO_SUCH_REVISION = ("required revision has been compacted", "required revision is a future revision")
 PROGRESS = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
 
@@ -76,6 +78,8 @@ class Follower:
                     self.relists += listed
                     await self._list()
                     listed = True
+                elif self._state.phase is Phase.CHECK:
+                    await self._check()
                 else:
                     self.reconnects += opened
                     opened = True
@@ -92,6 +96,23 @@ class Follower:
         listing = self._state.listed(response)
         self._heard()
         self._on_listing(listing)
+
+    async def _check(self) -> None:
+        """Before resuming: is this still the store we know?"""
+        request = self._state.check_request()
+        if request is None:
+            self._state.relist()
+            return
+        try:
+            response = await self._client.range(request)
+        except StoreError as exc:
+            if any(text in str(exc) for text in _NO_SUCH_REVISION):
+                log.warning("following %s: %s; listing again", self.name, exc)
+                self._state.relist()
+                return
+            raise
+        if not self._state.checked(response):
+            log.warning("following %s: etcd does not know what it said before; listing again", self.name)
 
     async def _watch(self) -> None:
         """One stream from opening to its end. Returns when a listing is due, raises StoreError otherwise."""

@@ -2,7 +2,8 @@
 
 Life: ``LIST`` -> the caller reads the range and hands it to ``listed`` -> ``OPEN`` -> the caller sends
 ``create_request`` on a new stream -> ``WATCH`` -> every response goes through ``received``. A broken stream leads
-back to ``OPEN`` (``lost``); compaction, and a store that is not the one we knew, lead back to ``LIST``.
+to ``CHECK`` (``lost``): the caller asks for one known record as of its revision (``checked``) and so back to
+``OPEN``. Compaction, and a store that is not the one we knew, lead back to ``LIST``.
 
 What makes it lossless:
 
@@ -12,9 +13,10 @@ What makes it lossless:
   leaves no gap. Events below the resume revision are repeats and are dropped.
 * Resuming at a compacted revision is answered with ``compact_revision``: only a new listing, compared by value,
   can tell what was missed.
-* A store that was restored or emptied has a lower revision or another cluster id: watching "from the future" of
-  such a store would stay silent forever. A listing tells for sure (``Listed.replaced``), because listings are
-  linearizable; a watch answered by a lagging member only leads to a listing.
+* A store that was emptied or restored may stand at any revision when we are back: watching it "from the future"
+  would stay silent, watching it from the middle would miss its beginning. Another cluster id, a lower revision, or
+  a known record that is not in its history give it away; a listing then says so (``Listed.replaced``). (A watch
+  answered by a member that lags behind only leads to a listing: listings are linearizable.)
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class Phase(enum.Enum):
     """What the caller has to do next."""
 
     LIST = "list"
+    CHECK = "check"
     OPEN = "open"
     WATCH = "watch"
 
@@ -99,6 +102,9 @@ class WatchState:
         self._cluster_id = 0
         self._known_revision = 0
         """The highest revision of the store that was seen at work: only a replaced one lists a lower one."""
+        self._anchor: Record | None = None
+        """The record written last, as far as we know. Its etcd lease is an id that no other store has."""
+        self._suspect = False
 
     def list_request(self) -> rpc.RangeRequest:
         """The listing to ask for (linearizable)."""
@@ -107,14 +113,35 @@ class WatchState:
     def listed(self, response: rpc.RangeResponse) -> Listed:
         """Take the answer to ``list_request``."""
         header = response.header
-        replaced = self._cluster_id != 0 and (
-            header.cluster_id != self._cluster_id or header.revision < self._known_revision
+        replaced = self._suspect or (
+            self._cluster_id != 0
+            and (header.cluster_id != self._cluster_id or header.revision < self._known_revision)
         )
+        records = tuple(to_record(kv) for kv in response.kvs)
+        self._suspect = False
         self._cluster_id = header.cluster_id
         self._known_revision = header.revision
+        self._anchor = max(records, key=lambda record: record.mod_revision, default=None)
         self.next_revision = header.revision + 1
         self.phase = Phase.OPEN
-        return Listed(tuple(to_record(kv) for kv in response.kvs), header.revision, replaced)
+        return Listed(records, header.revision, replaced)
+
+    def check_request(self) -> rpc.RangeRequest | None:
+        """What to ask before resuming; None when nothing is known by which to recognise the store: list again."""
+        self._expect(Phase.CHECK)
+        if self._anchor is None:
+            return None
+        return rpc.RangeRequest(key=self._anchor.key.encode(), revision=self._anchor.mod_revision)
+
+    def checked(self, response: rpc.RangeResponse) -> bool:
+        """Take the answer to ``check_request``. Returns whether this is the store we know; if not, list again."""
+        self._expect(Phase.CHECK)
+        same = response.header.cluster_id == self._cluster_id and [to_record(kv) for kv in response.kvs] == [
+            self._anchor
+        ]
+        self._suspect = not same
+        self.phase = Phase.OPEN if same else Phase.LIST
+        return same
 
     def create_request(self) -> rpc.WatchRequest:
         """The first request of a new stream."""
@@ -135,7 +162,7 @@ class WatchState:
                 f"revision {self.next_revision} is compacted (up to {response.compact_revision})"
             )
         if response.canceled:
-            self.phase = Phase.OPEN
+            self.phase = Phase.CHECK
             return Refused(response.cancel_reason or "watch canceled by the server")
         if header.cluster_id != self._cluster_id:
             return self._relist(f"cluster id changed from {self._cluster_id:x} to {header.cluster_id:x}")
@@ -150,7 +177,7 @@ class WatchState:
     def lost(self) -> None:
         """The stream is gone."""
         if self.phase is Phase.WATCH:
-            self.phase = Phase.OPEN
+            self.phase = Phase.CHECK
 
     def relist(self) -> None:
         """List again at the next occasion."""
@@ -168,6 +195,7 @@ class WatchState:
             return None  # progress, or repeats
         self.next_revision = changes[-1].revision + 1
         self._known_revision = max(self._known_revision, changes[-1].revision)
+        self._anchor = next((change.record for change in reversed(changes) if change.record), self._anchor)
         return Changed(tuple(changes))
 
     def _relist(self, reason: str) -> Relist:

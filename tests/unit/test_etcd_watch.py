@@ -43,18 +43,26 @@ def answer(revision, *events, cluster=7, **more):
     return rpc.WatchResponse(header=header(revision, cluster), events=events, **more)
 
 
+ANCHOR = kv("/p/x", 9, lease=77)
+
+
 @pytest.fixture
 def state():
     """Listed at revision 10 and watching."""
     state = WatchState("/p/", prefix_end("/p/"))
-    state.listed(listing(10))
+    state.listed(listing(10, ANCHOR))
     state.create_request()
     assert state.received(answer(10, created=True)) == Opened()
     return state
 
 
 def resume(state):
+    """The stream is lost, the store still the same."""
     state.lost()
+    request = state.check_request()
+    known = state._anchor
+    assert (request.key.decode(), request.revision) == (known.key, known.mod_revision)
+    assert state.checked(listing(99, kv(known.key, known.mod_revision, known.value, known.lease)))
     return state.create_request().create_request.start_revision
 
 
@@ -120,7 +128,6 @@ def test_a_cancelled_watch_may_be_opened_again(state):
     assert state.received(answer(90, canceled=True, cancel_reason="permission denied")) == Refused(
         "permission denied"
     )
-    assert state.phase is Phase.OPEN
     assert resume(state) == 11
 
 
@@ -137,6 +144,40 @@ def test_a_cancelled_watch_may_be_opened_again(state):
 def test_only_a_listing_says_that_the_store_was_replaced(state, response, replaced):
     state.relist()
     assert state.listed(response).replaced is replaced
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(listing(99), id="gone"),
+        pytest.param(listing(99, kv("/p/x", 9, lease=78)), id="another etcd lease"),
+        pytest.param(listing(99, kv("/p/x", 9, b"w", lease=77)), id="another value"),
+        pytest.param(listing(99, kv("/p/x", 8, lease=77)), id="written at another revision"),
+        pytest.param(listing(99, ANCHOR, cluster=8), id="another cluster"),
+    ],
+)
+def test_a_store_that_does_not_know_what_it_said_is_another_one(state, found):
+    state.lost()
+    assert not state.checked(found)
+    assert state.phase is Phase.LIST
+    assert state.listed(listing(200)).replaced
+    state.relist()
+    assert not state.listed(listing(201)).replaced
+
+
+def test_the_record_written_last_is_the_one_to_recognise_the_store_by(state):
+    state.received(answer(14, put("/p/a", 12), put("/p/b", 13), deleted("/p/x", 14)))
+    state.lost()
+    request = state.check_request()
+    assert (request.key, request.revision) == (b"/p/b", 13)
+
+
+def test_with_no_record_to_recognise_the_store_by_a_listing_is_due():
+    state = WatchState("/p/")
+    state.listed(listing(10))
+    state.create_request()
+    state.lost()
+    assert state.check_request() is None
 
 
 def test_the_first_listing_replaces_nothing():
@@ -169,9 +210,12 @@ def test_whatever_is_cut_when_every_event_is_delivered_exactly_once(sizes, strea
     last = 10 + len(sizes)
     history = [put(f"/p/{n}", 11 + at) for at, size in enumerate(sizes) for n in range(size)]
     state = WatchState("/p/", prefix_end("/p/"))
-    state.listed(listing(10))
+    state.listed(listing(10, ANCHOR))
     seen = []
     for stream in [*streams, [len(sizes)]]:
+        if state.phase is Phase.CHECK:
+            known = state._anchor
+            state.checked(listing(last, kv(known.key, known.mod_revision, known.value, known.lease)))
         start = state.create_request().create_request.start_revision
         state.received(answer(last, created=True))
         for span in stream:
