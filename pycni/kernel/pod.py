@@ -155,7 +155,8 @@ class PodDriver:
         known = {plan.host: plan for plan in plans}
         with self._lock:
             new = [plan for host, plan in known.items() if host not in self._attached]
-            self._attached |= known
+            # Those known already stay counted under the plan they were attached with.
+            self._attached |= {plan.host: plan for plan in new}
         for plan in new:
             self._bridges.adopt(plan.bridge)
         alive = self.links()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pycni.kernel import netns as namespaces
 from pycni.kernel import pod as pod_module
 from pycni.kernel import podlink
 from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
-from tests.netns.podenv import FAMILIES, Env, addresses, links, node, pings, run
+from tests.netns.podenv import FAMILIES, PODNET, Env, addresses, links, node, pings, run
 
 
 @pytest.fixture
@@ -230,6 +231,59 @@ def test_links_names_owners_of_what_is_in_the_kernel(env: Env):
     run("ip link set vethother alias pycni:net:forged:eth0")
     env.driver.detach(gone.plan.owner)
     assert env.driver.links() == {pod.plan.host: pod.plan.owner}
+
+
+def test_a_pod_whose_namespace_is_gone_is_detached_too(env: Env, netns_factory):
+    pod = env.attach()
+    namespaces.delete(pod.name)
+    calls = []
+    env.driver.detach(pod.plan.owner, None, calls.append)
+    assert env.driver.wait_gone(pod.plan.owner)
+    assert calls == [None]
+    assert pod.plan.host not in links()
+
+
+def test_kernels_that_do_not_echo_links_are_asked_again(env: Env, monkeypatch):
+    """Before 6.2 NLM_F_ECHO means nothing for links."""
+    real = podlink.NetlinkSocket.request
+    monkeypatch.setattr(
+        podlink.PodSocket,
+        "request",
+        lambda self, msg, operation="", obj="": (
+            []
+            if operation == "create interface" and real(self, msg, operation, obj)
+            else real(self, msg, operation, obj)
+        ),
+    )
+    pod = env.attach((4, 6))
+    assert env.driver.check(pod.plan, pod.fd) == []
+
+
+def test_no_descriptor_is_lost(env: Env):
+    pod = env.attach((4, 6), port_mappings=(PortMapping(host_port=53, container_port=53, protocol="udp"),))
+    env.detach(pod)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        env.driver.attach(pod.plan, pod.fd)
+        env.driver.check(pod.plan, pod.fd)
+        with pytest.raises(KernelError):
+            env.driver.attach(pod.plan, pod.fd)
+        env.detach(pod)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_pod_taken_over_and_detached_leaves_its_gateway_to_nobody(env: Env):
+    """Counting survives a second resync that compiles the same pods anew."""
+    pod = env.attach()
+    driver = env.new_driver()
+    for podnet in (PODNET, None):
+        driver.resync([env.plan(pod, podnet=podnet)])
+    driver.detach(pod.plan.owner, pod.fd)
+    assert driver.wait_gone(pod.plan.owner)
+    other = env.pod()
+    other.v4 = lambda: "10.1.9.9"
+    driver.attach(env.plan(other, podnet=None, network="another"), other.fd)
+    assert addresses("cni0") == ["10.1.9.1/24"]
 
 
 STEPS = ["create", "shape", "claim", "bring_up_host", "configure_pod", "await_forwarding", "let_loopback_out"]
