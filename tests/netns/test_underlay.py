@@ -30,8 +30,8 @@ addr add 192.0.2.11/24 dev eth0
 addr add fd00:2::10/64 dev eth0 nodad
 addr add 10.1.0.1/16 dev eth1
 addr add 169.254.7.7/16 dev eth1 scope link
-addr add fd00:1::99/64 dev eth1 nodad preferred_lft 0
 addr add fd00:1::1/64 dev eth1 nodad
+addr add fd00:1::99/64 dev eth1 nodad preferred_lft 0
 addr add 10.9.0.1/24 dev small
 route add default via 192.0.2.1 dev eth0 metric 200
 route add default via 10.1.0.254 dev eth1 metric 300
