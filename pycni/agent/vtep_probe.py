@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, cast
 
 from pycni.errors import KernelError
 from pycni.model.family import Address, Family
@@ -88,6 +88,7 @@ class VtepProber:
         self._peers: Mapping[PeerKey, Address] = {}
         self._ends: dict[Family, _End] = {}
         self._asked: dict[PeerKey, None] = {}
+        self._allowed: frozenset[str] | None = None
         self._innocent: set[str] = set()
         self.faulty: set[str] = set()
         """Devices whose offload was proven wrong and is off."""
@@ -97,19 +98,19 @@ class VtepProber:
         """Results, for status and metrics."""
 
     def update(self, own: Mapping[Family, Vtep], peers: Mapping[PeerKey, Address]) -> None:
-        """Who we are and whom to ask: VTEP addresses by peer."""
+        """Who we are and whom to ask: VTEP addresses by peer.
+
+        The mapping may be one that its owner keeps changing, with a call here after each change.
+        """
         self._own, self._peers = own, peers
-        for gone in self.peers.keys() - peers.keys():
-            del self.peers[gone]
-            self._asked.pop(gone, None)
-        for end in self._ends.values():
-            end.peers = frozenset(str(address) for address in peers.values())
+        self._allowed = None
 
     async def run(self) -> NoReturn:
         """Ask one peer after the other, for ever."""
         try:
             while True:
                 await asyncio.sleep(self._first_s if self._hurry > 0 else self._interval_s)
+                self._forget()
                 await self._open()
                 key = self._next()
                 if key is not None:
@@ -187,6 +188,18 @@ class VtepProber:
                 log.warning("peer %s: no answer through the overlay any more (%s)", key[0], key[1].label)
             self.peers[key] = PeerProbe(False, None, now, before.answered)
 
+    def _forget(self) -> None:
+        """Drop what is known of peers that are gone."""
+        for gone in self._asked.keys() - self._peers.keys():
+            del self._asked[gone]
+            self.peers.pop(gone, None)
+
+    def _may_ask(self, source: str) -> bool:
+        """Whether an address is a known peer's VTEP."""
+        if self._allowed is None:
+            self._allowed = frozenset(str(address) for address in self._peers.values())
+        return source in self._allowed
+
     def _next(self) -> PeerKey | None:
         """The peer whose turn it is: never asked before, else longest ago."""
         fresh = next((key for key in self._peers if key not in self._asked), None)
@@ -205,28 +218,25 @@ class VtepProber:
         for family, own in self._own.items():
             if family not in self._ends:
                 try:
-                    self._ends[family] = await _End.open(own.address, self._port)
+                    self._ends[family] = await _End.open(own.address, self._port, self._may_ask)
                 except OSError as error:
                     log.warning("probe socket on %s port %d: %s", own.address, self._port, error)
-                    continue
-                self._ends[family].peers = frozenset(str(address) for address in self._peers.values())
 
 
 class _End:
     """The three sockets of one family: answering, asking with a checksum, asking without."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, port: int, may_ask: Callable[[str], bool]) -> None:
         self.address = address
-        self.peers: frozenset[str] = frozenset()
+        self._may_ask = may_ask
         self._waiting: dict[tuple[str, bytes], asyncio.Future[float]] = {}
         self._transports: list[asyncio.DatagramTransport] = []
-        self._port = 0
+        self._port = port
 
     @classmethod
-    async def open(cls, address: Address, port: int) -> _End:
+    async def open(cls, address: Address, port: int, may_ask: Callable[[str], bool]) -> _End:
         """Sockets bound to ``address``, which need not be there yet."""
-        end = cls(address)
-        end._port = port
+        end = cls(address, port, may_ask)
         loop = asyncio.get_running_loop()
         try:
             for bind_port, checked, handler in (
@@ -278,7 +288,7 @@ class _End:
             del self._waiting[peer, nonce]
 
     def _asked(self, transport: asyncio.DatagramTransport, data: bytes, source: tuple[str, int]) -> None:
-        if source[0] in self.peers and data.startswith(ASK) and len(data) == len(ASK) + NONCE_BYTES:
+        if self._may_ask(source[0]) and data.startswith(ASK) and len(data) == len(ASK) + NONCE_BYTES:
             transport.sendto(ANSWER + data[len(ASK) :], source)
 
     def _answered(self, _transport: asyncio.DatagramTransport, data: bytes, source: tuple[str, int]) -> None:
@@ -295,8 +305,7 @@ class _Protocol(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)  # 3.11's own is no subclass of it
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if self._transport is not None:

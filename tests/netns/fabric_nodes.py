@@ -167,6 +167,7 @@ class Agent:
 
     def __init__(self, node: FabricNode, cluster: Cluster, flags: dict[str, str], **options) -> None:
         self.source = options.pop("source", None) or FakeSource(cluster, node.number)
+        self._tune = options.pop("tune", lambda component: None)
         self.store = Store()
         self.health = Health()
         self.metrics = Registry()
@@ -200,6 +201,7 @@ class Agent:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             report = NetworkReport(self.health, self.metrics)
             self.component = NetworkComponent(settings, self.source, self.store, report=report, **options)
+            self._tune(self.component)
             self._ready.set()
             await self.component.run()
 

@@ -1,0 +1,117 @@
+"""The nftables wrapper and watch on the real kernel."""
+
+import errno
+import os
+import select
+import threading
+
+import pytest
+
+from pycni.errors import KernelError
+from pycni.kernel import netns as namespaces
+from pycni.kernel.nft import Nft
+from pycni.kernel.nft_watch import NftWatch
+from tests.netns.fabric_nodes import run
+
+
+@pytest.fixture
+def inside(netns):
+    fd = namespaces.open_netns(namespaces.path(netns))
+    yield lambda fn: namespaces.run_in(fd, fn)
+    os.close(fd)
+
+
+def test_a_context_stays_in_the_namespace_it_was_made_in(netns, inside):
+    with inside(Nft) as nft:
+        nft.run("add table inet here")
+        assert nft.exists("inet", "here")
+        assert not nft.exists("inet", "there")
+    assert run(netns, "nft list tables") == "table inet here\n"
+
+
+def test_a_transaction_takes_effect_as_a_whole_or_not_at_all(inside):
+    with inside(Nft) as nft:
+        with pytest.raises(KernelError, match="ENOENT") as caught:
+            nft.run("add table inet a\nadd rule inet a nochain accept")
+        assert caught.value.errno == errno.ENOENT
+        assert "add rule inet a nochain accept" in caught.value.detail
+        assert nft.query("list tables") == ""
+
+
+def test_what_nft_itself_refuses_is_einval_with_its_words(inside):
+    with inside(Nft) as nft, pytest.raises(KernelError, match="syntax error") as caught:
+        nft.run("no such thing")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_listing_has_no_counters_values(inside):
+    with inside(Nft) as nft:
+        nft.run(
+            "add table inet t { chain c { counter accept ; } ; set s { type ipv4_addr ; elements = { 10.0.0.1 } ; } ; }"
+        )
+        listed = nft.listing("list table inet t")
+        rule = next(item["rule"] for item in listed if "rule" in item)
+        assert rule["expr"] == [{"counter": None}, {"accept": None}]
+        assert next(item["set"]["elem"] for item in listed if "set" in item) == ["10.0.0.1"]
+        assert nft.query("list tables") == "table inet t\n", "text output is back"
+
+
+def test_threads_share_a_context(inside):
+    errors = []
+    with inside(Nft) as nft:
+        nft.run("add table inet t { set s { type ipv4_addr ; } ; }")
+
+        def work(number):
+            try:
+                for index in range(50):
+                    nft.run(f"add element inet t s {{ 10.{number}.0.{index} }}")
+            except KernelError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert nft.query("list set inet t s").count("10.") == 200
+
+
+def test_a_closed_context_says_so(inside):
+    nft = inside(Nft)
+    nft.close()
+    with pytest.raises(KernelError, match="EBADF"):
+        nft.run("add table inet t")
+
+
+NAMED = {
+    "table made": "add table inet mine",
+    "chain made": "add chain inet mine c",
+    "rule made": "add rule inet mine c accept",
+    "set made": "add set inet mine s { type ipv4_addr ; }",
+    "element made": "add element inet mine s { 10.0.0.1 }",
+    "element deleted": "delete element inet mine s { 10.0.0.1 }",
+    "all flushed": "flush ruleset",
+}
+
+
+def test_a_watch_tells_when_its_table_is_named_and_only_then(inside):
+    with inside(Nft) as nft, inside(lambda: NftWatch(["mine"])) as watch:
+        for what, command in NAMED.items():
+            nft.run("add table inet other { chain x { counter ; } ; }")
+            assert not watch.drain(), f"before {what}"
+            nft.run(command)
+            assert select.select([watch], [], [], 1)[0], what
+            assert watch.drain(), what
+        nft.run("add table inet other")
+        assert not watch.drain()
+
+
+def test_a_watch_that_lost_messages_counts_as_told(inside):
+    with inside(Nft) as nft, inside(lambda: NftWatch(["mine"])) as watch:
+        nft.run("add table inet other { set s { type ipv4_addr ; } ; }")
+        for high in range(60):
+            elements = ", ".join(f"10.{high}.{index >> 8}.{index & 255}" for index in range(1000))
+            nft.run(f"add element inet other s {{ {elements} }}")
+        assert watch.drain()
+        assert not watch.drain()
