@@ -31,6 +31,7 @@ from pycni.attach.tables import (
     spoof_skeleton,
 )
 from pycni.errors import KernelError
+from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.kernel.nft import Nft
 
 log = logging.getLogger("pycni.attach")
@@ -99,7 +100,12 @@ class PodTables:
     def release(self, host: str) -> Rows:
         """Remove the rows of a pod and return them; none is success. Raises KernelError."""
         with self._lock:
-            nft = self._open()
+            try:
+                nft = self._open()
+            except KernelError as error:
+                if error.errno == errno.EPROTONOSUPPORT:
+                    return ()
+                raise
             rows = self._rows.get(host, ())
             if rows:
                 self._delete(nft, self._own(host, rows))
@@ -145,8 +151,17 @@ class PodTables:
         return [f"nft element {row.text()} is missing" for row in elements(plan) if row not in found]
 
     def _open(self) -> Nft:
-        """The context; with its first use what the kernel holds is learnt."""
+        """The context; with its first use what the kernel holds is learnt.
+
+        Raises KernelError: EPROTONOSUPPORT on a kernel without nftables (libnftables would end the process).
+        """
         if self._nft is None:
+            try:
+                NetlinkSocket(NETLINK_NETFILTER).close()
+            except OSError as exc:
+                raise KernelError(
+                    exc.errno or errno.EIO, "open nftables", "", "is it in this kernel?"
+                ) from exc
             nft = Nft()
             try:
                 rows: dict[str, list[Element]] = {}
