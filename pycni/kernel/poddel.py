@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pycni.attach.names import shaper_of
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.wire import rtlink
@@ -174,9 +175,9 @@ def _delete_group(sock: NetlinkSocket, batch: list[Dying]) -> None:
         if error.errno != errno.EOPNOTSUPP:
             raise
         # Something in the group cannot be deleted, which spares all of it: one by one, then.
-        for link in batch:
+        for name in [name for link in batch for name in (link.name, shaper_of(link.name))]:
             try:
-                sock.request(rtlink.del_link(name=link.name), "delete link", link.name)
+                sock.request(rtlink.del_link(name=name), "delete link", name)
             except KernelError as single:
                 if single.errno != errno.ENODEV:
                     raise

@@ -220,9 +220,13 @@ class PodTables:
                     raise KernelError(errno.EADDRINUSE, "map host port", f"{row.key} to {row.data}", reason)
 
     def _own(self, host: str, rows: Iterable[Element]) -> list[Element]:
-        """The rows no other pod has too."""
-        shared = {row for owner, theirs in self._rows.items() if owner != host for row in theirs}
-        return [row for row in rows if row not in shared]
+        """The rows no other pod has too (only ports whose replies need the node can be shared)."""
+        return [
+            row
+            for row in rows
+            if not row.set.startswith("reply_")
+            or not any(row in theirs for owner, theirs in self._rows.items() if owner != host)
+        ]
 
     def _whole(self, tables: Collection[Table], known: Constants, rows: dict[str, Rows]) -> str:
         """Tables with everything in them; what is there already stays."""
