@@ -1,6 +1,7 @@
 """The lab's topology built by hand with ip(8) and bridge(8): the floor our network is compared with.
 
-Two nodes on an isolated bridge, a pod bridge on each, pods on veths; VXLAN or plain routes between the nodes.
+Two nodes on an isolated bridge, a pod bridge on each, pods on veths; VXLAN or plain routes between the nodes; what
+leaves the pod network is masqueraded, as on every cluster node (which makes the kernel track connections).
 Nothing here uses the project's code, so that it can serve as the yardstick.
 """
 
@@ -21,6 +22,12 @@ def _ip(namespace: str, *lines: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"ip -n {namespace}: {done.stderr}")
+
+
+MASQUERADE = (
+    "add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; }; "
+    "add rule ip nat post ip saddr 10.77.0.0/16 ip daddr != 10.77.0.0/16 masquerade"
+)
 
 
 def _run(namespace: str, *command: str) -> None:
@@ -48,6 +55,7 @@ def _node(prefix: str, index: int, backend: str) -> None:
         f"addr add 10.77.{index}.1/24 dev cni0",
     )
     _run(node, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    _run(node, "nft", MASQUERADE)
     if backend == "vxlan":
         _ip(
             node,

@@ -24,7 +24,7 @@ from bench.byhand import network
 from bench.rows import row
 
 ROUNDS = 5
-SECONDS = 1.5
+SECONDS = 1
 PORT = 5201
 SOCKPERF_PORTS = itertools.count(11111)
 Pods = dict[str, tuple[str, str]]
