@@ -81,7 +81,7 @@ class Watchman:
         ``names``: the links by index, when they were just listed. ``in_place``: the devices were just found as
         wanted. A device that is still being made shows half-made states, which mean nothing until it was right once.
         """
-        if desired.links != self._desired.links:
+        if desired is not self._desired and desired.links != self._desired.links:
             self._in_place.clear()
         if in_place:
             self._in_place.update(desired.links)

@@ -21,6 +21,7 @@ from pycni.kernel import ethtool, sysctl
 from pycni.kernel.fabric import FabricDriver, Failure, Tables
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.nft import Nft
+from pycni.kernel.nft_elements import NftElements
 from pycni.model.fabric import FabricState, VxlanLink
 from pycni.model.family import Family
 from pycni.reconcile.delta import Delta, diff, diff_keys
@@ -47,12 +48,14 @@ class FabricSync:
         """Open sockets in the calling thread's namespace. Raises KernelError."""
         self._driver = FabricDriver()
         self._nft = Nft()
-        self._firewall = Firewall(self._nft)
+        self._elements = NftElements()
+        self._firewall = Firewall(self._nft, self._elements)
         self._tables: tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
         self._driver.close()
+        self._elements.close()
         self._nft.close()
 
     @property

@@ -25,6 +25,11 @@ from pycni.backends.masq import (
 )
 from pycni.errors import KernelError
 from pycni.kernel.nft import Nft
+from pycni.kernel.nft_elements import NftElements
+from pycni.model.family import Family
+
+FEW = 100
+"""Up to so many peers are added and removed without libnftables."""
 
 
 class FirewallPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +47,9 @@ class FirewallPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Firewall:
     """Driver of the table ``inet pycni_fabric``."""
 
-    def __init__(self, nft: Nft) -> None:
+    def __init__(self, nft: Nft, elements: NftElements) -> None:
         self._nft = nft
+        self._fast = elements
         self.plan: FirewallPlan | None = None
         """What is in place; None when that is not known."""
         self.peers: frozenset[bytes] = frozenset()
@@ -87,7 +93,14 @@ class Firewall:
         if self.plan is None or self.plan.guard is None or not peers:
             return
         plan, self.plan = self.plan, None
-        self._nft.run(peers_text(action, peers))
+        if len(peers) > FEW:
+            self._nft.run(peers_text(action, peers))
+        else:
+            change = self._fast.add if action == "add" else self._fast.delete
+            for family, name in SETS.items():
+                some = [peer for peer in peers if Family.of_packed(peer) is family]
+                if some:
+                    change(TABLE, name, some)
         self.peers = self.peers | peers if action == "add" else self.peers - peers
         self.plan = plan
 

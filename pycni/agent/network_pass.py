@@ -254,25 +254,24 @@ class NetworkPass:
         leases: Mapping[str, Lease] = snapshot.of("lease")
         touched = compiler.update(leases)
         self._compiler = compiler
-        desired = compiler.state
         self._note(plan, compiler, touched, leases)
-        self.watchman.expect(desired, plan.node.underlay)
+        self.watchman.expect(compiler.tables, plan.node.underlay)
         if stale & Concern.FABRIC or not self._sync.known:
             started = asyncio.get_running_loop().time()
-            outcome = await self._work(lambda: self._sync.full(desired, plan.firewall))
+            outcome = await self._work(lambda: self._sync.full(compiler.state, plan.firewall))
             self._last_full = started
             log.debug("fabric read: %d entries differed", outcome.changed)
         elif not touched.empty:
-            outcome = await self._work(lambda: self._sync.part(desired, touched, compiler.remotes))
+            outcome = await self._work(lambda: self._sync.part(compiler.tables, touched, compiler.remotes))
         elif stale & Concern.FIREWALL:
-            if await self._work(lambda: self._sync.check_firewall(plan.firewall, desired.vtep_peers)):
+            if await self._work(lambda: self._sync.check_firewall(plan.firewall, compiler.state.vtep_peers)):
                 self._report.repaired(1, "the nftables table was changed")
             return None
         else:
             return None
         if outcome.names is not None:
             in_place = not outcome.links_changed and not outcome.failures
-            self.watchman.expect(desired, plan.node.underlay, outcome.names, in_place=in_place)
+            self.watchman.expect(compiler.tables, plan.node.underlay, outcome.names, in_place=in_place)
         if outcome.links_changed and self._prober is not None:
             await self._prober.reassert()
         raise_for(outcome.failures)

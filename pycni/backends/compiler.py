@@ -66,7 +66,10 @@ class FabricCompiler:
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
         self._fdb: dict[FdbKey, FdbEntry] = {}
         self._remotes: Counter[bytes] = Counter()
-        self._vtep_peers: frozenset[bytes] | None = None
+        self.tables = FabricState(
+            links=self._links, routes=self._routes, neighbours=self._neighbours, fdb=self._fdb
+        )
+        """Desired devices and tables, always as the last update left them (``vtep_peers`` is not filled in)."""
 
     def update(self, leases: Mapping[str, Lease]) -> Touched:
         """Take the leases as they are now; returns what of the tables is to be looked at."""
@@ -88,16 +91,8 @@ class FabricCompiler:
 
     @property
     def state(self) -> FabricState:
-        """The desired state. It shares its tables with the compiler: valid until the next update."""
-        if self._vtep_peers is None:
-            self._vtep_peers = frozenset(self._remotes)
-        return FabricState(
-            links=self._links,
-            routes=self._routes,
-            neighbours=self._neighbours,
-            fdb=self._fdb,
-            vtep_peers=self._vtep_peers,
-        )
+        """The desired state with the peers. It shares its tables with the compiler: valid until the next update."""
+        return msgspec.structs.replace(self.tables, vtep_peers=frozenset(self._remotes))
 
     @property
     def remotes(self) -> Mapping[bytes, int]:
@@ -154,8 +149,6 @@ class FabricCompiler:
             else:
                 self._refused[key] = refusal
             touched.peers.add(key)
-        if touched.remotes:
-            self._vtep_peers = None
         return touched
 
     def _winning(self, key: PeerKey) -> PeerEntries | None:
