@@ -86,8 +86,7 @@ class PodDriver:
             if any(plan.shaping):
                 tc.shape(sock, plan, host)
             podlink.bring_up_host(sock, plan, host, inet6=self._inet6)
-            podlink.configure_pod(plan, netns_fd, pod)
-            podlink.await_forwarding(sock, plan.host, host)
+            podlink.bring_up_pod(sock, plan, netns_fd, pod, host)
             if plan.host_ports:
                 podports.let_loopback_out(plan)
                 podports.forget_before(rows, sock)

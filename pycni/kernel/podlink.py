@@ -2,7 +2,8 @@
 
 Life of an attachment's link: one message on the node's side makes both ends (the far one in the pod's namespace
 already, with name, MAC and MTU); two more name its owner, set the bridge port and bring it up; one batch on a socket
-opened inside the pod gives addresses and routes. Namespaces are entered only to open that socket.
+opened inside the pod gives addresses and routes; when the port forwards, other pods are told whose the addresses
+are. Namespaces are entered only to open sockets.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ CARRIER_TIMEOUT_S = 5.0
 DAD_TIMEOUT_S = 10.0
 """As long as the reference plugins wait for addresses to settle."""
 _TABLE_LOCAL = 255
+_ALL_NODES = "ff02::1"
+_INDEX = struct.Struct("=I")
 _RECEIVE_BYTES = 1 << 15
 """More than any answer in these exchanges (the kernel sends at most 32 KiB at once); cheap to allocate."""
 
@@ -110,32 +113,68 @@ def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6:
             raise error
 
 
-def configure_pod(plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
+def bring_up_pod(sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, pod: int, host: int) -> None:
     """Give the pod's interface its addresses and routes and bring it up; usable when this returns.
 
+    ``sock`` and ``host``: a socket in the node's namespace and the host end's index; ``pod``: the index inside.
     IPv6 switched off for new interfaces of the namespace (as some runtimes do) is switched on for this one when
     the pod has an IPv6 address, as the reference plugins do. Raises KernelError naming address or route.
     """
-    has_v6 = any(address.family is Family.V6 for address in plan.addresses)
-    with netns.run_in(netns_fd, PodSocket) as sock:
-        steps = _pod_steps(plan, ifindex, has_v6=has_v6)
-        try:
-            _run(sock, plan, steps)
-        except KernelError as error:
-            if not has_v6 or error.errno != errno.EACCES:
-                raise
-            # The batch went on after the refusal: before IPv6 comes up, the kernel's own address is off again.
-            sock.request(podlink.describe_pod(ifindex, own_link_local=not plan.enable_dad))
-            netns.run_in(netns_fd, lambda: _enable_ipv6(plan.ifname))
-            _run(sock, plan, steps)
-        if not has_v6:
-            return
-        wanted = {address.address for address in plan.addresses if address.family is Family.V6}
-        if plan.enable_dad:
-            _await_detection(sock, plan, ifindex, wanted)
-        else:
-            wanted.add(podlink.link_local(plan.mac))
-        await_local(sock, ifindex, wanted, plan.ifname)
+    with netns.run_in(netns_fd, PodSocket) as inside:
+        configure_pod(inside, plan, netns_fd, pod)
+        await_forwarding(sock, plan.host, host)
+        announce(inside, plan, netns_fd, pod)
+
+
+def configure_pod(sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
+    """Loopback, addresses and routes of the pod, and its interface up. ``sock``: inside the pod."""
+    wanted = {address.address for address in plan.addresses if address.family is Family.V6}
+    steps = _pod_steps(plan, ifindex, has_v6=bool(wanted))
+    try:
+        _run(sock, plan, steps)
+    except KernelError as error:
+        if not wanted or error.errno != errno.EACCES:
+            raise
+        # The batch went on after the refusal: before IPv6 comes up, the kernel's own address is off again.
+        if not plan.enable_dad:
+            sock.request(podlink.no_link_local(ifindex), "set up interface", plan.ifname)
+        netns.run_in(netns_fd, lambda: _enable_ipv6(plan.ifname))
+        _run(sock, plan, steps)
+    if not wanted:
+        return
+    if plan.enable_dad:
+        _await_detection(sock, plan, ifindex, wanted)
+    else:
+        wanted.add(podlink.link_local(plan.mac))
+    await_local(sock, ifindex, wanted, plan.ifname)
+
+
+def announce(sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
+    """Tell the other pods which MAC has the pod's addresses now: they may remember an earlier pod's.
+
+    What the kernel sends by itself when the interface comes up can be too early for the bridge port.
+    """
+    if any(address.family is Family.V4 for address in plan.addresses):
+        sock.request(podlink.announce_v4(ifindex, plan.mac), "announce addresses", plan.ifname)
+    wanted = [address.address for address in plan.addresses if address.family is Family.V6]
+    if not wanted:
+        return
+    with netns.run_in(netns_fd, _icmpv6) as sender:
+        for address in wanted:
+            source = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address + _INDEX.pack(ifindex))
+            try:
+                sender.sendmsg(
+                    [podlink.advertisement(address, plan.mac)], [source], 0, (_ALL_NODES, 0, 0, ifindex)
+                )
+            except OSError as exc:
+                raise KernelError(exc.errno or errno.EIO, "announce address", show(address)) from exc
+
+
+def _icmpv6() -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6)
+    # RFC 4861 section 7.1.2: anything but 255 was forwarded and is discarded.
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+    return sock
 
 
 def await_local(sock: NetlinkSocket, ifindex: int, wanted: set[bytes], name: str) -> None:
@@ -193,31 +232,28 @@ def _run(sock: NetlinkSocket, plan: AttachPlan, steps: list[_Step]) -> None:
 def _pod_steps(plan: AttachPlan, ifindex: int, *, has_v6: bool) -> list[_Step]:
     """The pod's side in the order the kernel wants it.
 
-    IPv4 addresses come before "up", so that arp_notify announces them when the link comes up; IPv6 addresses after
-    it, because their routes are refused on a link that is down.
+    IPv6 addresses come after "up", because their routes are refused on a link that is down. Announcing is switched
+    on after it: ``announce`` does it when the bridge port forwards.
     """
     own_link_local = has_v6 and not plan.enable_dad
-    steps = [
-        _Step(podlink.set_up(LOOPBACK), "bring up loopback"),
-        _Step(podlink.describe_pod(ifindex, own_link_local=own_link_local), "set up interface"),
-    ]
-    after = []
-    for entry in plan.addresses:
-        _, address, length = entry
-        if len(address) == 4:
-            broadcast = _broadcast(address, length) if length < 31 else b""
-            msg = rtnl.new_address(ifindex, address, length, broadcast=broadcast)
-            steps.append(_Step(msg, "add address", entry))
-        else:
-            flags = 0 if plan.enable_dad else rtnl.IFA_F_NODAD
-            after.append(_Step(rtnl.new_address(ifindex, address, length, flags=flags), "add address", entry))
+    steps = [_Step(podlink.set_up(LOOPBACK), "bring up loopback")]
+    if own_link_local:
+        steps.append(_Step(podlink.no_link_local(ifindex), "set up interface"))
     steps.append(_Step(podlink.set_up(ifindex), "bring up interface"))
     if own_link_local:
         own = podlink.link_local(plan.mac)
         msg = rtnl.new_address(ifindex, own, 64, flags=rtnl.IFA_F_NODAD)
         steps.append(_Step(msg, "add link-local address"))
-        steps.append(_Step(podlink.kernel_link_local(ifindex), "set up interface"))
-    steps += after
+    steps.append(_Step(podlink.describe_pod(ifindex, own_link_local=own_link_local), "set up interface"))
+    for entry in plan.addresses:
+        _, address, length = entry
+        flags, broadcast = 0, b""
+        if len(address) == 4:
+            broadcast = _broadcast(address, length) if length < 31 else b""
+        elif not plan.enable_dad:
+            flags = rtnl.IFA_F_NODAD
+        msg = rtnl.new_address(ifindex, address, length, flags=flags, broadcast=broadcast)
+        steps.append(_Step(msg, "add address", entry))
     for route in plan.routes:
         msg = rtnl.new_route(
             route.destination,

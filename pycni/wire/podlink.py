@@ -121,18 +121,31 @@ def describe_port(ifindex: int, alias: str, *, hairpin: bool, isolated: bool, in
     return message(RTM_NEWLINK, 0, ifinfo(ifindex) + attr(IFLA_IFALIAS, alias.encode()) + slave + quiet)
 
 
-def describe_pod(ifindex: int, *, own_link_local: bool) -> bytes:
-    """Let the pod's interface announce its addresses when it comes up (arp_notify).
+def no_link_local(ifindex: int) -> bytes:
+    """Keep the kernel from making an IPv6 link-local address when the link comes up: it is given by hand."""
+    return message(RTM_NEWLINK, 0, ifinfo(ifindex) + nested(IFLA_AF_SPEC, _INET6_GEN_NONE))
 
-    ``own_link_local``: its IPv6 link-local address is given by hand, so the kernel makes none.
+
+def describe_pod(ifindex: int, *, own_link_local: bool) -> bytes:
+    """Let the pod's interface announce its IPv4 addresses from now on (arp_notify).
+
+    ``own_link_local``: ``no_link_local`` came first; from now on the kernel makes link-local addresses again.
     """
-    spec = nested(IFLA_AF_SPEC, _INET_NOTIFY, _INET6_GEN_NONE if own_link_local else b"")
+    spec = nested(IFLA_AF_SPEC, _INET_NOTIFY, _INET6_GEN_EUI64 if own_link_local else b"")
     return message(RTM_NEWLINK, 0, ifinfo(ifindex) + spec)
 
 
-def kernel_link_local(ifindex: int) -> bytes:
-    """Hand link-local addresses back to the kernel: from now on it makes them whenever the link comes up."""
-    return message(RTM_NEWLINK, 0, ifinfo(ifindex) + nested(IFLA_AF_SPEC, _INET6_GEN_EUI64))
+def announce_v4(ifindex: int, mac: bytes) -> bytes:
+    """Set the MAC the interface has: with arp_notify the kernel then announces its IPv4 addresses."""
+    return message(RTM_NEWLINK, 0, ifinfo(ifindex) + attr(IFLA_ADDRESS, mac))
+
+
+def advertisement(address: bytes, mac: bytes) -> bytes:
+    """An unsolicited neighbour advertisement that overrides what others remember (RFC 4861 section 4.4).
+
+    ICMPv6 message with checksum 0: the kernel fills it in.
+    """
+    return struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address + b"\x02\x01" + mac
 
 
 def set_up(ifindex: int) -> bytes:

@@ -181,6 +181,19 @@ def test_the_nodes_neighbour_entry_goes_with_the_pod(env: Env):
     assert pod.v6() not in run("ip neigh show dev cni0")
 
 
+@pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)
+def test_others_learn_at_once_that_an_address_has_moved(env: Env, families):
+    asker, before = env.attach((4, 6)), env.attach((4, 6))
+    assert pings(asker, before.v4())
+    assert pings(asker, before.v6())
+    env.detach(before)
+    after = env.pod()
+    after.number = before.number
+    env.driver.attach(env.plan(after, families), after.fd)
+    for target in (after.v4(),) * (4 in families) + (after.v6(),) * (6 in families):
+        assert pings(asker, target, wait=0.5), target
+
+
 def test_detach_of_what_is_not_there_is_success(env: Env):
     pod = env.attach()
     calls = []
@@ -286,7 +299,16 @@ def test_a_pod_taken_over_and_detached_leaves_its_gateway_to_nobody(env: Env):
     assert addresses("cni0") == ["10.1.9.1/24"]
 
 
-STEPS = ["create", "shape", "claim", "bring_up_host", "configure_pod", "await_forwarding", "let_loopback_out"]
+STEPS = [
+    "create",
+    "shape",
+    "claim",
+    "bring_up_host",
+    "configure_pod",
+    "await_forwarding",
+    "announce",
+    "let_loopback_out",
+]
 
 
 @pytest.mark.parametrize("step", STEPS)

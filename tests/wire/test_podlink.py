@@ -65,15 +65,22 @@ def test_a_port_is_described_before_it_is_up(inet6):
     assert (parse_attrs(parse_attrs(attrs[26])[10]) == {8: b"\1"}) if inet6 else (26 not in attrs)
 
 
-def test_the_pod_announces_itself_and_makes_no_link_local_address():
+def test_the_pods_link_local_address_is_given_by_hand_and_then_left_to_the_kernel():
+    _, attrs = parts(podlink.no_link_local(2))
+    assert parse_attrs(parse_attrs(attrs[26])[10]) == {8: b"\1"}
     _, attrs = parts(podlink.describe_pod(2, own_link_local=True))
     spec = parse_attrs(attrs[26])
-    assert parse_attrs(parse_attrs(spec[2])[1]) == {22: u32(1)}
-    assert parse_attrs(spec[10]) == {8: b"\1"}
+    assert parse_attrs(parse_attrs(spec[2])[1]) == {22: u32(1)}, "arp_notify"
+    assert parse_attrs(spec[10]) == {8: b"\0"}
     _, attrs = parts(podlink.describe_pod(2, own_link_local=False))
     assert set(parse_attrs(attrs[26])) == {2}
-    _, attrs = parts(podlink.kernel_link_local(2))
-    assert parse_attrs(parse_attrs(attrs[26])[10]) == {8: b"\0"}
+
+
+def test_an_advertisement_overrides_what_others_remember():
+    made = podlink.advertisement(bytes(range(16)), b"\2\0\0\0\0\3")
+    assert made.hex() == "88000000" + "20000000" + bytes(range(16)).hex() + "0201" + "020000000003"
+    message, attrs = parts(podlink.announce_v4(3, b"\2\0\0\0\0\3"))
+    assert (message.kind, attrs) == (16, {1: b"\2\0\0\0\0\3"})
 
 
 def test_cutting_off_is_down_off_the_bridge_and_into_the_group():
