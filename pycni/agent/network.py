@@ -31,6 +31,7 @@ from pycni.agent.network_pass import FindUnderlay, NetworkPass
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.underlay import detect
+from pycni.agent.underlay_change import SteadyUnderlay
 from pycni.agent.vtep_probe import VtepProber
 from pycni.backends.masq import TABLE
 from pycni.kernel.monitor import Event, Lost, Monitor
@@ -94,15 +95,20 @@ class NetworkComponent:
         *,
         report: NetworkReport | None = None,
         find_underlay: FindUnderlay = detect,
+        readdressed: Callable[[], None] = lambda: None,
         resync_s: float = RESYNC_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` gives seconds since the epoch, by which leases end."""
+        """``clock`` gives seconds since the epoch, by which leases end.
+
+        ``readdressed`` is called on the event loop when the underlay has lost an address.
+        """
         self._settings = settings
         self._source = source
         self._store = store
         self._report = report or NetworkReport()
         self._find_underlay = find_underlay
+        self._readdressed = readdressed
         self._resync_s = resync_s
         self._clock = clock
         self._worker = ThreadPoolExecutor(1, "network")
@@ -179,7 +185,7 @@ class NetworkComponent:
             sync,
             self._work,
             self._report,
-            find_underlay=self._find_underlay,
+            find_underlay=SteadyUnderlay(self._find_underlay, self._on_loop(self._readdressed)),
             prober=self.probes,
             resync_s=self._resync_s,
         )

@@ -69,7 +69,9 @@ def _network(context: Context, source: LeaseSource, store: Store) -> NetworkComp
     from pycni.agent.network_report import NetworkReport  # noqa: PLC0415
 
     report = NetworkReport(context.health, context.metrics)
-    made: NetworkComponent = _implementation("network")(context.settings, source, store, report=report)
+    made: NetworkComponent = _implementation("network")(
+        context.settings, source, store, report=report, readdressed=source.readdressed
+    )
     # What etcd is waited for changes between passes, and a lease ends by itself.
     context.health.ask("network", made.not_ready_reason)
     return made

@@ -175,10 +175,19 @@ class EtcdClient:
         """Note that the endpoint in use is alive (a stream has brought something)."""
         self._heard = asyncio.get_running_loop().time()
 
-    def drop(self, connection: Connection, *, elsewhere: bool = True) -> None:
+    def redial(self) -> None:
+        """Give the connection in use up at once, with all calls under way: the address it goes out by is gone.
+
+        Nothing else would tell before the calls' time is over: packets to us go nowhere.
+        """
+        if self._connection is not None:
+            log.info("etcd: dialling %s anew", self._connection.endpoint.url)
+            self.drop(self._connection, elsewhere=False, grace_s=0.0)
+
+    def drop(self, connection: Connection, *, elsewhere: bool = True, grace_s: float | None = None) -> None:
         """Give a connection up; the next request dials, beginning behind its endpoint if ``elsewhere``.
 
-        Calls under way on it end by themselves or are cut after one call's time.
+        Calls under way on it end by themselves or are cut after ``grace_s``, by default one call's time.
         """
         if self._connection is not connection:
             return
@@ -186,7 +195,8 @@ class EtcdClient:
         self.forget_token()
         if elsewhere:
             self._dialer.avoid(connection.endpoint)
-        task = asyncio.get_running_loop().create_task(connection.close(self.config.call_timeout_s))
+        grace_s = self.config.call_timeout_s if grace_s is None else grace_s
+        task = asyncio.get_running_loop().create_task(connection.close(grace_s))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -166,6 +166,10 @@ class LeaseSource:
             self._over()
             return self._took(held)
 
+    def readdressed(self) -> None:
+        """This node's address has changed: connections made from the old one are dead."""
+        self._client.redial()
+
     async def run(self, store: Store) -> NoReturn:
         """Follow all records into the store and keep our own, for ever. May start before ``acquire``.
 

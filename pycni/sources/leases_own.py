@@ -101,7 +101,10 @@ class OwnRecord:
         """
         known, revision = await self.known()
         last = remembered.lease if remembered is not None else None
-        choice = choose(conf, known, mine, previous, draw=self._rng.randrange, remembered=last)
+        etcd_lease = remembered.etcd_lease if remembered is not None else 0
+        choice = choose(
+            conf, known, mine, previous, draw=self._rng.randrange, remembered=last, etcd_lease=etcd_lease
+        )
         lease = Lease(subnet=choice.subnet, subnet6=choice.subnet6, attrs=mine)
         permanent = choice.reuse is not None and choice.reuse.permanent
         grant = FOR_EVER if permanent else await self._granted()
@@ -146,12 +149,6 @@ class OwnRecord:
         if renew or self.held.permanent:
             return await self._rewrite(lease, record, await self._granted())
         return await self._rewrite(lease, record, Grant(record.lease, self.held.expires, self.ends))
-
-    async def give_back_grant(self) -> None:
-        """End the etcd lease that no record got."""
-        if self._grant is not None:
-            grant, self._grant = self._grant, None
-            await self.client.lease_revoke(grant.lease)
 
     # --- inside ----------------------------------------------------------------------------------------------
 
@@ -217,7 +214,7 @@ class OwnRecord:
     def _holds(self, lease: Lease, grant: Grant, revision: int) -> HeldLease:
         self.revision = revision
         self.ends = grant.ends
-        self.held = HeldLease(lease=lease, expires=grant.expires)
+        self.held = HeldLease(lease=lease, expires=grant.expires, etcd_lease=grant.lease)
         return self.held
 
     def _vacant(self, lease: Lease, revision: int) -> list[rpc.Compare]:
@@ -245,7 +242,9 @@ class OwnRecord:
             except ConfigError:
                 continue
             attrs = self._attrs(name, record.value)
-            found.append(Known(name, subnet, subnet6, attrs, record.lease == 0, record.mod_revision))
+            found.append(
+                Known(name, subnet, subnet6, attrs, record.lease == 0, record.mod_revision, record.lease)
+            )
         return found
 
     def _attrs(self, name: str, value: bytes) -> LeaseAttrs | None:

@@ -1,7 +1,7 @@
 """Which subnet a node is to have: flannel's ladder as a pure choice over the records that exist.
 
 1. a record with the node's own public address, when it fits the network (a static reservation or an earlier life),
-2. the record this node wrote itself under another address, recognised by its backend data (a VTEP MAC),
+2. the record this node wrote itself under another address, recognised by its etcd lease or its VTEP MAC,
 3. the subnets the node had before, family by family, when they are free and fit,
 4. one of the first 100 free subnets, at random, each family by itself.
 
@@ -43,6 +43,8 @@ class Known(NamedTuple):
     """A record without an etcd lease: a static reservation."""
     revision: int
     """Of its last write."""
+    etcd_lease: int = 0
+    """Id of the etcd lease it hangs on."""
 
 
 class Choice(NamedTuple):
@@ -82,10 +84,16 @@ def choose(
     *,
     draw: Callable[[int], int],
     remembered: Lease | None = None,
+    etcd_lease: int = 0,
 ) -> Choice:
-    """The subnets for this node. ``draw(n)`` gives a number in 0..n-1. Raises OutOfSubnetsError."""
+    """The subnets for this node. ``draw(n)`` gives a number in 0..n-1. Raises OutOfSubnetsError.
+
+    ``remembered`` and ``etcd_lease``: what an earlier life of this node wrote, and hung it on.
+    """
     own = [record for record in known if is_ours(record.attrs, mine)]
-    own += [record for record in known if record not in own and _written_by_us(record, remembered)]
+    own += [
+        record for record in known if record not in own and _written_by_us(record, remembered, etcd_lease)
+    ]
     # Of several, what the node has now comes first, then static reservations.
     own.sort(key=lambda record: ((record.subnet, record.subnet6) != previous, not record.permanent))
     for record in own:
@@ -169,8 +177,13 @@ def _family(
     return chosen, f"drawn from {len(free)} free ones"
 
 
-def _written_by_us(record: Known, remembered: Lease | None) -> bool:
-    """A record with exactly what this node wrote last, in a lease that nobody else can have written alike."""
+def _written_by_us(record: Known, remembered: Lease | None, etcd_lease: int) -> bool:
+    """A record with exactly what this node wrote last, that nobody else can have written alike.
+
+    Whoever takes a record over hangs it on an etcd lease of his own.
+    """
+    if etcd_lease and record.etcd_lease == etcd_lease:
+        return True
     if remembered is None or record.attrs is None or record.attrs != remembered.attrs:
         return False
     has_identity = remembered.attrs.backend_data is not None or remembered.attrs.backend_v6_data is not None

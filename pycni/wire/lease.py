@@ -36,6 +36,8 @@ class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
 
     lease: Lease
     expires: float | None
+    etcd_lease: int = 0
+    """Id of the etcd lease the record hangs on, by which a node knows its own writing again; 0: none or unknown."""
 
     @property
     def permanent(self) -> bool:
@@ -100,7 +102,9 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
 def encode_held(held: HeldLease) -> bytes:
     """The held lease as a node keeps it on its own disk."""
     value = msgspec.Raw(encode_attrs(held.lease.attrs))
-    return msgspec.json.encode({"Key": held.lease.key, "Value": value, "Expires": held.expires})
+    return msgspec.json.encode(
+        {"Key": held.lease.key, "Value": value, "Expires": held.expires, "EtcdLease": str(held.etcd_lease)}
+    )
 
 
 def decode_held(raw: bytes) -> HeldLease:
@@ -112,7 +116,13 @@ def decode_held(raw: bytes) -> HeldLease:
     if fields.members("Value") is None:
         raise fields.error("Value", "expected a lease value")
     lease = decode_lease(fields.text("Key"), msgspec.json.encode(fields.value("Value")))
-    return HeldLease(lease=lease, expires=None if expires is None else float(expires))
+    # As text: 63 bits are more than other readers of JSON have for a number.
+    number = fields.text("EtcdLease")
+    return HeldLease(
+        lease=lease,
+        expires=None if expires is None else float(expires),
+        etcd_lease=int(number) if number.isascii() and number.isdigit() else 0,
+    )
 
 
 def canonical_json(value: Any) -> bytes:
