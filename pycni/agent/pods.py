@@ -21,6 +21,7 @@ from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks
 from pycni.attach.tables import PODS, SPOOF
 from pycni.errors import PycniError
+from pycni.kernel import podgateways
 from pycni.kernel.nft_watch import NftWatch
 from pycni.kernel.pod import PodDriver
 from pycni.model.endpoint import Owner
@@ -93,6 +94,15 @@ class Pods:
                 raise NotQuietError(f"CNI calls were under way for {QUIET_WAIT_S:g} s without a pause")
             # A DEL marks its endpoint before it comes to us: what it has removed must not be put back.
             return self._driver.resync([plan for plan in plans if self._ready(plan.owner)])
+
+    def sweep(self, podnet: PodNetwork | None) -> list[str]:
+        """Remove what an earlier subnet of this node left on bridges no pod uses. Raises NotQuietError, KernelError."""
+        if podnet is None:
+            return []
+        with self._quiet:
+            if not self._quiet.wait_for(lambda: not self._calls, QUIET_WAIT_S):
+                raise NotQuietError(f"CNI calls were under way for {QUIET_WAIT_S:g} s without a pause")
+            return podgateways.sweep_here(podnet.networks, podnet.subnets)
 
     def _ready(self, owner: Owner) -> bool:
         endpoint = self._endpoints.get(owner)

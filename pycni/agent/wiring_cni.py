@@ -44,10 +44,11 @@ async def serve(context: Context, network: NetworkComponent) -> NoReturn:
     exits.callback(driver.close)
     driver.start()
     observer = CniObserver(context.metrics)
+    pods = Pods(driver, endpoints)
     ops = CniOps(
         ipam=pools,
         endpoints=endpoints,
-        pods=Pods(driver, endpoints),
+        pods=pods,
         podnet=network.podnet,
         not_ready_reason=network.not_ready_reason,
         boot_id=boot_id(),
@@ -62,7 +63,7 @@ async def serve(context: Context, network: NetworkComponent) -> NoReturn:
     exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
     context.health.set(SERVING, ok=True)
     passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
-    keeper = PodKeeper(ops.adopt, network.podnet, passes)
+    keeper = PodKeeper(lambda: [*ops.adopt(), *pods.sweep(network.podnet())], network.podnet, passes)
     follow_pods(context.metrics, endpoints, pools, keeper)
     follow_collector(context.metrics, collector)
     await keeper.run()
