@@ -4,8 +4,8 @@ Some network cards and hypervisors fill in the checksum of a packet inside VXLAN
 stall while pings work (field trouble for years; the cure is ``ethtool -K flannel.1 tx-checksum-ip-generic off``).
 So two datagrams go to a peer's VTEP address: one with a checksum, which the device leaves to what is below it, and
 one without any (``SO_NO_CHECK``, RFC 6936 for IPv6). Answers carry none. When only the second one is answered, several
-times in a row, the offload is proven to be at fault; it is switched off, and tried again: if that did not cure it, the
-offload is not to blame and is switched on again.
+times in a row, the offload is suspected: it is switched off (the first must be answered then), on (not), and, that
+being the proof, off for good. When switching it off does not help it is not to blame and stays on.
 
 Life: ``VtepProber.update`` says who we are and who the peers are; ``run`` asks one peer per interval in turn. Only
 agents of this project answer, and only to VTEP addresses of known peers, with as many bytes as they were sent. A peer
@@ -142,16 +142,21 @@ class VtepProber:
             await self._accuse(key, end, str(address), device)
 
     async def _accuse(self, key: PeerKey, end: _End, address: str, device: str) -> None:
-        """Only the datagram without checksum came through: make sure, switch the offload off, see if it helped."""
-        for _ in range(self._rounds - 1):
-            answers = await end.ask(address, self._timeout_s)
-            if answers.checked is not None or answers.unchecked is None:
-                return
+        """Only the datagram without checksum came through: see whether that follows the offload, both ways."""
         try:
-            if not await self._switch(device, False):
-                return  # it is off: something else loses the packets
-            after = [await end.ask(address, self._timeout_s) for _ in range(self._rounds)]
-            if any(answers.checked is not None for answers in after):
+            if not await self._lost(end, address) or not await self._switch(device, False):
+                return  # it was chance; or the offload is off and something else loses the packets
+            helps = await self._heard(end, address)
+            await self._switch(device, True)
+            if not helps:
+                self._innocent.add(device)
+                log.warning(
+                    "%s: peer %s gets datagrams without checksum only; the offload is not the reason",
+                    device,
+                    key[0],
+                )
+            elif await self._lost(end, address):
+                await self._switch(device, False)
                 self.faulty.add(device)
                 self.faults += 1
                 log.error(
@@ -160,18 +165,23 @@ class VtepProber:
                     device,
                     key[0],
                 )
-                return
-            self._innocent.add(device)
-            await self._switch(device, True)
         except KernelError as error:
             log.warning("%s: checksum offload: %s", device, error)
-            return
-        log.warning(
-            "%s: peer %s gets datagrams without checksum only; the offload of %s is not the reason",
-            device,
-            key[0],
-            device,
-        )
+
+    async def _lost(self, end: _End, address: str) -> bool:
+        """Whether round after round only the datagram without checksum is answered."""
+        for _ in range(self._rounds):
+            answers = await end.ask(address, self._timeout_s)
+            if answers.checked is not None or answers.unchecked is None:
+                return False
+        return True
+
+    async def _heard(self, end: _End, address: str) -> bool:
+        """Whether round after round the datagram with a checksum is answered."""
+        for _ in range(self._rounds):
+            if (await end.ask(address, self._timeout_s)).checked is None:
+                return False
+        return True
 
     def _note(self, key: PeerKey, answers: Answers) -> None:
         now = asyncio.get_running_loop().time()

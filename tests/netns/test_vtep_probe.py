@@ -10,11 +10,12 @@ import select
 import socket
 import struct
 import threading
+import time
 from ipaddress import ip_address
 
 import pytest
 
-from pycni.agent.vtep_probe import ANSWER, ASK, Vtep, VtepProber
+from pycni.agent.vtep_probe import ANSWER, ASK, Answers, Vtep, VtepProber
 from pycni.kernel import ethtool
 from pycni.kernel import netns as namespaces
 from pycni.model.family import Family
@@ -155,6 +156,9 @@ def test_an_offload_that_breaks_inner_checksums_is_proven_and_switched_off_for_g
         ):
             sender.sendto(b"with checksum", (target, 4000))
             assert receiver.recv(100) == b"with checksum"
+        for agent in agents:
+            agent.component.probes._interval_s = 1000  # from now on it is remembered, not found again
+        time.sleep(0.8)
         one(f"ip link del {device}")
         until(lambda: device in one.tables() and not offload(one, device))
     finally:
@@ -207,6 +211,59 @@ def test_an_offload_whose_switching_off_does_not_help_is_switched_on_again():
         assert state(agent) == {"4": True}
     finally:
         world.close()
+
+
+class Scripted:
+    """A peer that answers as a function of (offload on, number of the round) says."""
+
+    def __init__(self, rule):
+        self.rule = rule
+        self.on = True
+        self.asked = 0
+        self.switched = []
+
+    async def ask(self, _address, _timeout_s):
+        self.asked += 1
+        checked, unchecked = self.rule(self.on, self.asked)
+        return Answers(0.001 if checked else None, 0.001 if unchecked else None)
+
+    async def switch(self, _device, on):
+        self.switched.append(on)
+        changed, self.on = self.on != on, on
+        return changed
+
+
+SCRIPTS = [
+    pytest.param(lambda on, asked: (not on, True), [False, True, False], {"flannel.1"}, True, id="the fault"),
+    pytest.param(lambda on, asked: (True, True), [], set(), True, id="all well"),
+    pytest.param(lambda on, asked: (False, False), [], set(), True, id="unreachable"),
+    pytest.param(lambda on, asked: (asked > 1, True), [], set(), True, id="one datagram lost"),
+    pytest.param(
+        lambda on, asked: (asked > 4, True), [False, True], set(), True, id="a coincidence while trying"
+    ),
+    pytest.param(lambda on, asked: (False, True), [False, True], set(), True, id="not the offload's fault"),
+    pytest.param(lambda on, asked: (False, asked < 3), [], set(), True, id="the other one lost too"),
+    pytest.param(lambda on, asked: (False, True), [False], set(), False, id="the offload was off already"),
+]
+
+
+@pytest.mark.parametrize(("rule", "switched", "faulty", "on"), SCRIPTS)
+def test_only_a_loss_that_follows_the_offload_both_ways_is_its_fault(rule, switched, faulty, on):
+    async def main():
+        script = Scripted(rule)
+        script.on = on
+        prober = VtepProber(8473, script.switch)
+        key = ("10.5.2.0-24", Family.V4)
+        prober.update({Family.V4: Vtep("flannel.1", ip_address("10.5.1.0"))}, {key: ip_address("10.5.2.0")})
+        prober._ends[Family.V4] = script
+        await prober.probe(key)
+        await prober.probe(key)
+        return script, prober
+
+    script, prober = asyncio.run(main())
+    assert prober.faulty == faulty
+    assert script.switched[: len(switched)] == switched
+    assert script.on is (on and not faulty)
 
 
 class Lonely:

@@ -124,7 +124,13 @@ MISFITS = [
         "4",
         msgspec.structs.replace(lease(1), subnet=IPv4Network("10.0.0.0/8")),
         "lease 10.0.0.0-8: 10.0.0.0/8 is not inside the cluster network 10.5.0.0/16",
-        id="larger than the network",
+        id="elsewhere and larger than the network",
+    ),
+    pytest.param(
+        "6",
+        msgspec.structs.replace(lease(1, "6"), subnet6=IPv6Network("fd00:5::/47")),
+        "lease 0.0.0.0-0&fd00:5::-47: fd00:5::/47 is not inside the cluster network fd00:5::/48",
+        id="around the network",
     ),
 ]
 
