@@ -141,12 +141,12 @@ class EtcdClient:
 
     async def lease_keepalive(self, lease: int) -> int:
         """Refresh an etcd lease once. Returns the seconds it has again, 0 when it is gone."""
-        stream = await self.stream("/etcdserverpb.Lease/LeaseKeepAlive", rpc.LeaseKeepAliveResponse)
+        stream, _ = await self._stream("/etcdserverpb.Lease/LeaseKeepAlive", rpc.LeaseKeepAliveResponse)
         try:
             async with asyncio.timeout(self.config.call_timeout_s):
                 await stream.write(rpc.LeaseKeepAliveRequest(ID=lease))
                 response = await stream.read()
-        except (grpc.aio.AioRpcError, TimeoutError) as exc:
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, TimeoutError) as exc:
             raise StoreError(f"etcd {self.endpoint}: LeaseKeepAlive: {exc}") from exc
         finally:
             stream.cancel()
@@ -160,16 +160,7 @@ class EtcdClient:
 
     async def open_watch(self) -> tuple[Any, Connection]:
         """A watch stream, ended by the server when it has no leader (else it would just fall silent)."""
-        connection = await self._connected()
-        metadata = (*await self._credentials(connection), ("hasleader", "true"))
-        call = _method(connection, "/etcdserverpb.Watch/Watch", rpc.WatchResponse, stream=True)
-        return call(metadata=metadata), connection
-
-    async def stream(self, path: str, answer: type[R]) -> Any:
-        """Any bidirectional stream."""
-        connection = await self._connected()
-        metadata = await self._credentials(connection)
-        return _method(connection, path, answer, stream=True)(metadata=metadata)
+        return await self._stream("/etcdserverpb.Watch/Watch", rpc.WatchResponse, (("hasleader", "true"),))
 
     def heard(self) -> None:
         """Note that the endpoint in use is alive (a stream has brought something)."""
@@ -234,8 +225,21 @@ class EtcdClient:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise StoreError(f"etcd {connection.endpoint.url}: connection closed during {path}") from None
+            raise _closed(connection, path) from None
+        except grpc.aio.BaseError as exc:
+            raise _closed(connection, path) from exc
         return response
+
+    async def _stream(
+        self, path: str, answer: type[Message], more: tuple[tuple[str, str], ...] = ()
+    ) -> tuple[Any, Connection]:
+        """A bidirectional stream, and the connection it runs on."""
+        connection = await self._connected()
+        metadata = (*await self._credentials(connection), *more)
+        try:
+            return _method(connection, path, answer, stream=True)(metadata=metadata), connection
+        except grpc.aio.BaseError as exc:
+            raise _closed(connection, path) from exc
 
     async def _connected(self) -> Connection:
         """The connection in use, or a new one."""
@@ -297,6 +301,11 @@ def _method(connection: Connection, path: str, answer: type[Message], *, stream:
         )
         connection.calls[path] = call
     return call
+
+
+def _closed(connection: Connection, path: str) -> StoreError:
+    """The connection was given up, by another request perhaps, before or during this one."""
+    return StoreError(f"etcd {connection.endpoint.url}: connection closed during {path.rpartition('/')[2]}")
 
 
 def _stale_token(exc: grpc.aio.AioRpcError) -> bool:

@@ -3,7 +3,8 @@
 Each ``Follower`` has its own stream. The consumer's two callbacks run on the event loop, in order: ``on_listing``
 with everything there is, then ``on_changes`` with what happened since, and ``on_listing`` again whenever
 continuity was lost. A stream that says nothing is asked for progress; one that stays silent is a half-open link or
-a frozen server, and is given up within ``silence_s``. While etcd is away nothing is called.
+a frozen server, and is given up within ``silence_s`` (asking for progress needs etcd 3.4). While etcd is away
+nothing is called.
 """
 
 from __future__ import annotations
@@ -137,9 +138,10 @@ class Follower:
                 elif writing.done() and not writing.cancelled() and writing.exception() is None:
                     writing = asyncio.create_task(stream.write(PROGRESS))
             self._state.relist()
+        except grpc.aio.BaseError as exc:
+            raise StoreError(f"etcd {connection.endpoint.url}: watch ended: {exc}") from exc
         except grpc.aio.AioRpcError as exc:
-            if exc.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._client.drop(connection)
+            self._client.drop(connection)
             text = f"{exc.details() or ''} ({exc.code().name})".strip()
             raise StoreError(f"etcd {connection.endpoint.url}: watch ended: {text}") from exc
         finally:

@@ -136,9 +136,8 @@ class WatchState:
     def checked(self, response: rpc.RangeResponse) -> bool:
         """Take the answer to ``check_request``. Returns whether this is the store we know; if not, list again."""
         self._expect(Phase.CHECK)
-        same = response.header.cluster_id == self._cluster_id and [to_record(kv) for kv in response.kvs] == [
-            self._anchor
-        ]
+        found = to_record(response.kvs[0]) if response.kvs else None
+        same = response.header.cluster_id == self._cluster_id and found == self._anchor
         self._suspect = not same
         self.phase = Phase.OPEN if same else Phase.LIST
         return same

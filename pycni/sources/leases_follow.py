@@ -21,7 +21,7 @@ from pycni.sources.etcd import EtcdClient
 from pycni.sources.etcd_follow import Follower
 from pycni.sources.etcd_watch import Changed, Listed, prefix_end
 from pycni.store import Store
-from pycni.view.subnets import unfit
+from pycni.view.subnets import fits, unfit
 from pycni.wire.lease import decode_lease
 from pycni.wire.netconf import decode_netconf, unknown_keys
 
@@ -110,6 +110,7 @@ class RecordFollower:
         self._report_unfit()
 
     def _changed(self, changed: Changed) -> None:
+        misfits = False
         for change in changed.changes:
             name = change.key.removeprefix(self.folder)
             if change.record is None:
@@ -117,10 +118,12 @@ class RecordFollower:
                 self.malformed.pop(name, None)
             else:
                 lease = self._decode(name, change.record.value)
-                if lease is not None:
-                    self._store.put(LEASE, name, lease)
+                if lease is not None and self._store.put(LEASE, name, lease) and self._misfit(lease):
+                    misfits = True
             if name == self.watched:
                 self.on_watched(change.revision)
+        if misfits:
+            self._report_unfit()
 
     def _decode(self, name: str, value: bytes) -> Lease | None:
         """A record, or None and one line in the log when it cannot be read."""
@@ -133,6 +136,9 @@ class RecordFollower:
             return None
         self.malformed.pop(name, None)
         return lease
+
+    def _misfit(self, lease: Lease) -> bool:
+        return self.conf is not None and not fits(self.conf, lease.subnet, lease.subnet6)
 
     def _report_unfit(self) -> None:
         """Say which leases do not fit the network, whenever that changes."""

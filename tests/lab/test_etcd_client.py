@@ -160,6 +160,28 @@ def test_a_member_that_is_killed_is_left_for_the_next(modern):
     assert asyncio.run(scene()) < 5
 
 
+def test_a_member_without_quorum_is_left_for_an_endpoint_that_works(modern):
+    """It accepts connections and answers no request that needs the cluster."""
+    alone, *others = modern.cluster()
+    for member in others:
+        member.kill()
+    healthy = modern.start()
+
+    async def scene():
+        async with client(alone.endpoint, healthy.endpoint, call_timeout_s=1.0, dial_timeout_s=0.8) as c:
+            for attempt in range(3):
+                try:
+                    await c.put("/a", b"1")
+                except StoreError as exc:
+                    assert exc.transient  # noqa: PT017
+                    assert attempt < 2
+                else:
+                    break
+            assert c.endpoint == healthy.endpoint
+
+    asyncio.run(scene())
+
+
 def test_a_frozen_server_ends_a_request_at_its_deadline(modern):
     server = modern.start()
 
@@ -167,6 +189,7 @@ def test_a_frozen_server_ends_a_request_at_its_deadline(modern):
         async with client(server.endpoint, call_timeout_s=0.5, dial_timeout_s=0.5) as c:
             await c.get("x")
             server.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.1)  # until every thread has stopped
             for _ in range(2):
                 start = time.monotonic()
                 with pytest.raises(StoreError) as caught:

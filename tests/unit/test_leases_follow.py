@@ -182,3 +182,10 @@ def test_leases_that_do_not_fit_a_changed_network_are_reported(world, caplog):
     assert "and 2 more (our own among them)" in caplog.messages[1]
     world.listed({f"10.5.{n}.0-24": GOOD % n for n in range(1, 8)})
     assert len(caplog.messages) == 2
+
+
+def test_a_new_lease_that_does_not_fit_is_reported(world, caplog):
+    world.config(CONF)
+    world.changed(("10.9.1.0-24", GOOD % 1), ("10.5.1.0-24", GOOD % 2))
+    world.changed(("10.9.1.0-24", GOOD % 3))
+    assert caplog.messages == ["1 leases do not fit the network: 10.9.1.0-24"]

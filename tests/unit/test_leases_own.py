@@ -69,6 +69,13 @@ def test_whoever_was_quicker_keeps_the_subnet(world):
     assert world.acquire().lease.key != "10.5.7.0-24"
 
 
+def test_in_an_ipv4_network_a_dual_record_with_the_same_ipv4_part_is_a_rival_too(world):
+    rival = FOLDER + "10.5.7.0-24&fd00:1:0:77::-64"
+    world.etcd.before_txn = lambda: world.etcd.value(rival) or world.etcd.write(rival, OTHER)
+    assert world.acquire() is None
+    assert world.acquire().lease.key != "10.5.7.0-24"
+
+
 @pytest.mark.parametrize(
     "rival",
     ["10.5.7.0-24", "10.5.7.0-24&fd00:1:0:77::-64", "10.5.99.0-24&fd00:1:0:9::-64"],
@@ -83,6 +90,23 @@ def test_in_a_dual_network_neither_half_is_given_twice(world, rival):
     held = world.acquire(DUAL, previous=previous)
     assert str(held.lease.subnet) not in rival.replace("-", "/")
     assert str(held.lease.subnet6) not in rival.replace("-", "/")
+
+
+def test_starts_of_others_do_not_disturb_an_ipv4_network(world):
+    numbers = iter(range(100, 200))
+    world.etcd.before_txn = lambda: world.etcd.write(f"{FOLDER}10.5.{next(numbers)}.0-24", OTHER)
+    assert world.acquire() is not None
+
+
+def test_after_a_change_of_address_our_record_is_known_by_its_etcd_lease(world):
+    first = world.acquire()
+    moved = LeaseAttrs(public_ip=IPv4Address("192.0.2.2"), backend_type="host-gw")
+    again = asyncio.run(world.life().acquire(V4, moved, (None, None), first))
+    assert again.lease.key == first.lease.key
+    assert world.etcd.value(KEY) == encode_attrs(moved)
+    stranger = LeaseAttrs(public_ip=IPv4Address("192.0.2.3"), backend_type="host-gw")
+    other = asyncio.run(world.life().acquire(V4, stranger, (None, None), first))
+    assert other.lease.key != first.lease.key
 
 
 def test_renewals_of_others_do_not_disturb_a_dual_network(world):
