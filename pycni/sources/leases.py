@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 DAY_S = 86400
 """Life of a lease between renewals, flannel's."""
+RESTORE_GAP_S = 0.05
+"""Least time between two restorations of a record that somebody keeps deleting."""
 SLICE_S = 60.0
 """Longest sleep of the renewal timer, so that a machine that slept notices soon."""
 
@@ -197,15 +199,36 @@ class LeaseSource:
         quiet_after = 0.0
         while True:
             await self._wait_for_work()
-            written = self._own.written
+            written, restored = self._own.written, self._own.restored
             while not await self._look_after():
                 await self._pause(failing.next())
             failing.reset()
-            if self._own.written > written:
+            if self._own.restored > restored:
+                await asyncio.sleep(RESTORE_GAP_S)
+            elif self._own.written > written:
                 if now() > quiet_after:
                     fighting.reset()
-                await asyncio.sleep(fighting.next())
+                await self._hold_back(fighting.next())
                 quiet_after = now() + self._retry_s
+
+    async def _hold_back(self, seconds: float) -> None:
+        """Correct nothing for a while, unless our record vanishes. Raises LeaseLostError when it is another node's."""
+        until, touched = now() + seconds, False
+        while (left_s := until - now()) > 0:
+            await self._pause(left_s)
+            if not self._news.is_set():
+                break
+            self._news.clear()
+            touched = True
+            try:
+                async with self._lock:
+                    if self._attrs is None or not await self._own.exists(self._attrs):
+                        break
+            except StoreError as exc:
+                self._trouble.warn(f"looking at our lease: {exc}; trying again")
+                break
+        if touched:
+            self._news.set()
 
     async def _look_after(self) -> bool:
         """One attempt to have our record right and alive. Returns whether it succeeded; raises LeaseLostError."""

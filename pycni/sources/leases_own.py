@@ -80,6 +80,8 @@ class OwnRecord:
         """Revision of the last write of ours."""
         self.written = 0
         """Records written (acquired, renewed, changed)."""
+        self.restored = 0
+        """Of these the ones that had vanished."""
         self._rng = rng
         self._clock = clock
         self._grant: Grant | None = None
@@ -137,20 +139,30 @@ class OwnRecord:
         if found is None:
             return await self._take_back(lease)
         record = to_record(found)
-        attrs = self._attrs(lease.key, record.value)
-        if attrs is None:
-            log.warning(
-                "lease %s: unreadable value %r under our key; written again", lease.key, record.value[:100]
-            )
-        elif not self._own(attrs, mine):
-            raise LeaseLostError(lease.key, _owner(attrs))
+        self._need_ours(lease.key, record, mine)
         if record.lease == 0:
             return await self._rewrite(lease, record, FOR_EVER)
         if renew or self.held.permanent:
             return await self._rewrite(lease, record, await self._granted())
         return await self._rewrite(lease, record, Grant(record.lease, self.held.expires, self.ends))
 
+    async def exists(self, mine: LeaseAttrs) -> bool:
+        """Whether our record is there, right or wrong. Raises LeaseLostError when it is another node's, StoreError."""
+        assert self.held is not None, "exists before acquire"
+        found = await self.client.get(self.folder + self.held.lease.key)
+        if found is not None:
+            self._need_ours(self.held.lease.key, to_record(found), mine)
+        return found is not None
+
     # --- inside ----------------------------------------------------------------------------------------------
+
+    def _need_ours(self, key: str, record: Record, mine: LeaseAttrs) -> None:
+        """Raise LeaseLostError for another node's record. One that names no node is ours to correct."""
+        attrs = self._attrs(key, record.value)
+        if attrs is None or (attrs.public_ip is None and attrs.public_ipv6 is None):
+            log.warning("lease %s: %r under our key names no node; written again", key, record.value[:100])
+        elif not self._own(attrs, mine):
+            raise LeaseLostError(key, _owner(attrs))
 
     async def _take_back(self, lease: Lease) -> HeldLease:
         """Write a record that has vanished, unless somebody has its subnets."""
@@ -167,6 +179,7 @@ class OwnRecord:
         if not response.succeeded:
             raise StoreError(f"lease {lease.key}: somebody wrote a record while it was taken back")
         log.warning("lease %s: the record had vanished from etcd; taken back", lease.key)
+        self.restored += 1
         return self._taken(lease, grant, response, None)
 
     async def _rewrite(self, lease: Lease, record: Record, grant: Grant) -> HeldLease:
