@@ -4,6 +4,9 @@ Life: the socket's multicast groups deliver every change of the namespace, our o
 each to an ``Event`` in the terms of the hot tables and hands the events of one wake-up to a callback together. Events
 only speed things up: when the kernel had to drop some (ENOBUFS), ``LOST`` is delivered and the receiver looks at
 everything again.
+
+Two kinds of messages are dropped in the kernel, because a node with many pods is full of them and none is ours to
+repair here: links with a pod leg's name, and routes that the kernel itself keeps.
 """
 
 from __future__ import annotations
@@ -16,6 +19,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pycni.kernel.netlink import NETLINK_ROUTE
+from pycni.kernel.sockfilter import (
+    ACCEPT,
+    DROP,
+    JUMP_EQUAL,
+    LOAD_BYTE,
+    LOAD_HALF,
+    LOAD_WORD,
+    as_loaded,
+    attach,
+)
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import MalformedError, Message, split
 
@@ -28,6 +41,27 @@ BUFFER_BYTES = 8 << 20
 DATAGRAMS_PER_WAKEUP = 256
 
 Info = rtlink.Link | rtnl.AddressInfo | rtnl.RouteInfo | rtnl.NeighbourInfo
+
+
+_LEG_NAME_BYTES = 16
+"""``veth``, eleven hexadecimal digits (``attach/names``) and the closing zero: no other link is likely to have that."""
+_RTPROT_KERNEL = 2
+_UNINTERESTING = [
+    (LOAD_HALF, 0, 0, 4),  # nlmsg_type
+    (JUMP_EQUAL, 4, 0, as_loaded("H", rtlink.RTM_NEWLINK)),
+    (JUMP_EQUAL, 3, 0, as_loaded("H", rtlink.RTM_DELLINK)),
+    (JUMP_EQUAL, 6, 0, as_loaded("H", rtnl.RTM_NEWROUTE)),
+    (JUMP_EQUAL, 5, 0, as_loaded("H", rtnl.RTM_DELROUTE)),
+    ACCEPT,
+    (LOAD_WORD, 0, 0, 32),  # a link's first attribute: length and type
+    (JUMP_EQUAL, 0, 4, as_loaded("HH", _LEG_NAME_BYTES + 4, rtlink.IFLA_IFNAME)),
+    (LOAD_WORD, 0, 0, 36),
+    (JUMP_EQUAL, 3, 2, int.from_bytes(b"veth", "big")),
+    (LOAD_BYTE, 0, 0, 21),  # rtm_protocol
+    (JUMP_EQUAL, 1, 0, _RTPROT_KERNEL),
+    ACCEPT,
+    DROP,
+]
 
 
 class Event(NamedTuple):
@@ -79,6 +113,7 @@ class Monitor:
         )
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, BUFFER_BYTES)
+            attach(self._sock, _UNINTERESTING)
             self._sock.bind((0, 0))
             for group in _GROUPS:
                 self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)

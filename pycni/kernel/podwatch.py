@@ -9,20 +9,15 @@ devices of interest: their index stands at the same place in link and address me
 
 from __future__ import annotations
 
-import ctypes
 import socket
-import struct
 
 from pycni.kernel.netlink import SOL_NETLINK
+from pycni.kernel.sockfilter import ACCEPT, DROP, JUMP_EQUAL, LOAD_WORD, as_loaded, attach
 
 _GROUPS = (1, 5, 9)
 """RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR (include/uapi/linux/rtnetlink.h)."""
 _ADD_MEMBERSHIP = 1
-_SO_ATTACH_FILTER = 26
 _INDEX_OFFSET = 20
-_INSTRUCTION = struct.Struct("=HBBI")
-_LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_ALL = 0xFFFFFFFF
 _MAX_DEVICES = 200
 """A jump of classic BPF reaches 255 instructions."""
 
@@ -75,12 +70,7 @@ class DeviceWatch:
 
     def _filter(self) -> None:
         devices = sorted(self._devices)
-        code = [(_LOAD_WORD, 0, 0, _INDEX_OFFSET)]
+        program = [(LOAD_WORD, 0, 0, _INDEX_OFFSET)]
         for position, device in enumerate(devices):
-            # Classic BPF loads words as big-endian; the kernel wrote the index in host order.
-            value = int.from_bytes(struct.pack("=I", device), "big")
-            code.append((_JUMP_EQUAL, len(devices) - position, 0, value))
-        code += [(_RETURN, 0, 0, 0), (_RETURN, 0, 0, _ALL)]
-        program = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in code))
-        head = struct.pack("@HP", len(code), ctypes.addressof(program))
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+            program.append((JUMP_EQUAL, len(devices) - position, 0, as_loaded("I", device)))
+        attach(self._sock, [*program, DROP, ACCEPT])

@@ -107,3 +107,29 @@ def test_decoding_the_announcements_of_a_thousand_leases_is_cheap() -> None:
     for datagram in datagrams:
         monitor.decode(datagram)
     assert time.process_time() - started < 0.25
+
+
+def test_pod_legs_and_the_kernels_own_routes_are_not_announced_all_others_are(netns: str) -> None:
+    def change() -> None:
+        ip(
+            netns,
+            "link add veth0123456789a type veth peer name veth1",
+            "link add vethernet type bridge",
+            "link set vethernet up",
+            "addr add 10.0.0.1/24 dev vethernet",
+            "route add 10.1.0.0/16 via 10.0.0.2",
+            "link del veth1",
+            "route del 10.1.0.0/16",
+            "link del vethernet",
+        )
+
+    events = watch(
+        netns,
+        change,
+        lambda seen: any(
+            e.removed and isinstance(e.info, rtlink.Link) and e.info.name == "vethernet" for e in seen
+        ),
+    )
+    assert {e.info.name for e in events if isinstance(e.info, rtlink.Link)} == {"veth1", "vethernet"}
+    routes = [(e.removed, e.info.protocol) for e in events if isinstance(e.info, rtnl.RouteInfo)]
+    assert routes == [(False, 3), (True, 3)]
