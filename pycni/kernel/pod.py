@@ -86,7 +86,8 @@ class PodDriver:
             if any(plan.shaping):
                 tc.shape(sock, plan, host)
             podlink.bring_up_host(sock, plan, host, inet6=self._inet6)
-            podlink.bring_up_pod(sock, plan, netns_fd, pod, host)
+            unsure = bridge.gateway_ifindex if plan.bridge.gateways and not bridge.running else 0
+            podlink.bring_up_pod(sock, plan, netns_fd, pod, host, bridge=unsure)
             if plan.host_ports:
                 podports.let_loopback_out(plan)
                 podports.forget_before(rows, sock)

@@ -42,6 +42,9 @@ class BridgeLink(NamedTuple):
     mac: bytes
     gateway_ifindex: int
     """The device that carries the gateway addresses."""
+    running: bool
+    """That device was up when it was read. A bridge goes down and up with its first port, from a work queue of
+    the kernel, and what the node sends by it in between is lost."""
 
 
 class _Bridge(NamedTuple):
@@ -148,7 +151,7 @@ class Bridges:
             _set_switches(plan)
             if not msgs:
                 _await_addresses(plan, leg, sock)
-                return BridgeLink(link.ifindex, link.mac, leg.ifindex)
+                return BridgeLink(link.ifindex, link.mac, leg.ifindex, leg.operstate == rtlink.OPER_UP)
             self._apply(plan, sock, msgs)
         raise KernelError(errno.EBUSY, "set up bridge", plan.name, "others change it all the time")
 

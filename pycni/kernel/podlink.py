@@ -27,7 +27,6 @@ from pycni.kernel.netlink import (
 from pycni.model.family import Family, show
 from pycni.wire import podlink, rtnl
 from pycni.wire.netlink import Message, split
-from pycni.wire.rtlink import OPER_UP
 
 LOOPBACK = 1
 """Index of ``lo`` in every namespace."""
@@ -113,16 +112,19 @@ def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6:
             raise error
 
 
-def bring_up_pod(sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, pod: int, host: int) -> None:
+def bring_up_pod(
+    sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, pod: int, host: int, *, bridge: int
+) -> None:
     """Give the pod's interface its addresses and routes and bring it up; usable when this returns.
 
-    ``sock`` and ``host``: a socket in the node's namespace and the host end's index; ``pod``: the index inside.
-    IPv6 switched off for new interfaces of the namespace (as some runtimes do) is switched on for this one when
-    the pod has an IPv6 address, as the reference plugins do. Raises KernelError naming address or route.
+    ``pod``: the index inside. In the node's namespace: ``sock``, the host end's index ``host`` and, when the bridge
+    was not running before, the index of the device the node itself sends by (``bridge``).
     """
     with netns.run_in(netns_fd, PodSocket) as inside:
         configure_pod(inside, plan, netns_fd, pod)
-        await_forwarding(sock, plan.host, host)
+        await_running(sock, plan.host, host)
+        if bridge:
+            await_running(sock, plan.bridge.gateway_device, bridge, unknown=True)
         announce(inside, plan, netns_fd, pod)
 
 
@@ -201,21 +203,27 @@ def await_local(sock: NetlinkSocket, ifindex: int, wanted: set[bytes], name: str
         pause = min(pause * 2, 0.02)
 
 
-def await_forwarding(sock: NetlinkSocket, name: str, ifindex: int) -> None:
-    """Wait until the host end has its carrier, and with it the bridge port forwards.
+def await_running(sock: NetlinkSocket, name: str, ifindex: int, *, unknown: bool = False) -> None:
+    """Wait until a device has its carrier: a host end's bridge port forwards then, a bridge transmits.
 
-    The kernel tells the bridge from a work queue (net/core/link_watch.c): mostly it is done by now.
+    The kernel does it from a work queue (net/core/link_watch.c): mostly it is done by now. ``unknown``: a device
+    that has had its carrier from the first never tells, which is good enough for a bridge. Raises KernelError.
     """
     deadline = 0.0
     pause = 0.0001
     request = podlink.get_state(ifindex)
-    while podlink.operstate(sock.request(request, "read link", name)[0].payload) != OPER_UP:
+    while True:
+        payload = sock.request(request, "read link", name)[0].payload
+        state = podlink.operstate(payload)
+        if state == podlink.OPER_UP or (
+            unknown and state == podlink.OPER_UNKNOWN and podlink.has_carrier(payload)
+        ):
+            return
         now = time.monotonic()
         deadline = deadline or now + CARRIER_TIMEOUT_S
         if now > deadline:
-            raise KernelError(
-                errno.ETIMEDOUT, "wait for carrier", name, "is the bridge or the pod's end down?"
-            )
+            reason = "is the bridge or the other end down?"
+            raise KernelError(errno.ETIMEDOUT, "wait for carrier", name, reason)
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
 

@@ -50,6 +50,8 @@ from pycni.wire.rtlink import (
     ifinfo,
 )
 
+IFF_LOWER_UP = 0x10000
+OPER_UNKNOWN, OPER_UP = 0, 6
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_EXT_MASK = 29
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -66,6 +68,7 @@ AF_INET, AF_INET6 = 2, 10
 _DEFAULT_VLAN = 1
 
 _IFINDEX = struct.Struct("=xxxxi")
+_FLAGS = struct.Struct("=8xI")
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _IFADDR = struct.Struct("=BBBBI")
@@ -221,6 +224,11 @@ def operstate(payload: bytes) -> int:
     """IFLA_OPERSTATE of an RTM_NEWLINK payload (RFC 2863; 6: up)."""
     found = find_attr(payload, IFLA_OPERSTATE)
     return found[0] if found else 0
+
+
+def has_carrier(payload: bytes) -> bool:
+    """IFF_LOWER_UP of an RTM_NEWLINK payload."""
+    return bool(_FLAGS.unpack_from(payload)[0] & IFF_LOWER_UP)
 
 
 def find_attr(payload: bytes, wanted: int, offset: int = 16) -> bytes:

@@ -35,6 +35,39 @@ def test_pods_reach_each_other_and_the_node_at_once(env: Env, families):
     assert env.driver.check(one.plan, one.fd) == []
 
 
+@pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)
+def test_the_node_reaches_the_first_pod_of_a_bridge_at_once(env: Env, families):
+    """The bridge itself starts to transmit a moment after its first port forwards."""
+    for number in range(12):
+        if number % 3 == 1:
+            run(f"ip link add br{number} type bridge")
+        if number % 3 == 2:
+            run(f"ip link add br{number} up type bridge")
+        start = time.monotonic()
+        pod = env.attach(families, bridge=f"br{number}", podnet=None)
+        assert time.monotonic() - start < 0.5, "waited for duplicate detection"
+        for target in (pod.v4(),) * (4 in families) + (pod.v6(),) * (6 in families):
+            assert pings(None, target, wait=0.5), (number, target)
+        env.detach(pod)
+        run(f"ip link del br{number}")
+
+
+@pytest.mark.parametrize("family", [4, 6], ids=["v4", "v6"])
+def test_packets_from_elsewhere_reach_the_first_pod_at_once(env: Env, family):
+    """For IPv6 the node asks for the pod with a link-local address of its own, which has to be ready too."""
+    out = env.outside((4, 6))
+    pod = env.attach((4, 6))
+    assert pings(out, pod.v4() if family == 4 else pod.v6(), wait=0.5)
+
+
+def test_and_the_first_after_all_were_gone(env: Env):
+    for _ in range(8):
+        pod = env.attach((4, 6))
+        assert pings(None, pod.v4(), wait=0.5)
+        assert pings(None, pod.v6(), wait=0.5)
+        env.detach(pod)
+
+
 def test_the_kernel_has_what_the_plan_says(env: Env):
     pod = env.attach((4, 6), hairpin_mode=True, port_isolation=True)
     host, inside = links()[pod.plan.host], links(pod.name)["eth0"]
@@ -272,6 +305,16 @@ def test_kernels_that_do_not_echo_links_are_asked_again(env: Env, monkeypatch):
     assert env.driver.check(pod.plan, pod.fd) == []
 
 
+def test_a_failed_attachment_does_not_hold_its_gateway(env: Env):
+    pod, other = env.pod(), env.pod()
+    pod.run("ip link add eth0 type veth peer name other")
+    with pytest.raises(KernelError, match="EEXIST"):
+        env.driver.attach(env.plan(pod), pod.fd)
+    other.v4 = lambda: "10.1.9.9"
+    env.driver.attach(env.plan(other, podnet=None, network="another"), other.fd)
+    assert addresses("cni0") == ["10.1.9.1/24"]
+
+
 def test_no_descriptor_is_lost(env: Env):
     pod = env.attach((4, 6), port_mappings=(PortMapping(host_port=53, container_port=53, protocol="udp"),))
     env.detach(pod)
@@ -305,7 +348,7 @@ STEPS = [
     "claim",
     "bring_up_host",
     "configure_pod",
-    "await_forwarding",
+    "await_running",
     "announce",
     "let_loopback_out",
 ]

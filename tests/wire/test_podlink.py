@@ -126,6 +126,8 @@ def test_what_is_read_of_links():
     assert podlink.operstate(payload) == 6
     assert podlink.pair_indexes(link_message()) == (42, 0)
     assert podlink.operstate(link_message()) == 0
+    assert not podlink.has_carrier(payload)
+    assert podlink.has_carrier(struct.pack("=BxHiII", 0, 1, 42, 0x10001, 0))
     assert podlink.find_attr(payload + b"\0\0\0\0", 99) == b"", "a broken attribute ends the search"
 
 
