@@ -6,8 +6,9 @@ needs in the kernel is a backend's business; here only subnets are judged:
 
 * our own record is not a peer; somebody else's claim on our subnet is skipped,
 * a subnet outside the cluster network is skipped (it could take other traffic away),
-* of two that overlap the narrower counts, of two equal ones that with the smaller key (dual-stack records
-  can share a subnet of one family under two keys): the same on every node, whatever came first.
+* of two that overlap the one of the network's subnet length counts (nobody is given another), then the narrower,
+  of two equal ones that with the smaller key (dual-stack records can share a subnet of one family under two keys):
+  the same on every node, whatever came first.
 
 ``update`` costs as much as what changed, plus one identity comparison per lease.
 """
@@ -100,12 +101,17 @@ class FabricView:
         own = self._own.of(family)
         if own is not None and (_inside(net, own) or _inside(own, net)):
             return f"{net} overlaps this node's own subnet {own}"
-        mine = (-net.prefixlen, name)
+        regular = self._conf.length(family)
+        mine = (net.prefixlen != regular, -net.prefixlen, name)
         better = min(
-            ((-length, other) for length, other in self._subnets[family].overlapping(net) if other != name),
+            (
+                (length != regular, -length, other)
+                for length, other in self._subnets[family].overlapping(net)
+                if other != name
+            ),
             default=mine,
         )
-        return None if mine <= better else f"{net} overlaps the subnet of lease {better[1]}"
+        return None if mine <= better else f"{net} overlaps the subnet of lease {better[2]}"
 
 
 class _Subnets:

@@ -62,12 +62,21 @@ VERDICTS = [
     ),
     pytest.param(
         [at("10.5.16.0/20"), at("10.5.16.0/24"), at("10.5.16.0/26")],
+        ["10.5.16.0-24"],
+        {
+            "10.5.16.0-20": "10.5.16.0/20 overlaps the subnet of lease 10.5.16.0-24",
+            "10.5.16.0-26": "10.5.16.0/26 overlaps the subnet of lease 10.5.16.0-24",
+        },
+        id="of three with one base the one of the network's subnet length",
+    ),
+    pytest.param(
+        [at("10.5.16.0/20"), at("10.5.16.0/25"), at("10.5.16.0/26")],
         ["10.5.16.0-26"],
         {
             "10.5.16.0-20": "10.5.16.0/20 overlaps the subnet of lease 10.5.16.0-26",
-            "10.5.16.0-24": "10.5.16.0/24 overlaps the subnet of lease 10.5.16.0-26",
+            "10.5.16.0-25": "10.5.16.0/25 overlaps the subnet of lease 10.5.16.0-26",
         },
-        id="of three with one base the narrowest",
+        id="of three irregular ones with one base the narrowest",
     ),
 ]
 
