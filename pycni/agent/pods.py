@@ -54,6 +54,7 @@ class Pods:
         self._endpoints = endpoints
         self._quiet = threading.Condition()
         self._calls = 0
+        self._sweep_after_removal: PodNetwork | None = None
 
     def attach(self, plan: AttachPlan, netns_fd: int) -> AttachedLinks:
         """See ``cni_ports.PodDriver``."""
@@ -73,6 +74,10 @@ class Pods:
             if error is not None:
                 # The pod is cut off and its link is gone; the next repair clears the rows away.
                 log.error("%s: rows are left: %s", owner, error)
+            try:
+                self._gone()
+            except PycniError as exc:
+                log.warning("gateways of an earlier subnet: %s; looked at again later", exc)
             if on_gone is not None:
                 on_gone()
 
@@ -102,7 +107,16 @@ class Pods:
         with self._quiet:
             if not self._quiet.wait_for(lambda: not self._calls, QUIET_WAIT_S):
                 raise NotQuietError(f"CNI calls were under way for {QUIET_WAIT_S:g} s without a pause")
-            return podgateways.sweep_here(podnet.networks, podnet.subnets)
+            removed, waiting = podgateways.sweep_here(podnet.networks, podnet.subnets)
+        self._sweep_after_removal = podnet if waiting else None
+        return removed
+
+    def _gone(self) -> None:
+        """A pod's link is gone: the last one of an earlier subnet may have been it."""
+        podnet = self._sweep_after_removal
+        if podnet is not None:
+            for line in podgateways.sweep_here(podnet.networks, podnet.subnets).removed:
+                log.info("%s", line)
 
     def _ready(self, owner: Owner) -> bool:
         endpoint = self._endpoints.get(owner)

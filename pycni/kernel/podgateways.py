@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.family import Network
@@ -18,34 +19,43 @@ from pycni.wire import podlink, rtlink, rtnl
 from pycni.wire.netlink import parse_attrs
 
 
-def sweep(sock: NetlinkSocket, networks: Collection[Network], subnets: Collection[Network]) -> list[str]:
+class Swept(NamedTuple):
+    """What became of the gateways of earlier subnets."""
+
+    removed: list[str]
+    """In words."""
+    waiting: bool
+    """Whether some are left that pods may still need."""
+
+
+def sweep(sock: NetlinkSocket, networks: Collection[Network], subnets: Collection[Network]) -> Swept:
     """Remove gateways of ours inside ``networks`` and outside ``subnets`` from bridges of ours without ports.
 
-    Says what was removed. Addresses are known as ours by their protocol (kernel 5.18 and later keep it).
-    Raises KernelError.
+    Addresses are known as ours by their protocol (kernel 5.18 and later keep it). Raises KernelError.
     """
     links = [rtlink.parse_link(msg) for msg in sock.dump(rtlink.dump_links(), "list links")]
     used = {link.master for link in links}
-    idle = {
-        link.ifindex: link.name
-        for link in links
-        if link.kind == "bridge" and link.alias == LINK_ALIAS and link.ifindex not in used
+    bridges = {
+        link.ifindex: link.name for link in links if link.kind == "bridge" and link.alias == LINK_ALIAS
     }
-    removed = []
-    for msg in sock.dump(rtnl.dump_addresses(), "list addresses") if idle else ():
+    removed, waiting = [], False
+    for msg in sock.dump(rtnl.dump_addresses(), "list addresses") if bridges else ():
         info = rtnl.parse_address(msg)
-        if info.ifindex not in idle or not _is_ours(msg.payload) or not info.address:
+        if info.ifindex not in bridges or not _is_ours(msg.payload) or not info.address:
             continue
         address = (IPv4Address if len(info.address) == 4 else IPv6Address)(info.address)
         if _within(address, subnets) or not _within(address, networks):
             continue
-        shown, name = f"{address}/{info.prefix_len}", idle[info.ifindex]
+        if info.ifindex in used:
+            waiting = True
+            continue
+        shown, name = f"{address}/{info.prefix_len}", bridges[info.ifindex]
         sock.request(rtnl.del_address(info.ifindex, info.address, info.prefix_len), "remove gateway", shown)
         removed.append(f"{shown} of an earlier subnet removed from {name}, which no pod uses")
-    return removed
+    return Swept(removed, waiting)
 
 
-def sweep_here(networks: Collection[Network], subnets: Collection[Network]) -> list[str]:
+def sweep_here(networks: Collection[Network], subnets: Collection[Network]) -> Swept:
     """``sweep`` in the calling thread's namespace. Raises KernelError."""
     with NetlinkSocket() as sock:
         return sweep(sock, networks, subnets)
