@@ -13,7 +13,7 @@ from pycni.lab import cleanup, netns
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec, node_name, node_namespace
 
-from .small_fabric import fabric as fabric  # a fixture
+from .small_fabric import fabric  # noqa: F401  # a fixture
 
 LabMaker = Callable[..., Lab]
 _numbers = itertools.count(1)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 
@@ -183,7 +183,8 @@ class Node:
         """Wait until the agent is ready; its log is in the failure."""
 
         def check() -> bool:
-            assert self.agent is not None and self.agent.poll() is None, self.said()[-3000:]
+            assert self.agent is not None
+            assert self.agent.poll() is None, self.said()[-3000:]
             return self.ready()
 
         until(check, lambda: f"{self.health()}\n{self.said()[-3000:]}", seconds)
@@ -288,6 +289,34 @@ def underlay(families: str, number: int) -> list[str]:
     return [both[family] for family in families]
 
 
+class Streams:
+    """Several streams of pings at the same time."""
+
+    def __init__(self, streams: list[Traffic]) -> None:
+        self.all = streams
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as exits:
+            for stream in self.all:
+                exits.enter_context(stream)
+            for stream in self.all:
+                assert stream.wait_answered(3), "pods do not reach each other"
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def reports(self) -> list[TrafficReport]:
+        return [stream.report() for stream in self.all]
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{r.lost} of {r.sent} lost, longest gap {r.longest_gap * 1000:.0f} ms" for r in self.reports()
+        )
+
+
 class SmallFabric:
     """The bridge, etcd (``members`` of them), ``count`` nodes with ready agents and pods that reach each other."""
 
@@ -308,7 +337,7 @@ class SmallFabric:
         self.members: list[etcd.EtcdProcess] = []
         self._exits = contextlib.ExitStack()
         with contextlib.ExitStack() as exits:
-            folder = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+            folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
             self.folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="pyt", dir=folder)))
             exits.callback(netns.delete, self.switch)
             netns.create(self.switch)
@@ -335,11 +364,13 @@ class SmallFabric:
     def _netconf(self, backend: dict[str, Any]) -> dict[str, Any]:
         conf: dict[str, Any] = {"Backend": {"Type": self.kind, **backend}}
         if "4" in self.families:
-            conf["Network"] = CLUSTER["4"][0]
+            # What tests make up themselves lies behind: 10.5.100.0 and more.
+            conf |= {"Network": CLUSTER["4"][0], "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.90.0"}
         else:
             conf["EnableIPv4"] = False
         if "6" in self.families:
             conf |= {"EnableIPv6": True, "IPv6Network": CLUSTER["6"][0]}
+            conf |= {"IPv6SubnetMin": "fd00:5:0:1::", "IPv6SubnetMax": "fd00:5:0:5a::"}
         return conf
 
     def close(self) -> None:
@@ -385,21 +416,23 @@ class SmallFabric:
 
         until(lambda: not self.missing(), logs, seconds)
 
+    def streams(self, one: Node, two: Node) -> Streams:
+        """A ping every 5 ms from pod to pod, both ways, in every family."""
+        return Streams(
+            [
+                Traffic(netns.path(here.pod_space), there.pod[family])
+                for here, there in ((one, two), (two, one))
+                for family in self.families
+            ]
+        )
+
     @contextlib.contextmanager
-    def traffic(self, one: Node | None = None, two: Node | None = None) -> Iterator[list[Traffic]]:
-        """A ping every 5 ms from pod to pod, both ways, in every family; nothing may be lost."""
-        one, two = one or self.nodes[0], two or self.nodes[1]
-        streams: list[Traffic] = []
-        with contextlib.ExitStack() as exits:
-            for here, there in ((one, two), (two, one)):
-                for family in self.families:
-                    traffic = Traffic(netns.path(here.pod_space), there.pod[family])
-                    streams.append(exits.enter_context(traffic))
-            for stream in streams:
-                assert stream.wait_answered(3), "pods do not reach each other"
+    def traffic(self) -> Iterator[Streams]:
+        """Pings between the pods of the first two nodes; nothing may be lost."""
+        streams = self.streams(*self.nodes[:2])
+        with streams:
             yield streams
-        reports = [stream.report() for stream in streams]
-        assert [report.lost for report in reports] == [0] * len(reports), shown(reports)
+        assert [report.lost for report in streams.reports()] == [0] * len(streams.all), str(streams)
 
     # --- etcd -----------------------------------------------------------------------------------------------
 
@@ -451,7 +484,7 @@ class SmallFabric:
         self.netconf = conf
         self.put("config", json.dumps(conf))
 
-    def put(self, name: str, value: str, *, lease: int = 0) -> int:
+    def put(self, name: str, value: str | bytes, *, lease: int = 0) -> int:
         """Write a record below the prefix; the revision."""
         answer = self.call("kv/put", key=_64(f"{PREFIX}/{name}"), value=_64(value), lease=lease)
         return int(answer["header"]["revision"])
@@ -462,8 +495,13 @@ class SmallFabric:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """A record's value, None without one."""
+        found = self.get_raw(name)
+        return None if found is None else json.loads(found)
+
+    def get_raw(self, name: str) -> str | None:
+        """A record's value as text, None without one."""
         found = self.call("kv/range", key=_64(f"{PREFIX}/{name}")).get("kvs", [])
-        return json.loads(base64.b64decode(found[0]["value"])) if found else None
+        return base64.b64decode(found[0]["value"]).decode() if found else None
 
     def names(self) -> list[str]:
         """Names of all lease records."""
@@ -489,10 +527,6 @@ def ghost(fabric: SmallFabric, number: int, **changes: Any) -> tuple[str, dict[s
     return "subnets/" + record_name(subnets), value | changes
 
 
-def shown(reports: list[TrafficReport]) -> str:
-    return "; ".join(f"{r.lost} of {r.sent} lost, longest gap {r.longest_gap * 1000:.0f} ms" for r in reports)
-
-
 def udp(where: str, family: str) -> socket.socket:
     """A UDP socket of a namespace."""
     kind = socket.AF_INET6 if family == "6" else socket.AF_INET
@@ -503,8 +537,8 @@ def udp(where: str, family: str) -> socket.socket:
         os.close(fd)
 
 
-def _64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
 def fabrics(*params: str, **more: Any) -> Any:
