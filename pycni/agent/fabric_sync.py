@@ -3,7 +3,8 @@
 Life: ``full`` reads everything that is ours, changes what differs and removes what is left over; ``part`` changes
 only the entries one update touched, against what is remembered, so that one more lease costs three netlink messages.
 In both, a new node's VXLAN is accepted before there is a route to it, and a gone one's refused after its route went.
-After a failure nothing is remembered: the next pass reads again.
+After a failure nothing is remembered: the next pass reads again. A firewall that cannot be set up (a kernel without
+nftables) does not keep the pods apart: the rest is done, and the failure is told.
 
 Everything blocks and belongs to one worker thread, in the namespace it was opened in.
 """
@@ -11,11 +12,12 @@ Everything blocks and belongs to one worker thread, in the namespace it was open
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pycni.agent.firewall import Firewall, FirewallPlan
 from pycni.backends.compiler import Touched
+from pycni.backends.masq import TABLE
 from pycni.errors import KernelError
 from pycni.kernel import ethtool, sysctl
 from pycni.kernel.fabric import FabricDriver, Failure, Tables
@@ -81,9 +83,10 @@ class FabricSync:
             diff(getattr(desired, table), getattr(actual, table)).size
             for table in ("links", "routes", "neighbours", "fdb")
         )
-        changed += self._admit(firewall, desired.vtep_peers)
-        failures = self._driver.apply(desired, actual) if changed else []
-        self._firewall.dismiss(self._firewall.peers - desired.vtep_peers)
+        failures: list[Failure] = []
+        changed += self._admit(firewall, desired.vtep_peers, failures)
+        failures += self._driver.apply(desired, actual) if changed else []
+        self._guarded(lambda: self._firewall.dismiss(self._firewall.peers - desired.vtep_peers), failures)
         if not failures:
             self._tables = dict(desired.neighbours), dict(desired.fdb), dict(desired.routes)
         return Outcome(failures, changed, dict(desired.links) != dict(actual.links), link_names())
@@ -98,9 +101,11 @@ class FabricSync:
             diff_keys(desired.fdb, fdb, touched.fdb),
             diff_keys(desired.routes, routes, touched.routes),
         )
-        self._firewall.admit(remote for remote in touched.remotes if remote in remotes)
-        failures = self._driver.apply_tables(tables)
-        self._firewall.dismiss(remote for remote in touched.remotes if remote not in remotes)
+        failures: list[Failure] = []
+        come = [remote for remote in touched.remotes if remote in remotes]
+        self._guarded(lambda: self._firewall.admit(come), failures)
+        failures += self._driver.apply_tables(tables)
+        self._guarded(lambda: self._firewall.dismiss(touched.remotes.difference(come)), failures)
         if not failures:
             _patch(neighbours, tables.neighbours)
             _patch(fdb, tables.fdb)
@@ -119,13 +124,25 @@ class FabricSync:
         """``tx-checksum-ip-generic`` of a device; whether it was changed. Raises KernelError."""
         return ethtool.set_tx_checksum(device, on=on)
 
-    def _admit(self, plan: FirewallPlan, peers: frozenset[bytes]) -> int:
+    def _admit(self, plan: FirewallPlan, peers: frozenset[bytes], failures: list[Failure]) -> int:
         """The firewall table in place with at least these peers; 1 when it had to be put."""
-        if self._firewall.plan == plan and self._firewall.intact():
-            self._firewall.admit(peers)
-            return 0
-        self._firewall.put(plan, peers | self._firewall.peers)
-        return 1
+
+        def job() -> bool:
+            if self._firewall.plan == plan and self._firewall.intact():
+                self._firewall.admit(peers)
+                return False
+            self._firewall.put(plan, peers | self._firewall.peers)
+            return True
+
+        return int(self._guarded(job, failures) is not False)
+
+    def _guarded(self, job: Callable[[], bool | None], failures: list[Failure]) -> bool | None:
+        """Do something to the firewall; when that fails the fabric is set up all the same, and the pass fails."""
+        try:
+            return job()
+        except KernelError as error:
+            failures.append(Failure("firewall", TABLE, error))
+            return None
 
 
 def forwarding(families: tuple[Family, ...], underlay: str) -> None:

@@ -98,7 +98,7 @@ class NetworkPass:
         self.trouble = ""
         self._underlay: Underlay | None = None
         self._seen_for: tuple[Family, ...] | None = None
-        self._underlay_trouble = self._plan_trouble = ""
+        self._underlay_trouble = self._plan_trouble = self._file_trouble = ""
         self._inputs: object = None
         self._prepared: object = None
         self._compiler: FabricCompiler | None = None
@@ -134,13 +134,13 @@ class NetworkPass:
         conf = self.newest_conf
         await self._look_at_underlay(conf, stale)
         await self._make_plan(conf)
-        self.trouble = self._underlay_trouble or self._plan_trouble
-        self._report.trouble(self.trouble)
-        plan = self.plan
-        if plan is None or plan.site is None or self.held is None:
+        plan, held = self.plan, self.held
+        if plan is None or plan.site is None or held is None:
             self.pods = None
+            self._tell_trouble()
             return
-        await self._prepare(plan, self.held, routine)
+        await self._prepare(plan, held, routine)
+        self._tell_trouble()
         if "lease" not in snapshot.listed:
             return
         reason = self.watchman.last if stale & Concern.FABRIC and not routine else ""
@@ -149,6 +149,10 @@ class NetworkPass:
             self._report.repaired(outcome.changed, reason)
         self.watchman.last = ""
         self._report.synchronised()
+
+    def _tell_trouble(self) -> None:
+        self.trouble = self._underlay_trouble or self._plan_trouble or self._file_trouble
+        self._report.trouble(self.trouble)
 
     def switch_checksum(self, device: str, *, on: bool) -> bool:
         """Switch a device's checksum offload (blocking); whether that changed it. Raises KernelError."""
@@ -229,18 +233,22 @@ class NetworkPass:
         pods, settings = plan.pods, self._settings
         families, underlay = plan.conf.families, plan.node.underlay.name
 
-        def job() -> None:
+        def job() -> str:
             self._sync.prepare(families, underlay, plan.firewall)
-            if self.acquired:
-                memory.save(settings.state_dir, Memory(held, plan.conf))
-            memory.save_subnet_env(settings.subnet_file, pods)
+            try:
+                if self.acquired:
+                    memory.save(settings.state_dir, Memory(held, plan.conf))
+                memory.save_subnet_env(settings.subnet_file, pods)
+            except OSError as error:
+                return f"{error.filename or settings.subnet_file} cannot be written: {error.strerror}"
+            return ""
 
-        await self._work(job)
+        self._file_trouble = await self._work(job)
         if pods != self.pods:
             log.info(
                 "pods of this node: %s, mtu %d", " and ".join(str(net) for net in pods.subnets), pods.mtu
             )
-        self._prepared = (plan, held)
+        self._prepared = (plan, held) if not self._file_trouble else None
         self.pods = pods
 
     async def _synchronise(self, plan: Plan, snapshot: Snapshot, stale: Concern) -> Outcome | None:
