@@ -10,6 +10,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.rows import milliseconds, row
 from tests.cni.node import ROOT, AgentNode, agent_node
 
 PODS = 16
-ROUNDS = 5
+ROUNDS = 6
 SINGLE = {"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}
 
 
@@ -44,6 +45,23 @@ def pods() -> Iterator[list[str]]:
     yield names
     for name in names:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def installed(node: AgentNode) -> Path:
+    """The plugin as ``pycnid install-cni`` puts it on a host."""
+    folder = node.folder / "opt"
+    options = [
+        "--cni-bin-dir",
+        str(folder),
+        "--cni-conf-dir",
+        str(node.folder / "net.d"),
+        "--socket",
+        str(node.socket),
+    ]
+    if not folder.exists():
+        command = [sys.executable, "-m", "pycni.agent.main", "install-cni", *options]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "pycni"
 
 
 def variants(node: AgentNode, *, masquerade: bool) -> tuple[Variant, Variant]:

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 APT="ca-certificates make python3 python3-venv python3-nftables nftables iproute2 iptables util-linux procps
  etcd-server etcd-client containerd runc podman containernetworking-plugins iperf3 sockperf
- busybox-static conntrack ethtool"
+ busybox-static conntrack ethtool user-mode-linux kmod"
 
 stamp=.venv/.setup-$( { echo "$APT"; cat pyproject.toml tools/setup.sh; } | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0

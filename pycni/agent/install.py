@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +155,7 @@ def _plan(options: Options) -> _Plan:
         name = f"python-{digest}"
         files = bundle.collect(options.interpreter, f"{host_dir}/{PRIVATE}/{name}")
         python = f"{host_dir}/{PRIVATE}/{name}/bin/python3"
-    shim = render_shim(_source(SHIM).decode(), python, options.socket).encode()
+    shim = precompile(render_shim(_source(SHIM).decode(), python, options.socket)).encode()
     content = options.conflist.read_bytes() if options.conflist else _source(CONFLIST)
     where = str(options.conflist or CONFLIST)
     return _Plan(shim, render_conflist(content, options.network_name, where), name, files)
@@ -180,6 +182,30 @@ def render_shim(text: str, python: str, socket: str) -> str:
     if not lines or not constants:
         raise InstallError("the shim has no #! line or no SOCKET constant: this installation is damaged")
     return text
+
+
+def precompile(text: str) -> str:
+    """The shim with its own byte code, for this process's version of Python; another version runs the source.
+
+    Parsing the source is a seventh of what a call costs, and a module beside it would cost Python's import machinery.
+    """
+    tag = sys.implementation.cache_tag
+    code = marshal.dumps(compile(text, SHIM, "exec", optimize=2, dont_inherit=True))
+    if "'''" in text or text.endswith("\\"):
+        raise InstallError("the shim's source does not fit into a raw string: this installation is damaged")
+    return f"""{text.partition(chr(10))[0]}
+# Written by `pycnid install-cni`. SOURCE is the plugin to read; COMPILED is the same for {tag}.
+import marshal
+import sys
+
+COMPILED = {code!r}
+SOURCE = r'''{text}'''
+
+if sys.implementation.cache_tag == {tag!r}:
+    exec(marshal.loads(COMPILED))
+else:
+    exec(compile(SOURCE, "pycni", "exec"))
+"""
 
 
 def render_conflist(content: bytes, network: str, where: str) -> bytes:

@@ -18,6 +18,7 @@ from pycni.errors import ConfigError
 from pycni.wire import interp
 
 SYSTEM_PYTHON = "/usr/bin/python3"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -345,3 +346,16 @@ def test_relocation_is_read_back():
     assert interp.interpreter(moved) == "/somewhere/with/a/long/path/to/ld.so"
     assert interp._parse(moved).value(interp.DT_RPATH) > 0
     assert b"/libs\0" in moved[len(image) :]
+
+
+@pytest.mark.parametrize("tag", ["cpython-311", "cpython-399"], ids=["byte code fits", "another Python"])
+def test_the_installed_plugin_answers_from_its_byte_code_or_its_source(tmp_path: Path, tag: str) -> None:
+    text = install.render_shim((ROOT / "cni-bin" / "pycni").read_text(), "/usr/bin/python3", "/run/x.sock")
+    plugin = tmp_path / "pycni"
+    plugin.write_text(install.precompile(text).replace(repr(sys.implementation.cache_tag), repr(tag)))
+    plugin.chmod(0o755)
+    done = subprocess.run(
+        [plugin], env={"CNI_COMMAND": "STATUS"}, input=b"{}", capture_output=True, check=False
+    )
+    assert json.loads(done.stdout)["code"] == 50
+    assert "/run/x.sock" in json.loads(done.stdout)["details"]
