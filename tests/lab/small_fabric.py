@@ -104,7 +104,8 @@ class Node:
         sh(self.fabric.switch, f"ip link del {port} 2>/dev/null", ok=False)
         sh(
             self.fabric.switch,
-            f"ip link add {port} type veth peer name eth0 netns {there} && ip link set {port} master br0 up",
+            f"ip link add {port} type veth peer name eth0 address 02:00:00:01:00:{self.number:02x} netns {there}"
+            f" && ip link set {port} master br0 up",
         )
         for address in underlay(self.fabric.families, number or self.number):
             self(f"ip addr add {address} dev eth0" + (" nodad" if ":" in address else ""))
@@ -542,7 +543,7 @@ def _64(text: str | bytes) -> str:
 
 
 def fabrics(*params: str, **more: Any) -> Any:
-    """A module's fixture ``fabric``, once for each of the params, e.g. "46 vxlan"; whole again before each test."""
+    """A module's fixture ``shared``, once for each of the params, e.g. "46 vxlan"; without: tests name them."""
 
     def make(request: pytest.FixtureRequest) -> Iterator[SmallFabric]:
         families, kind = request.param.split()
@@ -550,7 +551,7 @@ def fabrics(*params: str, **more: Any) -> Any:
         yield made
         made.close()
 
-    return pytest.fixture(scope="module", params=params, name="shared")(make)
+    return pytest.fixture(scope="module", params=params or None, name="shared")(make)
 
 
 @pytest.fixture
