@@ -81,6 +81,31 @@ def remove_message(step: Step, index: int) -> bytes:
     )
 
 
+def is_held_by_itself(step: Step) -> bool:
+    """Whether this change may be refused for the route it is to change.
+
+    The kernel takes an IPv6 ``onlink`` gateway only when no route leads to it over another device
+    (net/ipv6/route.c, ip6_route_check_nh_onlink), and a VTEP's address lies inside the very subnet the route is for.
+    """
+    return (
+        step.table == "routes"
+        and step.action is Action.CHANGE
+        and step.key.family is Family.V6
+        and step.value.onlink
+    )
+
+
+def clear_message(key: RouteKey) -> bytes:
+    """The message that removes our IPv6 route with this key, wherever it leads."""
+    return rtnl.del_route(
+        key.destination,
+        key.prefix_len,
+        protocol=ROUTE_PROTOCOL,
+        metric=key.metric or IPV6_DEFAULT_METRIC,
+        table=key.table,
+    )
+
+
 def route_key(info: rtnl.RouteInfo) -> RouteKey:
     """By what the kernel finds this route."""
     family = Family(info.family)

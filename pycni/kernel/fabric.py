@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 from pycni.errors import KernelError
 from pycni.kernel import netns, sysctl, vtep
 from pycni.kernel.entries import (
+    clear_message,
     decode_fdb,
     decode_neighbour,
     decode_route,
+    is_held_by_itself,
     named,
     remove_message,
     route_key,
@@ -200,15 +202,29 @@ class FabricDriver:
                     failures.append(Failure(step.table, step.key, named(step, exc)))
         results = self._sock.batch([msg for _, msg in ready])
         taken: list[Step] = []
+        held: list[Step] = []
         for (step, _), error in zip(ready, results, strict=True):
             if error is None:
                 continue
             verdict = judge(step.action.value, error.errno)
             if verdict is Verdict.EXISTS and step.table == "routes":
                 taken.append(step)
+            elif error.errno == errno.EINVAL and is_held_by_itself(step):
+                held.append(step)
             elif verdict is not Verdict.DONE:
                 failures.append(Failure(step.table, step.key, named(step, error)))
-        return failures + self._settle(taken)
+        return failures + self._settle(taken) + self._exchange(held)
+
+    def _exchange(self, held: list[Step]) -> list[Failure]:
+        """Routes that cannot be changed while their own older self is there: out and in again, in one go."""
+        adds = [step._replace(action=Action.ADD) for step in held]
+        msgs = [msg for step in adds for msg in (clear_message(step.key), self._message(step))]
+        results = self._sock.batch(msgs) if msgs else []
+        return [
+            Failure(step.table, step.key, named(step, error))
+            for step, error in zip(held, results[1::2], strict=True)
+            if error is not None
+        ]
 
     def forget_indexes(self, names: Iterable[str]) -> None:
         """Devices that went away or came again: look their numbers up when next needed."""

@@ -1,9 +1,9 @@
 """Gateway addresses on bridges nobody uses any more.
 
 Life: a bridge outlives its pods, and keeps the gateway address of the node's subnet. When the node has another
-subnet, the old one may be another node's: the address then stands in the way of the route to it (IPv4: the bridge's
-own route; IPv6: the subnet's anycast address, which makes the peer's VTEP address a local one). ADD corrects
-a bridge it uses; ``sweep`` takes care of the bridges no pod is on. A bridge with a pod keeps what the pod needs.
+subnet, the old one may be another node's: the route the address brings with it is then in the way of the route to
+that node (IPv6: its VTEP's address would be reached by the bridge, which the kernel refuses). ADD corrects a bridge
+it uses; ``sweep`` takes care of the bridges no pod is on. A bridge with a pod keeps what the pod needs.
 """
 
 from __future__ import annotations
