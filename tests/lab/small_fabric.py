@@ -91,6 +91,7 @@ class Node:
         self.pod: dict[str, str] = {}
         """Family -> the pod's address."""
         self.pod_space = ""
+        self.spaces: list[str] = []
         netns.create(self.name)
         self("ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0")
         self.plug()
@@ -251,11 +252,22 @@ class Node:
         found: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
         return found
 
+    def new_space(self) -> str:
+        """A namespace for a pod."""
+        space = f"{self.name}pod{next(_NUMBERS)}"
+        self.spaces.append(space)
+        netns.create(space)
+        sh(space, "ip link set lo up")
+        return space
+
+    def drop_space(self, space: str) -> None:
+        """Remove a pod's namespace."""
+        self.spaces.remove(space)
+        netns.delete(space)
+
     def add_pod(self) -> None:
         """Attach this node's pod."""
-        self.pod_space = f"{self.name}pod"
-        netns.create(self.pod_space)
-        sh(self.pod_space, "ip link set lo up")
+        self.pod_space = self.new_space()
         ips = self.cni("ADD", self.pod_space)["ips"]
         found = [item["address"].partition("/")[0] for item in ips]
         self.pod = {"6" if ":" in address else "4": address for address in found}
@@ -263,7 +275,7 @@ class Node:
     def drop_pod(self) -> None:
         """Detach and remove this node's pod."""
         self.cni("DEL", self.pod_space)
-        netns.delete(self.pod_space)
+        self.drop_space(self.pod_space)
         self.pod, self.pod_space = {}, ""
 
     def reaches(self, other: Node, family: str = "", *, wait: float = 0.3) -> bool:
@@ -273,8 +285,8 @@ class Node:
 
     def close(self) -> None:
         self.end()
-        if self.pod_space:
-            netns.delete(self.pod_space)
+        for space in [*self.spaces]:
+            self.drop_space(space)
         netns.delete(self.name)
 
 
