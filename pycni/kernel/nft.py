@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from types import TracebackType
 from typing import Any, Self
@@ -19,19 +20,29 @@ import msgspec
 import nftables
 
 from pycni.errors import KernelError
+from pycni.kernel.netlink import NETLINK_NETFILTER
 
 _ERRNO_BY_TEXT = {os.strerror(number): number for number in errno.errorcode}
-_CONTEXTS = threading.Lock()
-"""nft_ctx_new and nft_ctx_free share reference counts of the symbol tables of the whole process."""
+_LIBRARY = threading.Lock()
+"""One thread in libnftables at a time, whatever the context: 1.0.6 keeps state of the whole process (strtok(3) where it
+writes JSON: two listings at once end the process by an assertion; reference counts of symbol tables)."""
 
 
 class Nft:
-    """One libnftables context; every method may be called from any thread (one transaction at a time)."""
+    """One libnftables context; every method may be called from any thread."""
 
     def __init__(self) -> None:
-        """Open a context in the calling thread's network namespace."""
-        self._lock = threading.Lock()
-        with _CONTEXTS:
+        """Open a context in the calling thread's network namespace.
+
+        Raises KernelError (EPROTONOSUPPORT: a kernel without nftables, where libnftables would end the process).
+        """
+        try:
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER).close()
+        except OSError as exc:
+            raise KernelError(
+                exc.errno or errno.EIO, "open nftables", detail="is it in this kernel?"
+            ) from exc
+        with _LIBRARY:
             self._context: nftables.Nftables | None = nftables.Nftables()
 
     def run(self, text: str) -> None:
@@ -67,7 +78,7 @@ class Nft:
 
     def close(self) -> None:
         """Free the context; further use raises KernelError EBADF."""
-        with self._lock, _CONTEXTS:
+        with _LIBRARY:
             self._context = None
 
     def __enter__(self) -> Self:
@@ -82,7 +93,7 @@ class Nft:
         self.close()
 
     def _execute(self, text: str, *, json: bool = False) -> str:
-        with self._lock:
+        with _LIBRARY:
             if self._context is None:
                 raise KernelError(errno.EBADF, "nft transaction", detail="the context is closed")
             self._context.set_json_output(json)

@@ -3,7 +3,10 @@
 import errno
 import os
 import select
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,8 @@ from pycni.kernel import netns as namespaces
 from pycni.kernel.nft import Nft
 from pycni.kernel.nft_watch import NftWatch
 from tests.netns.fabric_nodes import run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -75,6 +80,36 @@ def test_threads_share_a_context(inside):
             thread.join()
         assert errors == []
         assert nft.query("list set inet t s").count("10.") == 200
+
+
+LISTINGS = """
+import sys, threading
+from pycni.kernel.nft import Nft
+
+sets = " ".join(f"set s{number} {{ type ipv4_addr . inet_service ; }} ;" for number in range(300))
+table = "table inet t { " + sets + " ; }"
+start = threading.Barrier(4)
+
+
+def work():
+    nft = Nft()
+    start.wait()
+    for _ in range(20):
+        nft.listing("list table inet t")
+
+
+Nft().run(table)
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_contexts_of_several_threads_do_not_disturb_each_other(netns):
+    """libnftables 1.0.6 ends the process by an assertion when two of them list as JSON at once."""
+    words = [*namespaces.exec_prefix(netns), sys.executable, "-c", LISTINGS]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_context_says_so(inside):
