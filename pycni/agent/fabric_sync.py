@@ -49,16 +49,25 @@ class FabricSync:
     def __init__(self) -> None:
         """Open sockets in the calling thread's namespace. Raises KernelError."""
         self._driver = FabricDriver()
-        self._nft = Nft()
-        self._elements = NftElements()
-        self._firewall = Firewall(self._nft, self._elements)
+        self._opened: tuple[Nft, NftElements, Firewall] | None = None
         self._tables: tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
         self._driver.close()
-        self._elements.close()
-        self._nft.close()
+        if self._opened is not None:
+            nft, elements, _ = self._opened
+            elements.close()
+            nft.close()
+
+    @property
+    def _firewall(self) -> Firewall:
+        """The firewall driver. Raises KernelError on a kernel without nftables."""
+        if self._opened is None:
+            nft = Nft()
+            elements = NftElements()
+            self._opened = nft, elements, Firewall(nft, elements)
+        return self._opened[2]
 
     @property
     def known(self) -> bool:

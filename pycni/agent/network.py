@@ -34,6 +34,7 @@ from pycni.agent.underlay import detect
 from pycni.agent.underlay_change import SteadyUnderlay
 from pycni.agent.vtep_probe import VtepProber
 from pycni.backends.masq import TABLE
+from pycni.errors import KernelError
 from pycni.kernel.monitor import Event, Lost, Monitor
 from pycni.kernel.nft_watch import NftWatch
 from pycni.model.lease import LeaseAttrs
@@ -60,6 +61,7 @@ class Source(Protocol):
     """Where net-conf and leases come from (``sources.leases.LeaseSource``)."""
 
     waiting: str
+    expected: str
     on_held: Callable[[HeldLease], None]
 
     async def netconf(self) -> NetConf:
@@ -196,12 +198,17 @@ class NetworkComponent:
             if not self._ended(held.expires):
                 log.info("lease %s of an earlier life is used until it is confirmed", held.lease.key)
                 self._pass.conf, self._pass.held = self._memory.conf, held
+                self._source.expected = held.lease.key
         monitor = Monitor(self._announced)
         exits.callback(monitor.close)
-        watch = NftWatch([TABLE])
-        exits.callback(watch.close)
-        loop.add_reader(watch, self._ruleset_changed, watch)
-        exits.callback(loop.remove_reader, watch)
+        try:
+            watch = NftWatch([TABLE])
+        except KernelError as error:
+            log.warning("changes of nftables are found by the periodic look only: %s", error)
+        else:
+            exits.callback(watch.close)
+            loop.add_reader(watch, self._ruleset_changed, watch)
+            exits.callback(loop.remove_reader, watch)
         exits.callback(self._store.subscribe(self._on_loop(self._runner.poke)))
         exits.callback(self._cancel_timers)
         self._source.on_held = self._took

@@ -32,10 +32,15 @@ class NftWatch:
     """A non-blocking socket in the namespace it was made in; give it to an event loop's ``add_reader``."""
 
     def __init__(self, tables: Collection[str]) -> None:
+        """Raises KernelError on a kernel without nftables."""
         self._tables = frozenset(tables)
-        self._sock = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
-        )
+        flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            self._sock = socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER)
+        except OSError as exc:
+            raise KernelError(
+                exc.errno or errno.EIO, "watch nftables", detail="is it in this kernel?"
+            ) from exc
         try:
             self._sock.bind((0, 0))
             self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
