@@ -81,6 +81,7 @@ class LeaseSource:
         self._rng = rng or random.Random()  # noqa: S311  # spreads nodes over subnets, guards nothing
         self._records = RecordFollower(client, self.prefix, grace_s=grace_s)
         self._records.on_watched = self._seen
+        self._records.was_missing = lambda: self._own.was_missing
         self._own = OwnRecord(client, self._records.folder, ttl_s=ttl_s, rng=self._rng, clock=clock)
         self._lock = asyncio.Lock()
         self._attrs: LeaseAttrs | None = None
@@ -94,6 +95,15 @@ class LeaseSource:
     def held(self) -> HeldLease | None:
         """The lease of this node, as far as we know."""
         return self._own.held
+
+    @property
+    def expected(self) -> str:
+        """Name of the record that an earlier life of this node left in etcd. Set it before ``run``."""
+        return self._records.expected
+
+    @expected.setter
+    def expected(self, name: str) -> None:
+        self._records.expected = name
 
     @property
     def connected(self) -> bool:

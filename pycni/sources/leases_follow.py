@@ -5,14 +5,16 @@ Kind "lease": key = record name, value = ``Lease`` (our own included). Kind "net
 last good value until it is deleted. An invalid or deleted net-conf leaves the last one in force.
 
 When etcd comes back *empty or restored* (another cluster id, a lower revision), missing records were not deleted
-by their owners, who are about to write them again: for ``grace_s`` such a listing only adds.
+by their owners, who are about to write them again: for ``grace_s`` such a listing only adds. An agent that starts at
+that moment knows it by its own record, which is missing though it should live: for as long it does not count the
+leases as listed, so that nothing of an earlier life is removed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pycni.errors import ConfigError
 from pycni.model.lease import Lease
@@ -54,8 +56,13 @@ class RecordFollower:
         self.config = Follower(
             client, f"{prefix}/config", on_listing=self._config_listed, on_changes=self._config_changed
         )
+        self.expected = ""
+        """Name of the record that an earlier life of ours left in etcd; "" when there is none or it has ended."""
+        self.was_missing: Callable[[], bool] = lambda: False
+        """Whether it was found missing, and maybe written again, before the first listing."""
         self._grace_s = grace_s
         self._additive_until = 0.0
+        self._bereft_until: float | None = None
         self._store = Store()
         self._reported_conf: bytes | None = None
         self._reported_unfit: list[str] = []
@@ -101,13 +108,32 @@ class RecordFollower:
             elif name in held:
                 leases[name] = held[name]
         self.malformed = {name: why for name, why in self.malformed.items() if name in records}
-        if loop.time() < self._additive_until:
-            leases = {**held, **leases}
-        self._store.replace(LEASE, leases)
+        if self._bereft(records):
+            for name, lease in leases.items():
+                self._store.put(LEASE, name, lease)
+        else:
+            if loop.time() < self._additive_until:
+                leases = {**held, **leases}
+            self._store.replace(LEASE, leases)
         if self.watched:
             own = records.get(self.watched)
             self.on_watched(own.mod_revision if own is not None else None)
         self._report_unfit()
+
+    def _bereft(self, records: Collection[str]) -> bool:
+        """Whether the listing is this life's first or in the grace after it, and not to be trusted."""
+        loop = asyncio.get_running_loop()
+        if self._bereft_until is None:
+            missing = bool(self.expected) and (self.expected not in records or self.was_missing())
+            self._bereft_until = loop.time() + self._grace_s if missing else 0.0
+            if missing:
+                text = (
+                    "our record %s is missing though it has not ended: etcd may have lost its data;"
+                    " for %.0f s nothing is removed"
+                )
+                log.warning(text, self.expected, self._grace_s)
+                loop.call_later(self._grace_s + 0.01, self.leases.relist)
+        return loop.time() < self._bereft_until
 
     def _changed(self, changed: Changed) -> None:
         misfits = False

@@ -82,6 +82,8 @@ class OwnRecord:
         """Records written (acquired, renewed, changed)."""
         self.restored = 0
         """Of these the ones that had vanished."""
+        self.was_missing = False
+        """Whether the remembered record was not there when we came."""
         self._rng = rng
         self._clock = clock
         self._grant: Grant | None = None
@@ -103,6 +105,8 @@ class OwnRecord:
         """
         known, revision = await self.known()
         last = remembered.lease if remembered is not None else None
+        if last is not None and self.held is None and all(record.name != last.key for record in known):
+            self.was_missing = True
         etcd_lease = remembered.etcd_lease if remembered is not None else 0
         choice = choose(
             conf, known, mine, previous, draw=self._rng.randrange, remembered=last, etcd_lease=etcd_lease

@@ -138,6 +138,34 @@ def test_somebody_deleting_a_record_of_the_new_store_is_believed_at_once(world):
     assert world.leases == {}
 
 
+@pytest.mark.parametrize("where", ["missing in the listing", "missing before it"])
+def test_a_start_without_the_record_of_an_earlier_life_lists_nothing_for_a_while(world, caplog, where):
+    world.follower.expected = "10.5.1.0-24"
+    world.follower.was_missing = lambda: where == "missing before it"
+    own = {"10.5.1.0-24": GOOD % 1} if where == "missing before it" else {}
+    world.listed(own | {"10.5.2.0-24": GOOD % 2})
+    assert ip(2) in world.leases.values()
+    assert LEASE not in world.store.snapshot().listed, "so nothing is removed"
+    world.listed({"10.5.1.0-24": GOOD % 1})
+    assert LEASE not in world.store.snapshot().listed
+    assert caplog.text.count("etcd may have lost its data") == 1
+
+
+def test_a_start_with_the_record_of_an_earlier_life_lists_at_once(world):
+    world.follower.expected = "10.5.1.0-24"
+    world.listed({"10.5.1.0-24": GOOD % 1})
+    assert LEASE in world.store.snapshot().listed
+    world.listed({})
+    assert world.leases == {}
+
+
+def test_after_the_grace_a_start_without_its_record_lists():
+    world = World(grace_s=0.0)
+    world.follower.expected = "10.5.1.0-24"
+    world.listed({"10.5.2.0-24": GOOD % 2})
+    assert LEASE in world.store.snapshot().listed
+
+
 def test_our_own_record_is_watched_in_listings_and_changes(world):
     world.follower.watched = "10.5.1.0-24"
     world.listed({"10.5.1.0-24": GOOD % 1, "10.5.2.0-24": GOOD % 2})
