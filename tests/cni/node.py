@@ -40,6 +40,9 @@ def ip(namespace: str, *lines: str) -> None:
 class AgentNode:
     """The node; ``start_agent``/``kill_agent`` as often as a test likes."""
 
+    program = "pycni.agent.main"
+    """Module that is the agent."""
+
     def __init__(self, name: str, folder: Path, netconf: dict[str, Any]) -> None:
         self.name, self.folder = name, folder
         self.far = f"{name}x"
@@ -79,13 +82,18 @@ class AgentNode:
 
     def start_agent(self, *extra: str) -> None:
         """Start pycnid and wait until it serves."""
+        self.spawn_agent(*extra)
+        self.wait_ready()
+
+    def spawn_agent(self, *extra: str) -> None:
+        """Start pycnid."""
         with (self.folder / "pycnid.log").open("ab") as log:
             self.agent = subprocess.Popen(
                 [
                     *inside(self.name),
                     sys.executable,
                     "-m",
-                    "pycni.agent.main",
+                    self.program,
                     "run",
                     f"--etcd-endpoints={self.etcd.endpoint}",
                     "--iface=eth0",
@@ -103,7 +111,6 @@ class AgentNode:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_ready()
 
     def wait_ready(self, timeout_s: float = 20.0) -> None:
         """Wait until a STATUS through the shim succeeds."""
