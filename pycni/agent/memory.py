@@ -99,7 +99,7 @@ def _put(path: str, content: bytes, mode: int) -> None:
         return
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", mode=0o755, exist_ok=True)
-    part = os.path.join(folder, f".{name}.{os.getpid()}")
+    part = os.path.join(folder, f".{name}.part")  # one name, so that a killed agent leaves one file at most
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         try:

@@ -253,15 +253,18 @@ class NetworkPass:
 
     async def _synchronise(self, plan: Plan, snapshot: Snapshot, stale: Concern) -> Outcome | None:
         """Compile the leases and make the kernel equal; None when there was nothing to do."""
+        leases: Mapping[str, Lease] = snapshot.of("lease")
         compiler = self._compiler
         if compiler is None:
             assert plan.site is not None
-            compiler = FabricCompiler(plan.backend, plan.site)
+            compiler = fresh = FabricCompiler(plan.backend, plan.site)
+            # Thousands of peers at once take too long for the loop's thread.
+            touched = await self._work(lambda: fresh.update(leases))
+            self._compiler = compiler
             self._targets.clear()
             stale |= Concern.FABRIC
-        leases: Mapping[str, Lease] = snapshot.of("lease")
-        touched = compiler.update(leases)
-        self._compiler = compiler
+        else:
+            touched = compiler.update(leases)
         self._note(plan, compiler, touched, leases)
         self.watchman.expect(compiler.tables, plan.node.underlay)
         if stale & Concern.FABRIC or not self._sync.known:

@@ -122,8 +122,8 @@ def vtep_mac(data: bytes | None, vni: int) -> bytes | Refusal:
         return Refusal("it publishes no backend data for this family")
     try:
         found = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Refusal(f"its backend data {_shown(data)}: {error}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Refusal(f"its backend data {_shown(data)}: {str(error)[:200]}")
     if found.vni is not None and found.vni != vni:
         return Refusal(f"its VNI is {found.vni}, this network's is {vni}")
     mac = bytes.fromhex(found.vtep_mac.replace(":", "")) if _MAC.fullmatch(found.vtep_mac) else b""

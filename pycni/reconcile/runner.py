@@ -65,6 +65,7 @@ class Runner:
         self._observer = observer or NoObserver()
         self._wake = asyncio.Event()
         self._wake.set()
+        self._told = ""
         self.passes = 0
         """Passes started so far."""
         self.last_success: float | None = None
@@ -87,6 +88,7 @@ class Runner:
                 wait_s = self._failure(error)
             else:
                 self._backoff.reset()
+                self._told = ""
                 self.last_success = loop.time()
                 self._observer.passed(self.name, self.last_success - started)
                 wait_s = self._resync_s
@@ -97,16 +99,21 @@ class Runner:
 
     def _failure(self, error: Exception) -> float:
         wait_s = self._backoff.next()
+        failures, text = self._backoff.failures, describe(error)
         trace = error if not isinstance(error, PycniError | ExceptionGroup) else None
-        log.error(
+        # The same failure again is told at the 2nd, 4th, 8th ... time only.
+        level = logging.ERROR if text != self._told or failures & (failures - 1) == 0 else logging.DEBUG
+        self._told = text
+        log.log(
+            level,
             "%s: pass failed (%d in a row), next try in %.2f s: %s",
             self.name,
-            self._backoff.failures,
+            failures,
             wait_s,
-            describe(error),
+            text,
             exc_info=trace,
         )
-        self._observer.failed(self.name, error, self._backoff.failures)
+        self._observer.failed(self.name, error, failures)
         return wait_s
 
     async def _wait(self, seconds: float) -> None:

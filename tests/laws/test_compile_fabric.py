@@ -97,3 +97,41 @@ def test_no_two_peers_share_an_entry_and_every_lease_is_served_or_refused(kind, 
     ours = {(own.key, family) for family in Family}
     assert wanted - ours <= {*compiler.peers, *compiler.refusals} <= wanted
     assert not {*compiler.peers} & {*compiler.refusals}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+DATA = st.one_of(
+    st.none(),
+    st.binary(max_size=60),
+    JSON.map(msgspec.json.encode),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "VNI": JSON | st.just(1),
+            "VtepMAC": JSON
+            | st.from_regex(r"[0-9a-f:+ ]{11,19}", fullmatch=True)
+            | st.just("02:00:00:00:04:02"),
+        },
+    ).map(msgspec.json.encode),
+    st.just(b"[" * 5000 + b"]" * 5000),
+    st.just(b'{"x":' * 5000),
+)
+
+
+@settings(max_examples=500)
+@given(data=DATA)
+def test_whatever_a_peer_publishes_it_is_served_or_refused_with_a_reason(data):
+    compiler = FabricCompiler(backend("vxlan"), SITES["vxlan"])
+    some = lease(2, backend_data=data)
+    compiler.update({some.key: some})
+    refusal = compiler.refusals.get((some.key, Family.V4))
+    if refusal is None:
+        assert len(compiler.state.fdb) == 1
+    else:
+        assert 0 < len(refusal.reason) < 400
+        assert "\n" not in refusal.reason
+        assert not compiler.state.routes

@@ -149,6 +149,22 @@ def test_failures_back_off_are_reported_and_success_resets(caplog):
     assert "x: pass failed (1 in a row)" in caplog.text
 
 
+def test_a_lasting_failure_is_told_ever_more_rarely_and_another_one_at_once(caplog):
+    caplog.set_level(logging.ERROR, "pycni.reconcile")
+    reasons = ["a"] * 9 + ["b"] + ["a"]
+
+    async def fail():
+        if reasons:
+            raise KernelError(16, f"add route {reasons.pop(0)}")
+
+    async def main():
+        await during(Runner("x", fail, resync_s=100, backoff=steady()), 50)
+
+    run(main)
+    told = [record.getMessage().split("add route ")[1][0] for record in caplog.records]
+    assert told == ["a", "a", "a", "a", "b", "a"]  # the 1st, 2nd, 4th, 8th, 10th and 11th
+
+
 def test_a_poke_ends_the_back_off(caplog):
     caplog.set_level(logging.CRITICAL, "pycni.reconcile")
 
