@@ -35,7 +35,7 @@ from pycni.lab.traffic import Traffic, TrafficReport
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "/coreos.com/network"
 CNI_CONF = {
-    "cniVersion": "1.0.0",
+    "cniVersion": "1.1.0",
     "name": "net",
     "type": "pycni",
     "isGateway": True,
@@ -482,13 +482,25 @@ class SmallFabric:
             subprocess.run(["rm", "-rf", str(member.options.data_dir)], check=True)
         self.members = [etcd.start(member.options)]
 
-    def call(self, action: str, **fields: Any) -> dict[str, Any]:
-        """A call of etcd's JSON gateway, at the first member that is alive."""
-        member = next(member for member in self.members if member.alive())
-        options = member.options
+    def revive(self, index: int) -> None:
+        """Start a member of a cluster again, on its data."""
+        self.members[index] = etcd.start(self.members[index].options, wait=False)
+
+    def call(self, action: str, *, member: int = -1, **fields: Any) -> dict[str, Any]:
+        """A call of etcd's JSON gateway, at one member or any that is alive; repeated while nobody leads."""
         body = json.dumps(fields).encode()
-        status, answer = http(self.switch, options.host, options.client_port, f"/v3/{action}", body)
-        assert status == 200, f"etcd {action} {fields}: {answer}"
+        deadline = time.monotonic() + 10
+        while True:
+            alive = [item for item in self.members if item.alive()] if member < 0 else [self.members[member]]
+            options = alive[-1].options
+            try:
+                status, answer = http(self.switch, options.host, options.client_port, f"/v3/{action}", body)
+            except OSError as error:
+                status, answer = 503, str(error)
+            if status == 200:
+                break
+            assert time.monotonic() < deadline, f"etcd {action} {fields}: {answer}"
+            time.sleep(0.02)
         found: dict[str, Any] = json.loads(answer)
         return found
 

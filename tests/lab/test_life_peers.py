@@ -112,9 +112,8 @@ def test_an_agent_starts_with_another_address(fabric: SmallFabric) -> None:
         assert not witness.has(f"192.0.2.{old} ")
 
 
+@pytest.mark.parametrize("shared", ["46 vxlan", "6 vxlan"], indirect=True)
 def test_a_vtep_has_another_mac(fabric: SmallFabric) -> None:
-    if fabric.kind != "vxlan":
-        pytest.skip("host-gw has no devices")
     witness, _, node = fabric.nodes
     device = "flannel.1" if "4" in fabric.families else "flannel-v6.1"
     old = node(f"ip -o link show dev {device}").split("link/ether ")[1].split()[0]

@@ -69,9 +69,8 @@ def test_a_start_without_etcd_serves_pods_from_the_remembered_lease(fabric: Smal
     assert node.reaches(other)
 
 
+@pytest.mark.parametrize("shared", ["46 vxlan", "6 vxlan"], indirect=True)
 def test_a_change_of_the_vni_moves_everybody_and_leaves_nothing(fabric: SmallFabric) -> None:
-    if fabric.kind != "vxlan":
-        pytest.skip("host-gw has no VNI")
     before = dict(fabric.netconf)
     _change(fabric, Backend={"Type": "vxlan", "VNI": 7})
     try:
