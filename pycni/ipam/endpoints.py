@@ -11,13 +11,14 @@ Why not always rename: renaming onto an existing file, like truncating it, makes
 (``auto_da_alloc``), more than a millisecond where this takes a few microseconds. No fsync: endpoints do not
 outlive a boot, and within one the page cache survives the process.
 
-A file that cannot be decoded is renamed to ``*.bad`` and logged. Its addresses stay reserved in the IPAM files,
+What cannot be read or decoded is renamed to ``*.bad`` and logged. Its addresses stay reserved in the IPAM files,
 which name the owner: DEL releases them from there, and the collector judges them as reservations without endpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import ipaddress
 import logging
@@ -39,6 +40,8 @@ PAGE_BYTES = 4096
 SUFFIX = ".json"
 NEXT_SUFFIX = ".next"
 BAD_SUFFIX = ".bad"
+UNREADABLE = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EIO, errno.EACCES, errno.EPERM})
+"""Faults of one record, put aside as a malformed one is; any other is the node's and ends the loading."""
 
 Change = Callable[[Endpoint | None, Endpoint | None], None]
 """Called with an endpoint before and after a change; None: it was not there, it is gone."""
@@ -213,29 +216,28 @@ class EndpointStore:
         for name in sorted(name for name in names if name.endswith(NEXT_SUFFIX)):
             self._adopt(name, names)
         for name in sorted(name for name in names if name.endswith(SUFFIX)):
-            content = self._content(name)
-            endpoint = self._decode(name, content)
-            if endpoint is not None:
-                self._sizes[endpoint.owner] = len(content)
+            endpoint, reason, size = self._read(name)
+            if endpoint is not None and _file_name(endpoint.owner) + SUFFIX != name:
+                endpoint, reason = None, f"it is the record of {endpoint.owner}"
+            if endpoint is None:
+                self._put_aside(name, reason)
+            else:
+                self._sizes[endpoint.owner] = size
                 self._index(None, endpoint)
 
     def _adopt(self, name: str, names: set[str]) -> None:
         """A record that was being written when the process ended: finish it if it had replaced the old one."""
         final = name[: -len(NEXT_SUFFIX)] + SUFFIX
-        whole = final not in names and _try_decode(self._content(name))[0] is not None
-        if whole:
+        if final not in names and self._read(name)[0] is not None:
             os.rename(name, final, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             names.add(final)
-        else:
+            return
+        try:
             os.unlink(name, dir_fd=self._fd)
+        except IsADirectoryError as exc:
+            self._put_aside(name, str(exc.strerror))
 
-    def _decode(self, name: str, content: bytes) -> Endpoint | None:
-        """The endpoint of a file; a bad file is put aside."""
-        endpoint, reason = _try_decode(content)
-        if endpoint is not None:
-            if _file_name(endpoint.owner) + SUFFIX == name:
-                return endpoint
-            reason = f"it is the record of {endpoint.owner}"
+    def _put_aside(self, name: str, reason: str) -> None:
         os.rename(name, name + BAD_SUFFIX, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         self.quarantined += 1
         log.error(
@@ -246,12 +248,21 @@ class EndpointStore:
             reason,
             BAD_SUFFIX,
         )
-        return None
 
-    def _content(self, name: str) -> bytes:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._fd)
-        with open(fd, "rb") as file:
-            return file.read()
+    def _read(self, name: str) -> tuple[Endpoint | None, str, int]:
+        """The endpoint of a file, or None and why there is none; and the file's size in bytes."""
+        try:
+            # A FIFO would be waited for without O_NONBLOCK.
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+            try:
+                content = b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            if exc.errno not in UNREADABLE:
+                raise
+            return None, f"it cannot be read: {exc.strerror}", 0
+        return *_try_decode(content), len(content)
 
 
 def _encode(endpoint: Endpoint) -> bytes:

@@ -203,6 +203,25 @@ def test_a_bad_file_is_put_aside_and_named(
     assert opened().quarantined == 0
 
 
+@pytest.mark.parametrize("suffix", [".json", ".next"])
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
+def test_what_is_no_file_stops_no_start(
+    tmp_path: Path, opened: Callable[[], EndpointStore], kind: str, suffix: str
+) -> None:
+    store = opened()
+    store.put(endpoint())
+    path = tmp_path / "endpoints" / f"x{suffix}"
+    make = {
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to("/dev/zero"),
+        "fifo": lambda: os.mkfifo(path),
+    }
+    make[kind]()
+    assert opened().all() == store.all()
+    assert not path.is_symlink()
+    assert not path.exists()
+
+
 class Killed(BaseException):
     """The process ends here."""
 
