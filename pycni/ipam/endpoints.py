@@ -218,7 +218,7 @@ class EndpointStore:
         for name in sorted(name for name in names if name.endswith(SUFFIX)):
             endpoint, reason, size = self._read(name)
             if endpoint is not None and _file_name(endpoint.owner) + SUFFIX != name:
-                endpoint, reason = None, f"it is the record of {endpoint.owner}"
+                reason, endpoint = f"it is the record of {endpoint.owner}", None
             if endpoint is None:
                 self._put_aside(name, reason)
             else:

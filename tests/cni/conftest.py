@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cni.node import AgentNode, agent_node
+from tests.cni.remains import OPTIONS
 
 
 @pytest.fixture
@@ -27,4 +28,20 @@ def node() -> Iterator[AgentNode]:
         with agent_node(f"pyt{os.getpid()}n", folder, None, "--ip-masq") as made:
             yield made
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[AgentNode]:
+    """A dual-stack node whose agent's collector is in a hurry (``quick_agent``)."""
+    folder = Path(tempfile.mkdtemp(prefix="pyt"))
+    (folder / "results").mkdir()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(AgentNode, "program", "tests.cni.quick_agent")
+    patch.setenv("PYT_CACHE_DIR", str(folder / "results"))
+    try:
+        with agent_node(f"pyt{os.getpid()}k", folder, None, *OPTIONS) as made:
+            yield made
+    finally:
+        patch.undo()
         shutil.rmtree(folder, ignore_errors=True)

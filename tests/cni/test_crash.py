@@ -5,78 +5,23 @@ At no moment have two pods one address; in the end nothing is left; what is up w
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pycni.kernel import netns
 from tests.cni.callers import Callers, Slot, reaches_gateways
-from tests.cni.node import AgentNode, agent_node
-from tests.cni.runtimes import inside
+from tests.cni.node import AgentNode
+from tests.cni.remains import NET, OPTIONS, TIGHT, elements, leftovers, until
 
 SEED = int(os.environ.get("PYT_SEED", "20260731"))
 SLOTS, AT_ONCE, KILLS, ADDS, DELS = 40, 12, 15, 200, 200
-OPTIONS = ("--ip-masq", "--workers=8")
-NET = {"cniVersion": "1.1.0", "name": "net", "type": "pycni"}
-TIGHT = {
-    **NET,
-    "name": "tight",
-    "bridge": "cni77",
-    "isDefaultGateway": True,
-    "ipam": {"ranges": [[{"subnet": "10.77.0.0/27"}]]},
-}
-"""Twenty slots in 29 addresses: every address is used many times."""
-
-
-def until(what: Callable[[], object], explain: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.02)
-
-
-def leftovers(node: AgentNode) -> dict[str, list[str]]:
-    """Everything attachments leave when they are not removed."""
-    links = subprocess.run(
-        ["ip", "-n", node.name, "-j", "link"], capture_output=True, text=True, check=True
-    ).stdout
-    names = [link["ifname"] for link in json.loads(links)]
-    return {
-        "reservations": sorted(name for net in ("net", "tight") for name in node.reservations(net)),
-        "records": sorted(os.listdir(node.folder / "state" / "endpoints")),
-        "links": [name for name in names if name.startswith(("veth", "pcbw", "ifb"))],
-        "nft": elements(node),
-    }
-
-
-SHARED = ("localnet", "near_v4", "near_v6", "spared_v4", "spared_v6")
-"""Sets of bridges and their networks, which outlive pods as the bridges do."""
-
-
-def elements(node: AgentNode) -> list[str]:
-    """Elements of all sets and maps for pods, and chains of single ones."""
-    found = []
-    for table in ("inet pycni_pods", "bridge pycni_spoof"):
-        command = [*inside(node.name), "nft", "-j", "list", "table", *table.split()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        for item in json.loads(done.stdout)["nftables"] if not done.returncode else []:
-            for kind, value in item.items():
-                if kind in ("set", "map") and value["name"] not in SHARED:
-                    found += [f"{table} {value['name']} {element}" for element in value.get("elem", ())]
-                if kind == "chain" and re.search("veth|[0-9a-f]{11}", value["name"]):
-                    found.append(f"{table} chain {value['name']}")
-    return found
 
 
 def conf_of(number: int) -> dict[str, Any]:
@@ -101,23 +46,8 @@ def conf_of(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[AgentNode]:
-    folder = Path(tempfile.mkdtemp(prefix="pyt"))
-    (folder / "results").mkdir()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(AgentNode, "program", "tests.cni.quick_agent")
-    patch.setenv("PYT_CACHE_DIR", str(folder / "results"))
-    try:
-        with agent_node(f"pyt{os.getpid()}k", folder, None, *OPTIONS) as made:
-            yield made
-    finally:
-        patch.undo()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def slots(node: AgentNode) -> Iterator[list[Slot]]:
-    made = [Slot(f"{node.name}{number}", conf_of(number)) for number in range(SLOTS)]
+def slots(quick: AgentNode) -> Iterator[list[Slot]]:
+    made = [Slot(f"{quick.name}{number}", conf_of(number)) for number in range(SLOTS)]
     try:
         for slot in made:
             netns.create(slot.name)
@@ -152,7 +82,8 @@ class Killer(threading.Thread):
             self.failure = exc
 
 
-def test_two_hundred_adds_and_dels_while_the_agent_is_killed(node: AgentNode, slots: list[Slot]) -> None:
+def test_two_hundred_adds_and_dels_while_the_agent_is_killed(quick: AgentNode, slots: list[Slot]) -> None:
+    node = quick
     callers = Callers(node, slots, SEED)
     killer = Killer(callers, random.Random(SEED))
     deadline = time.monotonic() + 45
