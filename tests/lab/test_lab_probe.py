@@ -168,12 +168,13 @@ def test_a_run_leaves_no_sockets_behind(wired: LabSpec) -> None:
 def test_a_prober_can_run_again_and_sees_the_change(wired: LabSpec) -> None:
     ends = hosts(wired)
     check = Check("node1", "node2", Family.V4, "ping")
-    with Prober(ends, 0.2) as prober:
+    with Prober(ends, 0.5) as prober:
         assert prober.run([check]) == {check: ""}
         run(wired, 2, "ip", "link", "set", "eth0", "down")
-        assert prober.run([check]) == {check: "no answer within 0.2 s"}
+        assert prober.run([check]) == {check: "no answer within 0.5 s"}
         run(wired, 2, "ip", "link", "set", "eth0", "up")
-        assert prober.run([check]) == {check: ""}
+        # The neighbour may be asked for anew first, which a busy machine can delay past one probe's patience.
+        assert any(prober.run([check]) == {check: ""} for _ in range(10))
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
