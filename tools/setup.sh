@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-APT="ca-certificates make python3 python3-venv python3-nftables nftables iproute2 iptables util-linux procps
+APT="ca-certificates make python3 python3-venv python3-nftables nftables iproute2 iptables util-linux procps openssl
  etcd-server etcd-client containerd runc podman containernetworking-plugins iperf3 sockperf
  busybox-static conntrack ethtool user-mode-linux kmod"
 
