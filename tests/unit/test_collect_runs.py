@@ -138,6 +138,31 @@ def test_an_owner_taken_up_while_looking_is_left_alone(node: Node) -> None:
     assert (node.removed, node.held()) == ([], {"dead", "bare"})
 
 
+def test_an_add_that_begins_after_the_judgement_keeps_its_address(node: Node) -> None:
+    """The last question is asked while the pool is locked: the ADD gets the held address again, or a new one."""
+    who = Owner("net", "bare", "eth0")
+    node.pools("", "net").reserve(who, SETS)
+    node.sweep()
+    answers = iter([set[Owner](), {who}])
+    node.collector._busy = lambda: next(answers)
+    node.sweep()
+    assert (node.held(), node.collector.reservations_removed) == ({"bare"}, 0)
+
+
+def test_an_endpoint_stored_after_the_judgement_keeps_its_address(node: Node) -> None:
+    who = Owner("net", "bare", "eth0")
+    node.pools("", "net").reserve(who, SETS)
+    node.sweep()
+
+    def busy() -> set[Owner]:
+        node.endpoints.put(Endpoint(network="net", container_id="bare", ifname="eth0"))
+        return set()
+
+    node.collector._busy = busy
+    node.sweep()
+    assert (node.held(), node.collector.reservations_removed) == ({"bare"}, 0)
+
+
 def test_a_removal_that_fails_is_tried_again_and_stops_no_other(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:

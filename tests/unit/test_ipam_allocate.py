@@ -145,6 +145,17 @@ def test_a_released_address_waits_until_all_others_have_been_used() -> None:
     assert seen == ["10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.2.2"]
 
 
+def test_the_only_free_address_is_found_wherever_the_round_stands() -> None:
+    compiled = one(rng("10.1.2.0/28", exclude=("10.1.2.8/32",)))
+    every = [ip_address(text) for text in all_of(compiled)]
+    for free in every:
+        taken = Taken(address for address in every if address != free)
+        for last in [None, *every]:
+            found = pick(compiled, taken, last)
+            assert found is not None, f"{free} not found after {last}"
+            assert address_of(*found) == free
+
+
 def test_allocation_carries_prefix_and_gateway_of_its_range() -> None:
     compiled = one(rng("10.1.2.0/24", "10.1.2.9", "10.1.2.9"), rng("10.9.0.0/16", gateway="10.9.255.1"))
     taken = Taken([ip_address("10.1.2.9")])
