@@ -21,7 +21,7 @@ from tests.cni.node import AgentNode
 from tests.cni.remains import NET, OPTIONS, TIGHT, elements, leftovers, until
 
 SEED = int(os.environ.get("PYT_SEED", "20260731"))
-SLOTS, AT_ONCE, KILLS, ADDS, DELS = 40, 12, 15, 200, 200
+SLOTS, AT_ONCE, KILLS, ADDS, DELS = 40, 12, 12, 200, 200
 
 
 def conf_of(number: int) -> dict[str, Any]:
