@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from pycni.agent.cni_pool import STUCK_S, Pool
+from pycni.agent.cni_pool import STUCK_S, Pool, go_first
 from pycni.agent.cni_socket import Connection, ListeningSocket
 from pycni.errors import CniError
 from pycni.wire.cni import NEWEST, answer_version, encode_error
@@ -36,7 +36,7 @@ QUICK = frozenset({"STATUS", "VERSION"})
 QUICK_THREADS = 2
 
 Observer = Callable[[str, int, float], None]
-"""Told of each call: operation, exit code, seconds from accept to reply."""
+"""Told of each call: operation, exit code, seconds from the request's arrival to its reply."""
 
 
 class Handler(Protocol):
@@ -63,7 +63,7 @@ class CniServer:
         self._frame_timeout_s = frame_timeout_s
         self._observe = observe
         self._workers = Pool("cni-worker", workers)
-        self._quick = Pool("cni-quick", QUICK_THREADS)
+        self._quick = Pool("cni-quick", QUICK_THREADS, urgent=True)
         self._allowed = frozenset({0, os.geteuid()})
         self._stopping = False
         self._selector: selectors.BaseSelector | None = None
@@ -106,6 +106,7 @@ class CniServer:
 
     def _serve(self) -> None:
         assert self._selector is not None, "started"
+        go_first()
         while not self._stopping or self._arriving:
             waiting = self._workers.waiting or self._quick.waiting
             for key, _ in self._selector.select(self._pause(waiting)):
@@ -186,7 +187,7 @@ class CniServer:
         finally:
             connection.close()
         with contextlib.suppress(Exception):  # whoever counts calls must not stop them
-            self._observe(operation, code, time.perf_counter() - connection.started)
+            self._observe(operation, code, time.perf_counter() - connection.arrived)
 
     def _refuse(self, connection: Connection, err: CniError) -> None:
         """Answer what is no proper request, and read it to its end: closing early would lose the answer."""

@@ -105,7 +105,8 @@ class Connection:
         self.socket = sock
         self.deadline = deadline
         """Monotonic time by which the request must be whole, or the refused rest of it be read."""
-        self.started = time.perf_counter()
+        self.arrived = time.perf_counter()
+        """When the thread that reads last found something of the request, in the end its last byte."""
         self.refused = False
         """A reply has been sent before the request's end; what still comes is thrown away."""
         self.fds: list[int] = []
@@ -126,6 +127,7 @@ class Connection:
 
     def receive(self) -> bool:
         """Read what is there. True when the request is whole; EOFError when the peer is gone; CniError 5."""
+        self.arrived = time.perf_counter()
         while True:
             try:
                 # socket.recv_fds drops its flags (CPython before 3.13), and these descriptors must not be inherited

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -341,3 +342,23 @@ def test_another_user_is_refused(path: str, server: CniServer, ops: Ops) -> None
     server._allowed = frozenset({4711})
     assert code_of(call(path, "ADD", b"x" * 3_000_000)) == CniError.IO_FAILURE
     assert ops.calls == []
+
+
+def test_what_an_urgent_thread_starts_is_not_urgent() -> None:
+    """Real-time priority is for the agent's few microseconds, not for a delegated plugin it waits for."""
+    seen: dict[str, int] = {}
+    pool, done = cni_pool.Pool("p", 1, urgent=True), threading.Event()
+
+    def job() -> None:
+        seen["thread"] = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        child = subprocess.run(["cat", "/proc/self/stat"], capture_output=True, check=True)
+        seen["child"] = int(child.stdout.split()[40])
+        done.set()
+
+    pool.start()
+    pool.submit(job)
+    assert done.wait(5)
+    assert pool.stop(5)
+    assert seen["child"] == os.SCHED_OTHER
+    if os.geteuid() == 0:
+        assert seen["thread"] == os.SCHED_RR
