@@ -1,8 +1,8 @@
 """Taking labs away, in whatever state they are.
 
-What belongs to a lab is known twice: by its record (processes with start time, of this boot) and by the names of its
-namespaces (whatever runs in one of them). Either is enough, so a lab is removed completely also when its start was
-cut off by kill -9, when its record is lost or damaged, and after a reboot.
+What belongs to a lab is known by its record (processes with start time, of this boot), by the names of its namespaces
+(whatever runs in one of them) and by a mark in its daemons' environment. Each is enough, so a lab is removed
+completely also when its start was cut off by kill -9, when its record is lost or damaged, and after a reboot.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ def wipe(state: LabState) -> Wiped:
     mine: list[ProcessId] = []
     if record is not None and record.boot_id == processes.boot_id():
         mine = list(record.processes.values())
-    ended = end_processes(spaces, mine)
+    ended = end_processes(spaces, mine, daemons_of=state.name)
     for space in spaces:
         kernel_netns.delete(space)
     state.remove()
     return Wiped(len(spaces), ended)
 
 
-def end_processes(spaces: Sequence[str], also: Sequence[ProcessId] = ()) -> int:
-    """Kill what runs in the namespaces and ``also``; returns how many there were."""
+def end_processes(spaces: Sequence[str], also: Sequence[ProcessId] = (), daemons_of: str = "") -> int:
+    """Kill what runs in the namespaces, ``also``, and the daemons of a lab; returns how many there were."""
     ended: set[ProcessId] = set()
     for _round in range(ROUNDS):
         found = {*processes.inside(netns.inodes(spaces)), *(item for item in also if item.alive())}
+        found |= set(processes.marked(daemons_of) if daemons_of else ())
         if not found:
             break
         processes.kill(found)

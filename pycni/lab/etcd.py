@@ -62,6 +62,8 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to sync to disk; a lab's data dies with it, so by default it does not (where etcd allows that)."""
     extra: tuple[str, ...] = ()
     """More flags."""
+    environment: Mapping[str, str] = {}
+    """More variables."""
 
     @property
     def endpoint(self) -> str:
@@ -168,6 +170,7 @@ def start(options: EtcdOptions, timeout_s: float = 20.0, *, wait: bool = True) -
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD")}
     environment.pop("NOTIFY_SOCKET", None)
     environment["ETCD_UNSUPPORTED_ARCH"] = os.uname().machine.replace("aarch64", "arm64")
+    environment.update(options.environment)
     with options.log.open("wb") as log:
         child = subprocess.Popen(
             argv,

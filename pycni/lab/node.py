@@ -116,7 +116,7 @@ class LabNode:
         words = [sys.executable, "-P", "-m", "pycni.agent.main", *self.arguments()]
         taken = ("PYCNI", "FLANNELD", "ETCD", "NOTIFY_SOCKET", "PYTHON")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(taken)}
-        environment["PYTHONPATH"] = _import_roots()
+        environment |= {"PYTHONPATH": _import_roots(), **processes.mark(self.spec.name)}
         return processes.spawn(kernel_netns.exec_prefix(self.namespace) + words, self.log, environment)
 
     def readiness(self) -> Readiness:

@@ -1,8 +1,10 @@
 """Processes of a lab: recognised without doubt, and ended.
 
 A pid alone is no identity. A process is one of a lab's when its pid was recorded together with its start time (field
-22 of /proc/<pid>/stat) in this boot, or when its network namespace is one that the lab made. Signals go through a
-pidfd that was opened before the identity was checked, so that a reused pid is never hit.
+22 of /proc/<pid>/stat) in this boot, when its network namespace is one that the lab made, or when its environment
+says that it is a daemon of the lab (which holds from its first moment on, before it is recorded and before it
+has entered a namespace). Signals go through a pidfd that was opened before the identity was checked, so that a reused
+pid is never hit.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import msgspec
 from pycni.lab.topology import LabError
 
 POLL_S = 0.005
+MARK = "PYCNI_LAB_DAEMON_OF"
 _RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -79,15 +82,18 @@ def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> Pro
 def inside(namespaces: Iterable[int]) -> list[ProcessId]:
     """Every process whose network namespace has one of these inode numbers, except this one."""
     wanted = {f"net:[{inode}]" for inode in namespaces}
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal() or int(entry) == os.getpid():
-            continue
-        pid = int(entry)
-        start = start_time(pid)
-        if start is not None and _net_link(pid) in wanted:
-            found.append(ProcessId(pid, start))
-    return found
+    return [process for process in _all() if _net_link(process.pid) in wanted]
+
+
+def mark(lab: str) -> dict[str, str]:
+    """The variable that tells a lab's daemons."""
+    return {MARK: lab}
+
+
+def marked(lab: str) -> list[ProcessId]:
+    """Every process that was started with the lab's mark."""
+    variable = f"{MARK}={lab}".encode()
+    return [process for process in _all() if variable in _environment(process.pid).split(b"\0")]
 
 
 def kill(processes: Iterable[ProcessId], number: int = signal.SIGKILL, timeout: float = 10.0) -> None:
@@ -126,6 +132,19 @@ def _gone(process: ProcessId) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     return True
+
+
+def _all() -> list[ProcessId]:
+    """Every live process but this one."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal() and int(entry) != os.getpid()]
+    return [ProcessId(pid, start) for pid in pids if (start := start_time(pid)) is not None]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
 
 
 def _net_link(pid: int) -> str:

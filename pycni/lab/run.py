@@ -135,6 +135,7 @@ class Lab:
             name=f"lab-{self.spec.name}",
             # Alone it has nobody to wait for: it leads after 0.1 s instead of after one.
             extra=("--heartbeat-interval=10", "--election-timeout=100"),
+            environment=processes.mark(self.spec.name),
         )
         try:
             self._etcd = etcd.start(options)

@@ -17,7 +17,7 @@ from pycni.lab import netns, processes
 from pycni.lab.run import Lab
 from pycni.lab.runtime import Attachment
 from pycni.lab.state import PodRecord
-from pycni.lab.topology import LabError
+from pycni.lab.topology import LabError, pod_namespace
 from pycni.lab.traffic import Traffic
 from pycni.model.family import Family
 
@@ -144,6 +144,17 @@ def test_a_pod_whose_agent_is_away_can_be_removed_by_force_or_later(make_lab: La
     lab.start_agent("node1")
     lab.remove_pod("pod1")
     assert lab.pods() == []
+
+
+def test_a_pod_left_by_a_cut_off_add_is_shown_and_can_be_removed(lab3: Lab) -> None:
+    space = pod_namespace(lab3.spec.name, "half")
+    kernel_netns.create(space)
+    lab3.state.put_pod(PodRecord(name="half", node="node1", namespace=space, container_id="half-1"))
+    assert [pod["ips"] for pod in lab3.status()["pods"] if pod["name"] == "half"] == [[]]
+    assert lab3.matrix().ok, "it has no address to check"
+    lab3.remove_pod("half")
+    assert not netns.exists(space)
+    assert len(lab3.pods()) == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "stop"])

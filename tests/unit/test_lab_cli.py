@@ -98,6 +98,19 @@ def test_errors_are_one_line_and_an_exit_code(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", ["up", "down", "status", "matrix", "pod add", "pod rm x", "exec x -- ls", "demo"]
+)
+def test_without_root_every_lab_command_says_so(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert cli.main(["lab", *words.split()]) == 2
+    assert capsys.readouterr().err == (
+        "pycnictl: lab commands make network namespaces and need root: run them with sudo\n"
+    )
+
+
 def test_a_bug_is_not_hidden_as_an_error_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_args: object) -> int:
         raise ZeroDivisionError

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_a_process_is_known_by_pid_and_start_time(sleeper: ProcessId) -> None:
 
 def test_kill_ends_exactly_the_process_meant(sleeper: ProcessId) -> None:
     processes.kill([ProcessId(sleeper.pid, sleeper.start + 1)])
+    time.sleep(0.05)
     assert sleeper.alive(), "a reused pid is not hit"
     processes.kill([sleeper, sleeper])
     assert not sleeper.alive()
@@ -155,6 +157,17 @@ def test_a_dead_process_has_no_identity() -> None:
     child.wait()
     with pytest.raises(LabError, match="has ended"):
         processes.identify(child.pid)
+
+
+def test_a_daemon_is_known_by_its_mark_from_its_first_moment(tmp_path: Path) -> None:
+    lab = f"pyt{os.getpid()}"
+    process = processes.spawn(["sleep", "60"], tmp_path / "log", {**os.environ, **processes.mark(lab)})
+    try:
+        assert processes.marked(lab) == [process]
+        assert processes.marked(lab[:-1]) == []
+    finally:
+        processes.kill([process])
+    assert processes.marked(lab) == []
 
 
 def test_spawned_daemons_have_their_own_session_and_log(tmp_path: Path) -> None:
