@@ -8,12 +8,14 @@ bridge that is not supported here, 4 for CNI_ARGS. Unknown keys are left alone a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pycni.errors import CniError
 from pycni.model.cni import (
     Attachment,
     Bandwidth,
+    Command,
     Dns,
     IpamConf,
     PluginConf,
@@ -33,8 +35,26 @@ VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """The specification's key and the one libcni first sent by mistake (containernetworking/cni#1103)."""
 
 
+REMEMBERED_BYTES = 1 << 13
+"""Configurations up to this size are decoded once: pods of one network come with the same bytes, and DEL reads the
+ones ADD recorded."""
+
+
 def parse_conf(request: Request) -> PluginConf:
-    """The configuration of one call, strictly: any doubt is an error."""
+    """The configuration of one call, strictly: any doubt is an error. The value is shared, ``raw`` included."""
+    if len(request.stdin) > REMEMBERED_BYTES:
+        return _parse(request)
+    gate = request.command if request.command in {"CHECK", "GC", "STATUS"} else "ADD"
+    return _remembered(gate, request.stdin, request.args.get("IP", ""), request.args.get("MAC", ""))
+
+
+@lru_cache(maxsize=128)
+def _remembered(command: Command, stdin: bytes, ip: str, mac: str) -> PluginConf:
+    """``_parse`` with everything it depends on as the key."""
+    return _parse(Request(command=command, stdin=stdin, args={"IP": ip, "MAC": mac}))
+
+
+def _parse(request: Request) -> PluginConf:
     raw, version = open_conf(request)
     conf = Fields(raw)
     bridge = conf.text("bridge") or "cni0"
@@ -85,10 +105,10 @@ def parse_conf_for_removal(request: Request) -> PluginConf:
     A removal must go through with settings that ADD would refuse (the file may have been edited in between), so
     values that cannot be understood count as not given; whoever runs DEL has the attachment's own record as well.
     """
-    raw, version = open_conf(request)
     try:
         return parse_conf(request)
     except CniError:
+        raw, version = open_conf(request)
         ipam = raw.get("ipam")
         given = ipam if isinstance(ipam, dict) else {}
         kind, data_dir = (

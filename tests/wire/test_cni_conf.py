@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pycni.errors import CniError
 from pycni.model.cni import (
     VERSIONS,
     AddressRange,
@@ -245,3 +246,15 @@ def test_removal_without_readable_parts_falls_back_to_defaults() -> None:
     stdin = conf(bridge=7, ipam=[])
     found = parse_conf_for_removal(parse_request(ENVIRONMENT | {"CNI_COMMAND": "DEL"}, stdin))
     assert (found.name, found.bridge, found.ipam.type) == ("net", "cni0", "")
+
+
+def test_equal_configurations_are_decoded_once_and_different_calls_apart() -> None:
+    stdin = conf(mtu=1401)
+    assert read(stdin) is read(stdin, "DEL")
+    assert read(stdin, ARGS="IP=10.0.0.5").ipam.requested == (ip_address("10.0.0.5"),)
+    assert read(stdin, ARGS="MAC=02:00:00:00:00:01").mac == "02:00:00:00:00:01"
+    assert read(stdin).ipam.requested == ()
+    old = conf(cniVersion="0.3.1", mtu=1401)
+    assert read(old).cni_version == "0.3.1"
+    with pytest.raises(CniError, match="CHECK"):
+        read(old, "CHECK")
