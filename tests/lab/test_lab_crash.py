@@ -125,6 +125,17 @@ def test_down_finds_agents_and_etcd_when_the_state_is_gone(make_lab: LabMaker) -
     assert remains(lab.spec.name, found) == []
 
 
+def test_down_finds_agents_and_etcd_when_state_and_namespaces_are_gone(make_lab: LabMaker) -> None:
+    lab = make_lab(nodes=1, pods=0)
+    found = everything(lab)
+    LabState(lab.spec.name).remove()
+    for name in netns.found(lab.spec.name):
+        kernel_netns.delete(name)
+    assert all(item.alive() for item in found)
+    assert cleanup.down(lab.spec.name).processes == 2
+    assert remains(lab.spec.name, found) == []
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{not json", b'{"phase": "up"}'], ids=["empty", "garbage", "incomplete"]
 )
