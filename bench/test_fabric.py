@@ -31,7 +31,7 @@ from tests.cni.node import ROOT, AgentNode
 from tests.cni.runtimes import inside
 
 ROUNDS = 7
-NETCONF = {"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.250.0.0", "SubnetMax": "10.250.255.0"}
+NETCONF = {"Network": "10.0.0.0/8", "SubnetLen": 24}
 FLANNELD_START_S, FLANNELD_LEASE_S, FLANNELD_MIB = 1.0, 0.003, 42
 
 

@@ -237,8 +237,9 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "vtep-probe-port",
         kinds.integer(0, 65535),
-        0,
-        "UDP port by which nodes probe each other beside the VXLAN port; 0: off.",
+        8473,
+        "UDP port on the VTEPs by which agents ask each other through the overlay, to know that it works and to find a "
+        "broken checksum offload; 0: off.",
     ),
     Setting("cni-socket", kinds.SOCKET_PATH, "/run/pycni/cni.sock", "Unix socket the CNI plugin talks to."),
     Setting(

@@ -22,7 +22,9 @@ class Owner(NamedTuple):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One attachment. ``netns_inode`` with ``boot_id`` identify the namespace; neither is reused in a boot."""
+    """One attachment. ``netns_inode`` with ``boot_id`` say which namespace it is. A number can be used
+    again once its namespace is gone, so the collector looks for more than that (``ipam/collect``).
+    """
 
     network: str
     container_id: str

@@ -17,7 +17,7 @@ class BackendConf(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8472
     """UDP port; flannel's 0 means the kernel's default, 8472."""
     mtu: int = 0
-    """MTU of the overlay device; 0: underlay MTU minus the overhead."""
+    """Size of packets on the underlay: the overlay device gets this minus the overhead. 0: the underlay's MTU."""
     direct_routing: bool = False
     gbp: bool = False
     learning: bool = False
