@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pycni.errors import KernelError, PycniError
@@ -101,6 +102,17 @@ def test_del_finds_a_reservation_made_in_another_directory(node: Node) -> None:
     assert node.pools(other, "net").owners()
     assert node.call("DEL", conf()) == (0, b"")
     assert not node.pools(other, "net").owners()
+
+
+def test_a_record_whose_configuration_is_unreadable_still_says_where_its_addresses_are(node: Node) -> None:
+    other = str(node.folder / "other")
+    node.add(conf(ipam={"subnet": "10.9.0.0/24", "dataDir": other}), node.namespaces.make())
+    endpoint = node.endpoints.get(OWNER)
+    assert endpoint is not None
+    node.endpoints.put(msgspec.structs.replace(endpoint, conf=b"{"))
+    assert node.call("DEL", conf()) == (0, b"")
+    assert not node.pools(other, "net").owners()
+    assert node.clean
 
 
 def test_a_pod_another_plugin_attached_is_taken_over_by_del(node: Node) -> None:
@@ -359,6 +371,22 @@ def test_gc_keeps_off_what_is_under_way_or_newer(node: Node) -> None:
     hold.set()
     thread.join()
     assert [endpoint.container_id for endpoint in node.endpoints.all()] == ["b"]
+
+
+def test_gc_spares_an_attachment_made_after_it_began(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.add(conf(), node.namespaces.make(), CONTAINERID="a")
+    listed = node.endpoints.all
+
+    def replaced_meanwhile() -> Any:
+        before = listed()
+        monkeypatch.undo()
+        node.call("DEL", conf(), CONTAINERID="a")
+        node.add(conf(), node.namespaces.make(), CONTAINERID="a")
+        return before
+
+    monkeypatch.setattr(node.endpoints, "all", replaced_meanwhile)
+    assert gc(node) == (0, b"")
+    assert [endpoint.container_id for endpoint in node.endpoints.all()] == ["a"]
 
 
 def test_gc_tells_delegates_del_for_each_and_gc_for_all(node: Node) -> None:
