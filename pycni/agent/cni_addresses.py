@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -61,11 +62,13 @@ class AddressSource:
 
     def _reserve(self, owner: Owner, conf: PluginConf, sets: RangeSets) -> tuple[Allocation, ...]:
         pool = self._ipam(conf.ipam.data_dir, conf.name)
+        deadline = time.monotonic() + EXHAUSTED_WAIT_S
         while True:
             try:
                 return pool.reserve(owner, sets, conf.ipam.requested)
             except IpamError as exc:
-                if exc.exhausted and self._removal_ended(EXHAUSTED_WAIT_S):
+                left_s = deadline - time.monotonic()
+                if exc.exhausted and left_s > 0 and self._removal_ended(left_s):
                     continue
                 raise _ipam_error(exc, conf) from exc
 

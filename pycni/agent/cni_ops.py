@@ -40,6 +40,8 @@ log = logging.getLogger("pycni.cni")
 
 ALREADY_ATTACHED = 100
 """Our own code: the interface exists in the container."""
+INTERFACE_WAIT_S = 2.0
+"""How long ADD waits for an interface that may be on its way out."""
 CHECK_FAILED = 101
 """Our own code: CHECK found differences; ``details`` lists them."""
 
@@ -194,8 +196,10 @@ class CniOps:
         """Refuse when the interface is there; wait for removals, clear away what a broken ADD of the same left."""
         if not self._pending.wait(owner):
             raise CniError(CniError.TRY_AGAIN_LATER, f"{owner}: the last attachment is still being removed")
+        deadline = time.monotonic() + INTERFACE_WAIT_S
         while self._namespaces.has_interface(fd, owner.ifname):
-            if not self._pending.wait_any(1.0):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not self._pending.wait_any(left_s):
                 msg = f"CNI_IFNAME={owner.ifname} exists already in CNI_NETNS={request.netns}"
                 raise CniError(ALREADY_ATTACHED, msg, "DEL has to come before another ADD")
         left = self._endpoints.get(owner)

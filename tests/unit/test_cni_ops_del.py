@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pycni.agent import cni_addresses, cni_ops
 from pycni.errors import KernelError, PycniError
 from pycni.model.endpoint import Owner
 from tests.unit.cni_fakes import Node, error
@@ -208,6 +209,18 @@ def test_an_exhausted_range_waits_for_the_removal(node: Node) -> None:
     node.add(stdin, node.namespaces.make())
     node.call("DEL", stdin)
     assert node.add(stdin, node.namespaces.make(), CONTAINERID="c2")["ips"][0]["address"] == "10.9.0.2/30"
+
+
+def test_waiting_ends_although_others_come_and_go(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removals that end all the time are no reason to wait for ever for one that does not concern us."""
+    monkeypatch.setattr(cni_ops, "INTERFACE_WAIT_S", 0.05)
+    monkeypatch.setattr(cni_addresses, "EXHAUSTED_WAIT_S", 0.05)
+    fd, stdin = node.namespaces.make(), conf(ipam={"subnet": "10.9.0.0/30"})
+    node.add(stdin, fd)
+    monkeypatch.setattr(node.ops._pending, "wait_any", lambda _timeout: True)
+    monkeypatch.setattr(node.ops._addresses, "_removal_ended", lambda _timeout: True)
+    assert error(node.call("ADD", stdin, fd, CONTAINERID="c2"))["code"] == 100
+    assert error(node.call("ADD", stdin, node.namespaces.make(), CONTAINERID="c2"))["code"] == 11
 
 
 def test_a_removal_that_does_not_end_refuses_the_next_add_of_the_same(
