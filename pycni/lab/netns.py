@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import TypeVar
 
@@ -55,9 +54,6 @@ def make_node(spec: LabSpec, index: int) -> None:
     node = topology.node_name(index)
     name = topology.node_namespace(spec.name, node)
     netns.create(name)
-    if Family.V6 in spec.families:
-        # No router is on the segment, and solicitations would fill the neighbour tables of all others.
-        inside(name, partial(sysctl.put, "net.ipv6.conf.default.router_solicitations", 0))
     fd = netns.open_netns(netns.path(name))
     try:
         with socket_in(topology.fabric_namespace(spec.name)) as sock:
@@ -68,6 +64,8 @@ def make_node(spec: LabSpec, index: int) -> None:
             _up(sock, node)
     finally:
         os.close(fd)
+    if Family.V6 in spec.families:
+        inside(name, _calm_ipv6)
     with socket_in(name) as sock:
         _up(sock, "lo")
         _up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
@@ -177,6 +175,16 @@ def _bridge_without_netfilter() -> None:
         except KernelError as exc:
             if exc.errno != _ENOENT:  # br_netfilter is not there: nothing to switch off
                 raise
+
+
+def _calm_ipv6() -> None:
+    """Make the uplink what it is on a machine that has been up for a while.
+
+    Duplicate address detection would keep its link-local address tentative for one or two seconds, in which the kernel
+    cannot ask for neighbours on behalf of pods; router solicitations would fill the other nodes' neighbour tables.
+    """
+    for name in ("accept_dad", "router_solicitations"):
+        sysctl.put(f"net.ipv6.conf.{UPLINK}.{name}", 0)
 
 
 def _names() -> list[str]:
