@@ -87,9 +87,7 @@ def variants(node: AgentNode, *, masquerade: bool) -> tuple[Variant, Variant]:
         },
     }
     return (
-        Variant(
-            "pycni", ROOT / "cni-bin" / "pycni", ours, {"PYCNI_SOCKET": str(node.socket)}, (node.agent.pid,)
-        ),
+        Variant("pycni", installed(node), ours, {"PYCNI_SOCKET": str(node.socket)}, (node.agent.pid,)),
         Variant("bridge+host-local", Path("/usr/lib/cni/bridge"), peer, {}),
     )
 

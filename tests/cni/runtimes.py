@@ -24,6 +24,8 @@ from typing import Any
 
 import grpc
 
+from pycni.agent import install
+
 REFERENCE_PLUGINS = Path("/usr/lib/cni")
 SHIM = Path(__file__).resolve().parents[2] / "cni-bin" / "pycni"
 IMAGE = "docker.io/library/pause:1"
@@ -34,12 +36,21 @@ def inside(netns: str) -> list[str]:
     return ["nsenter", f"--net=/run/netns/{netns}", "--"]
 
 
-def plugin_folder(folder: Path) -> Path:
-    """One folder with the reference plugins and our shim, as /opt/cni/bin on a node."""
+def plugin_folder(folder: Path, socket: str = "") -> Path:
+    """One folder with the reference plugins and ours, as /opt/cni/bin on a node.
+
+    ``socket``: ours is written as `pycnid install-cni --socket` does. Some callers give plugins no environment of
+    ours: podman's clean-up, started by conmon when a container ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for plugin in REFERENCE_PLUGINS.iterdir():
         (folder / plugin.name).symlink_to(plugin)
-    (folder / "pycni").symlink_to(SHIM)
+    ours = folder / "pycni"
+    if socket:
+        ours.write_text(install.precompile(install.render_shim(SHIM.read_text(), "/usr/bin/python3", socket)))
+        ours.chmod(0o755)
+    else:
+        ours.symlink_to(SHIM)
     return folder
 
 
@@ -103,9 +114,9 @@ def unmount_below(folder: Path) -> None:
 class Containerd:
     """containerd in a node's namespace, spoken to through CRI. ``folder`` must be short (socket paths)."""
 
-    def __init__(self, netns: str, folder: Path, conflist: dict[str, Any], env: dict[str, str]) -> None:
+    def __init__(self, netns: str, folder: Path, conflist: dict[str, Any], socket: str) -> None:
         self.netns, self.folder = netns, folder
-        self.bin = plugin_folder(folder / "bin")
+        self.bin = plugin_folder(folder / "bin", socket)
         self.conf = folder / "net.d"
         self.conf.mkdir()
         self.socket = folder / "c.sock"
@@ -116,7 +127,6 @@ class Containerd:
             [*inside(netns), "containerd", "--config", str(folder / "config.toml")],
             stdout=self.log,
             stderr=self.log,
-            env={**os.environ, **env},
         )
         self.pb = _cri_stubs(folder / "pb")
         self.channel = grpc.insecure_channel(f"unix://{self.socket}")
@@ -260,15 +270,15 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 class Podman:
     """podman with its CNI backend in a node's namespace; every call is one podman process."""
 
-    def __init__(self, netns: str, folder: Path, conflist: dict[str, Any], env: dict[str, str]) -> None:
+    def __init__(self, netns: str, folder: Path, conflist: dict[str, Any], socket: str) -> None:
         self.netns, self.folder = netns, folder
-        plugin_folder(folder / "bin")
+        plugin_folder(folder / "bin", socket)
         self.conf = folder / "net.d"
         self.conf.mkdir()
         (self.conf / f"{conflist['name']}.conflist").write_text(json.dumps(conflist))
         self.network = str(conflist["name"])
         (folder / "containers.conf").write_text(self._config())
-        self.env = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf"), **env}
+        self.env = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
         image = busybox_image(folder / "image.tar", ["/bin/sleep", "1000"])
         self.run("load", "-q", "-i", str(image))
 

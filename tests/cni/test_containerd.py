@@ -32,7 +32,7 @@ CONFLIST: dict[str, Any] = {
 def containerd(node: AgentNode) -> Iterator[Containerd]:
     folder = node.folder / "ctd"
     folder.mkdir()
-    runtime = Containerd(node.name, folder, CONFLIST, {"PYCNI_SOCKET": str(node.socket)})
+    runtime = Containerd(node.name, folder, CONFLIST, str(node.socket))
     yield runtime
     runtime.stop()
 

@@ -23,7 +23,7 @@ CONFLIST: dict[str, Any] = {
 def podman(node: AgentNode) -> Iterator[Podman]:
     folder = node.folder / "pod"
     folder.mkdir()
-    runtime = Podman(node.name, folder, CONFLIST, {"PYCNI_SOCKET": str(node.socket)})
+    runtime = Podman(node.name, folder, CONFLIST, str(node.socket))
     yield runtime
     runtime.stop()
 
