@@ -135,5 +135,9 @@ def test_add_and_del(
             rate / other,
             rate_target if parallel == 8 else "",
         )
+    pairs, peer_pairs = (
+        1 / (1 / statistics.median(v.add_rates) + 1 / statistics.median(v.delete_rates)) for v in (ours, peer)
+    )
+    row(name.format("pods/s through ADD and DEL"), f"{pairs:.0f}", f"{peer_pairs:.0f}", pairs / peer_pairs)
     used, peer_used = statistics.median(ours.cpu), statistics.median(peer.cpu)
     row(name.format("CPU per ADD+DEL"), f"{used * 1e3:.1f} ms", f"{peer_used * 1e3:.1f} ms", used / peer_used)
