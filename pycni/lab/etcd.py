@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -124,6 +125,13 @@ class EtcdProcess:
         except (FileNotFoundError, ProcessLookupError):
             return False
         return state not in "ZX"
+
+    def outlive(self) -> Self:
+        """Let it go on when this process ends or forgets it: nobody here waits for it any more."""
+        if self._child is not None:
+            self._child.returncode = 0  # so that Popen does not complain of a child that is meant to stay
+            self._child = None
+        return self
 
     def rss(self) -> int:
         """Resident memory in bytes."""

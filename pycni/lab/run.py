@@ -43,7 +43,6 @@ class Lab:
     def __init__(self, state: LabState, record: LabRecord) -> None:
         self.state = state
         self.record = record
-        self._etcd: etcd.EtcdProcess | None = None
 
     @property
     def spec(self) -> LabSpec:
@@ -67,7 +66,6 @@ class Lab:
                 lab._build(progress)
             except BaseException:
                 wipe(state)
-                lab._reap()
                 raise
         return lab
 
@@ -91,9 +89,7 @@ class Lab:
     def down(self) -> Wiped:
         """Remove the lab."""
         with self.state.lock():
-            wiped = wipe(self.state)
-        self._reap()
-        return wiped
+            return wipe(self.state)
 
     def _build(self, progress: Progress) -> None:
         spec = self.spec
@@ -138,10 +134,10 @@ class Lab:
             environment=processes.mark(self.spec.name),
         )
         try:
-            self._etcd = etcd.start(options)
+            process = etcd.start(options).outlive()
         except etcd.EtcdError as exc:
             raise LabError(str(exc)) from exc
-        self._remember("etcd", processes.identify(self._etcd.pid))
+        self._remember("etcd", processes.identify(process.pid))
         self.put_config(topology.net_conf(self.spec))
 
     def put_config(self, value: str) -> None:
@@ -350,9 +346,3 @@ class Lab:
         if record is None:
             raise LabError(f"lab {self.spec.name} has been taken down")
         self.record = record
-
-    def _reap(self) -> None:
-        """Collect the exit of an etcd that this process started."""
-        if self._etcd is not None:
-            self._etcd.alive()
-            self._etcd = None
