@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
@@ -225,11 +225,6 @@ class FabricDriver:
             for step, error in zip(held, results[1::2], strict=True)
             if error is not None
         ]
-
-    def forget_indexes(self, names: Iterable[str]) -> None:
-        """Devices that went away or came again: look their numbers up when next needed."""
-        for name in names:
-            self._indexes.pop(name, None)
 
     def _settle(self, taken: list[Step]) -> list[Failure]:
         """Routes whose key is in use: replace what is ours or leads the same way, report what is somebody else's."""

@@ -133,12 +133,6 @@ class EtcdProcess:
             self._child = None
         return self
 
-    def rss(self) -> int:
-        """Resident memory in bytes."""
-        status = Path(f"/proc/{self.pid}/status").read_text("ascii", "replace")
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
-
     def signal(self, number: signals.Signals) -> None:
         """Send a signal (SIGSTOP, SIGCONT, SIGKILL) to this process alone."""
         os.kill(self.pid, number)

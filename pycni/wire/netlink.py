@@ -94,11 +94,6 @@ def attr_be16(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack(">H", value))
 
 
-def attr_be32(kind: int, value: int) -> bytes:
-    """An attribute with 32 bits, network order."""
-    return attr(kind, struct.pack(">I", value))
-
-
 def attr_str(kind: int, text: str) -> bytes:
     """A zero-terminated string."""
     return attr(kind, text.encode() + b"\0")
