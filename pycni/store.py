@@ -6,13 +6,16 @@ change nothing and wake nobody; a changed one raises the revision and pokes the 
 ``replace`` that no longer names the object, removes it. Whoever deletes things in the kernel waits until every
 kind it depends on is in ``Snapshot.listed``.
 
+Who handles many objects of a kind asks for a ``Tracker``: it collects which keys changed, so that the cost of a change
+does not grow with the number of objects. It only says where to look: values come from a snapshot taken afterwards.
+
 Snapshots are immutable and cheap: the mappings are shared and copied by the first write after a snapshot.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -35,6 +38,37 @@ class Snapshot(NamedTuple):
         return self.objects.get(kind, _NOTHING)
 
 
+class Tracker:
+    """Keys that changed since the last ``take``, by kind. Made by ``Store.track``; any thread."""
+
+    def __init__(self, lock: threading.Lock, kinds: frozenset[str]) -> None:
+        self._lock = lock
+        self._kinds = kinds
+        self._changed: dict[str, set[str]] = {kind: set() for kind in kinds}
+
+    def take(self) -> dict[str, set[str]]:
+        """The changed keys by kind, kinds without any left out; starts collecting anew.
+
+        Take first, then read ``Store.snapshot``: what changes in between is seen now and reported once more.
+        """
+        with self._lock:
+            found = {kind: keys for kind, keys in self._changed.items() if keys}
+            for kind in found:
+                self._changed[kind] = set()
+        return found
+
+    def put_back(self, changed: Mapping[str, Iterable[str]]) -> None:
+        """Report keys again with the next ``take``: their pass failed."""
+        with self._lock:
+            for kind, keys in changed.items():
+                self._changed[kind].update(keys)
+
+    def _note(self, kind: str, keys: Iterable[str]) -> None:
+        """Called by the store with its lock held."""
+        if kind in self._kinds:
+            self._changed[kind].update(keys)
+
+
 class Store:
     """Objects of all sources. Every method may be called from any thread.
 
@@ -50,6 +84,7 @@ class Store:
         self._shared: set[str] = set()
         self._snapshot: Snapshot | None = None
         self._callbacks: dict[object, Callback] = {}
+        self._trackers: list[Tracker] = []
 
     def put(self, kind: str, key: str, value: Any) -> bool:
         """Remember an object; whole values are compared. Returns whether something changed."""
@@ -58,6 +93,7 @@ class Store:
             if key in held and held[key] == value:
                 return False
             self._writable(kind)[key] = value
+            self._note(kind, (key,))
             self._touch()
         self._poke()
         return True
@@ -68,6 +104,7 @@ class Store:
             if key not in self._kinds.get(kind, _NOTHING):
                 return False
             del self._writable(kind)[key]
+            self._note(kind, (key,))
             self._touch()
         self._poke()
         return True
@@ -81,10 +118,14 @@ class Store:
             held = self._kinds.get(kind, _NOTHING)
             if kind in self._listed and held == objects:
                 return False
-            self._kinds[kind] = {
+            taken = {
                 key: held[key] if key in held and held[key] == value else value
                 for key, value in objects.items()
             }
+            if self._trackers:
+                self._note(kind, [key for key, value in taken.items() if held.get(key) is not value])
+                self._note(kind, [key for key in held if key not in taken])
+            self._kinds[kind] = taken
             self._shared.discard(kind)
             self._listed |= {kind}
             self._touch()
@@ -110,6 +151,15 @@ class Store:
                 self._snapshot = Snapshot(self._revision, MappingProxyType(objects), self._listed)
             return self._snapshot
 
+    def track(self, *kinds: str) -> Tracker:
+        """Start collecting the keys that change in some kinds; what is there already counts as changed."""
+        with self._lock:
+            tracker = Tracker(self._lock, frozenset(kinds))
+            for kind in kinds:
+                tracker._note(kind, self._kinds.get(kind, _NOTHING))  # noqa: SLF001
+            self._trackers.append(tracker)
+        return tracker
+
     def subscribe(self, callback: Callback) -> Callback:
         """Have ``callback`` called after every change. Returns what ends the subscription (harmless twice)."""
         token = object()
@@ -129,6 +179,10 @@ class Store:
             held = self._kinds[kind] = dict(held)
             self._shared.discard(kind)
         return held
+
+    def _note(self, kind: str, keys: Iterable[str]) -> None:
+        for tracker in self._trackers:
+            tracker._note(kind, keys)  # noqa: SLF001
 
     def _touch(self) -> None:
         self._revision += 1

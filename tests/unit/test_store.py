@@ -144,3 +144,32 @@ def test_writers_on_many_threads_lose_nothing(store):
         thread.join()
     assert len(store.snapshot().of("lease")) == 800
     assert store.snapshot().revision == 800
+
+
+def test_a_tracker_names_what_changed_since_it_was_asked_last(store):
+    store.put("a", "old", 1)
+    tracker = store.track("a", "b")
+    assert tracker.take() == {"a": {"old"}}
+    store.put("a", "old", 1)
+    store.put("a", "new", 1)
+    store.put("b", "gone", 1)
+    store.delete("b", "gone")
+    store.put("c", "not asked for", 1)
+    assert tracker.take() == {"a": {"new"}, "b": {"gone"}}
+    assert tracker.take() == {}
+
+
+def test_a_tracker_names_what_a_listing_changed(store):
+    store.replace("a", {"same": 1, "other": 1, "gone": 1})
+    tracker = store.track("a")
+    tracker.take()
+    store.replace("a", {"same": 1, "other": 2, "new": 1})
+    assert tracker.take() == {"a": {"other", "gone", "new"}}
+
+
+def test_keys_put_back_are_named_again(store):
+    tracker = store.track("a")
+    store.put("a", "x", 1)
+    taken = tracker.take()
+    tracker.put_back(taken)
+    assert tracker.take() == taken
