@@ -87,7 +87,7 @@ class Driver(Protocol):
         """The kernel's view of one frontend's targets."""
 
     def poll(self) -> float | None:
-        """Periodic work (removing drained real servers); seconds until it is wanted again, None: not before an apply."""
+        """Periodic work (removing drained real servers); seconds until wanted again, None: not before an apply."""
 
     def remove(self) -> list[str]:
         """Take everything of ours out of the kernel, whatever made it; says what went. Harmless without any."""
