@@ -117,6 +117,8 @@ class SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """``namespace/name`` of targetRef when it is a pod."""
     hint_zones: tuple[str, ...] = ()
     hint_nodes: tuple[str, ...] = ()
+    hostname: str = ""
+    """Name in DNS below a headless service."""
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, kw_only=True):
