@@ -84,6 +84,12 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         "--mtu", type=int, default=1500, metavar="BYTES", help="MTU of the underlay (default: 1500)"
     )
     parser.add_argument(
+        "--driver",
+        choices=("netns", "uml"),
+        default="netns",
+        help="nodes are network namespaces (default) or User-Mode Linux guests with a kernel of their own",
+    )
+    parser.add_argument(
         "--chain",
         default="",
         metavar="TYPES",

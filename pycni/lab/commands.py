@@ -135,6 +135,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         pods=args.pods,
         mtu=args.mtu,
         chain=tuple(item for item in args.chain.split(",") if item),
+        driver=args.driver,
     )
 
 

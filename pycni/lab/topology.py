@@ -25,6 +25,8 @@ from pycni.errors import PycniError
 from pycni.model.family import Family
 
 BACKENDS = ("vxlan", "host-gw")
+DRIVERS = ("netns", "uml")
+"""What nodes are: namespaces of this kernel, or User-Mode Linux guests with one of their own each."""
 FAMILY_CHOICES = ("ipv4", "ipv6", "dual")
 MAX_NODES = 100
 """An agent takes about 50 MB, and each node knows each other."""
@@ -64,6 +66,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Underlay MTU in bytes."""
     chain: tuple[str, ...] = ()
     """Types of reference plugins that follow ours in the conflist."""
+    driver: str = "netns"
+    """What makes its nodes: one of ``DRIVERS``."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -86,6 +90,8 @@ def check_spec(spec: LabSpec) -> LabSpec:
     check_lab_name(spec.name)
     if spec.backend not in BACKENDS:
         raise LabError(f"--backend {spec.backend!r}: not one of {', '.join(BACKENDS)}", usage=True)
+    if spec.driver not in DRIVERS:
+        raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:
