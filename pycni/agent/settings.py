@@ -15,36 +15,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pycni.agent import settings_kinds as kinds
-from pycni.agent.components import COMPONENTS
+from pycni.agent import (
+    settings_table_agent,
+    settings_table_kube,
+    settings_table_network,
+    settings_table_proxy,
+)
+from pycni.agent.settings_row import Setting
 from pycni.errors import ConfigError, PycniError
 from pycni.model.family import Address, Network
-
-
-class Setting(NamedTuple):
-    """One row of the table. ``name`` is the flag; the variable is ``PYCNID_`` + NAME with underscores."""
-
-    name: str
-    kind: kinds.Kind
-    default: object
-    help: str
-    unit: str = ""
-    flannel: bool = False
-    """Flannel has it under the same name, so ``FLANNELD_NAME`` is read too."""
-    secret: bool = False
-    hidden: bool = False
-    """Not in the help text: for tests of this project."""
-    shown_default: str = ""
-
-    @property
-    def field(self) -> str:
-        """Attribute of ``Settings``."""
-        return self.name.replace("-", "_")
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """Environment variables, the one that counts more first."""
-        ours = "PYCNID_" + self.field.upper()
-        return (ours, "FLANNELD_" + self.field.upper()) if self.flannel else (ours,)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +62,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     log_format: str
     v: int
+    manifest_dir: str
+    kubeconfig: str
+    kube_api_url: str
+    kube_subnet_mgr: bool
+    kube_annotation_prefix: str
+    net_config_path: str
+    proxy_mode: str
+    proxy_sync_period: int
+    proxy_min_sync_period: int
+    control_socket: str
+    proxy_healthz_port: int
+    service_metrics_limit: int
+    conntrack_tcp_be_liberal: bool
+    node_port_addresses: tuple[Network, ...]
+    nodeport_bindon_all_ip: bool
+    node_port_range: tuple[int, int]
+    """First and last."""
+    cluster_cidr: tuple[Network, ...]
+    masquerade_all: bool
+    service_cluster_ip_range: tuple[Network, ...]
+    service_external_ip_range: tuple[Network, ...]
+    strict_external_ip_validation: bool
+    service_proxy_name: str
+    loadbalancer_ip_range: tuple[Network, ...]
+    loadbalancer_default_class: bool
+    run_loadbalancer: bool
+    hairpin_mode: bool
+    ipvs_graceful_termination: bool
+    ipvs_graceful_period: int
+    ipvs_permit_all: bool
+    excluded_cidrs: tuple[Network, ...]
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""
@@ -101,184 +111,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TABLE: tuple[Setting, ...] = (
-    Setting(
-        "node-name",
-        kinds.NODE_NAME,
-        None,
-        "Name of this node in logs and metrics; its VTEP's MAC address is derived from it.",
-        shown_default="host name",
-    ),
-    Setting(
-        "components", kinds.subset(*COMPONENTS), ("network",), "Parts of the agent that run in this process."
-    ),
-    Setting(
-        "state-dir",
-        kinds.ABSOLUTE_PATH,
-        "/var/lib/pycni",
-        "Records of this node's pods and its process lock. One pycnid per folder.",
-    ),
-    Setting(
-        "etcd-endpoints",
-        kinds.ENDPOINTS,
-        ("http://127.0.0.1:2379",),
-        "Members of the etcd cluster, tried in turn.",
-        flannel=True,
-    ),
-    Setting(
-        "etcd-prefix",
-        kinds.TEXT,
-        "/coreos.com/network",
-        "Where the network's configuration and leases are in etcd.",
-        flannel=True,
-    ),
-    Setting(
-        "etcd-cafile",
-        kinds.PATH,
-        "",
-        "Certificate authority that etcd's certificate is checked against; without it the system's.",
-        flannel=True,
-    ),
-    Setting("etcd-certfile", kinds.PATH, "", "Client certificate for etcd; with etcd-keyfile.", flannel=True),
-    Setting(
-        "etcd-keyfile", kinds.PATH, "", "Key of the client certificate; with etcd-certfile.", flannel=True
-    ),
-    Setting("etcd-username", kinds.TEXT, "", "User name at etcd; with a password.", flannel=True),
-    Setting(
-        "etcd-password",
-        kinds.SECRET,
-        "",
-        "Password at etcd. As a flag it shows in the process list: prefer the variable or etcd-password-file.",
-        flannel=True,
-        secret=True,
-    ),
-    Setting(
-        "etcd-password-file",
-        kinds.PATH,
-        "",
-        "File whose first line is the password at etcd.",
-    ),
-    Setting(
-        "etcd-lease-ttl",
-        kinds.integer(2, 7 * 86400),
-        86400,
-        "Lifetime of this node's lease. Flannel's is fixed at a day.",
-        unit="s",
-        hidden=True,
-    ),
-    Setting(
-        "iface",
-        kinds.NAMES,
-        (),
-        "External interface, by name or by one of its addresses; the first that exists is used. "
-        "Without iface, iface-regex and iface-can-reach: the interface of the default route.",
-        flannel=True,
-    ),
-    Setting(
-        "iface-regex",
-        kinds.REGEXES,
-        (),
-        "External interface by a regular expression searched in its addresses, then in its name; after iface.",
-        flannel=True,
-    ),
-    Setting(
-        "iface-can-reach",
-        kinds.ADDRESS,
-        None,
-        "External interface: the one by which the kernel routes to this address.",
-        flannel=True,
-    ),
-    Setting(
-        "public-ip",
-        kinds.IPV4,
-        None,
-        "IPv4 address other nodes reach this one at.",
-        flannel=True,
-        shown_default="the interface's",
-    ),
-    Setting(
-        "public-ipv6",
-        kinds.IPV6,
-        None,
-        "IPv6 address other nodes reach this one at.",
-        flannel=True,
-        shown_default="the interface's",
-    ),
-    Setting(
-        "subnet-file",
-        kinds.PATH,
-        "/run/flannel/subnet.env",
-        "File the node's subnet and MTU are written to, in flannel's format.",
-        flannel=True,
-    ),
-    Setting(
-        "subnet-lease-renew-margin",
-        kinds.integer(1, 1439),
-        60,
-        "How long before its end the lease is renewed.",
-        unit="min",
-        flannel=True,
-    ),
-    Setting(
-        "ip-masq", kinds.BOOLEAN, False, "Masquerade traffic that leaves the cluster network.", flannel=True
-    ),
-    Setting(
-        "ip-masq-fully-random-disable",
-        kinds.BOOLEAN,
-        False,
-        "Do not pick source ports at random when masquerading.",
-        flannel=True,
-    ),
-    Setting(
-        "ip-masq-exclude",
-        kinds.NETWORKS,
-        (),
-        "Destinations outside the cluster network that are not masqueraded either.",
-    ),
-    Setting(
-        "vtep-probe-port",
-        kinds.integer(0, 65535),
-        8473,
-        "UDP port on the VTEPs by which agents ask each other through the overlay, to know that it works and to find a "
-        "broken checksum offload; 0: off.",
-    ),
-    Setting("cni-socket", kinds.SOCKET_PATH, "/run/pycni/cni.sock", "Unix socket the CNI plugin talks to."),
-    Setting(
-        "ipam-data-dir",
-        kinds.ABSOLUTE_PATH,
-        "/var/lib/cni/networks",
-        "Address reservations, in host-local's format, when the network configuration names no dataDir.",
-    ),
-    Setting("workers", kinds.integer(1, 64), 4, "CNI requests worked on at the same time.", unit="threads"),
-    Setting(
-        "healthz-ip",
-        kinds.ADDRESS,
-        IPv4Address("0.0.0.0"),
-        "Address /healthz, /readyz and /metrics listen on.",
-        flannel=True,
-    ),
-    Setting(
-        "healthz-port",
-        kinds.integer(0, 65535),
-        0,
-        "Port of /healthz, /readyz and /metrics; 0: off.",
-        flannel=True,
-    ),
-    Setting(
-        "log-level",
-        kinds.choice("debug", "info", "warning", "error"),
-        "info",
-        "Least severity that is logged.",
-    ),
-    Setting("log-format", kinds.choice("text", "json"), "text", "Lines for people or JSON objects."),
-    Setting(
-        "v",
-        kinds.integer(0, 10),
-        0,
-        "Flannel's verbosity: 4 and more is log-level debug, unless log-level is given.",
-        flannel=True,
-    ),
+    *settings_table_agent.ROWS,
+    *settings_table_network.ROWS,
+    *settings_table_kube.ROWS,
+    *settings_table_proxy.ROWS,
 )
 BY_NAME: Mapping[str, Setting] = {row.name: row for row in TABLE}
+ALIASES: Mapping[str, str] = {alias: row.name for row in TABLE for alias in row.aliases}
+"""Other programs' names and ours."""
 
 
 class Given(NamedTuple):
@@ -325,6 +165,8 @@ def resolve(sources: Sequence[Sequence[Given]], hostname: str) -> Settings:
         raise SettingsError(problems)
     values["etcd_endpoints"] = _complete(values)
     values["etcd_prefix"] = str(values["etcd_prefix"]).rstrip("/")
+    if not values["control_socket"]:
+        values["control_socket"] = str(values["cni_socket"]).rpartition("/")[0] + "/agent.sock"
     return Settings(**values)
 
 
@@ -361,6 +203,7 @@ def _contradictions(values: Mapping[str, object], where: Mapping[str, str]) -> l
 
     together("etcd-certfile", "etcd-keyfile")
     together("etcd-keyfile", "etcd-certfile")
+    together("run-loadbalancer", "loadbalancer-ip-range")
     if values["etcd_username"] and not (values["etcd_password"] or values["etcd_password_file"]):
         clash("etcd-username", "needs etcd-password or etcd-password-file too")
     for name in ("etcd-password", "etcd-password-file"):

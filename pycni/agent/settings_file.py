@@ -16,34 +16,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pycni.agent.settings import BY_NAME, TABLE, Given, Settings, SettingsError, resolve
+from pycni.agent.settings import ALIASES, BY_NAME, TABLE, Given, Settings, SettingsError, resolve
 from pycni.agent.settings_kinds import BOOLEAN, Words
 from pycni.errors import ConfigError
 
 _NO_IPTABLES = "pycni programs nftables and repairs it at once; nothing to set"
-_NO_KUBE = "subnets come from etcd here; the Kubernetes subnet manager is not built in"
 
 IGNORED: Mapping[str, str] = {
     "iptables-resync": _NO_IPTABLES,
     "iptables-forward-rules": _NO_IPTABLES,
-    "set-node-network-unavailable": "only flannel's Kubernetes subnet manager sets node conditions",
+    "set-node-network-unavailable": "pycni sets no node conditions; clouds that need it have a controller for it",
     "vmodule": "use log-level",
     "log_backtrace_at": "use log-level",
 }
 """Flannel's flags that are accepted, do nothing and cause one warning."""
 
 REFUSED: Mapping[str, str] = {
-    "kube-subnet-mgr": _NO_KUBE,
-    "kube-api-url": _NO_KUBE,
-    "kube-annotation-prefix": _NO_KUBE,
-    "kubeconfig-file": _NO_KUBE,
-    "net-config-path": "the network's configuration is read from <etcd-prefix>/config",
     "ip-blackhole-route": "no blackhole route is made for the node's subnet",
 }
 """Flannel's flags that ask for something pycni does not do. Switched off (=false) they are accepted."""
 
 _FLANNEL_BOOLEANS = frozenset(
-    {"iptables-forward-rules", "kube-subnet-mgr", "set-node-network-unavailable", "ip-blackhole-route"}
+    {"iptables-forward-rules", "set-node-network-unavailable", "ip-blackhole-route"}
 )
 
 # Variables Kubernetes makes for every Service of a namespace; one called "pycnid" must not stop the agent.
@@ -125,7 +119,7 @@ def from_flags(argv: Sequence[str], reader: _Reader) -> tuple[list[Given], str]:
                 ConfigError("command line", "argument", word, "not a flag (write --name=value)")
             )
             continue
-        name, value = match[1], match[2]
+        name, value = ALIASES.get(match[1], match[1]), match[2]
         is_bool = name in _FLANNEL_BOOLEANS or (name in BY_NAME and BY_NAME[name].kind.is_bool)
         if value is None and is_bool:
             value = "true"
@@ -183,6 +177,7 @@ def from_file(path: str, reader: _Reader) -> list[Given]:
     where = _shown(path)
     for key, value in table.items():
         name = _shown(key if key in IGNORED else key.replace("_", "-"))
+        name = ALIASES.get(name, name)
         try:
             words = _words(value, many=name not in BY_NAME or BY_NAME[name].kind.many)
         except ValueError as exc:

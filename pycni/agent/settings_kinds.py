@@ -150,6 +150,25 @@ def _node_name(word: str) -> str:
     return word
 
 
+def _url(word: str) -> str:
+    match = re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w./-]*)?", word)
+    if match is None or int((match[2] or ":1")[1:]) not in range(1, 65536):
+        raise ValueError("not a URL like https://10.0.0.1:6443")
+    if match[1].startswith("["):
+        _address(match[1][1:-1])
+    return word.rstrip("/")
+
+
+def _port_range(word: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})[-:]([0-9]{1,5})", word)
+    if match is None:
+        raise ValueError("not a range of ports like 30000-32767")
+    first, last = int(match[1]), int(match[2])
+    if not 0 < first <= last < 65536:
+        raise ValueError("not a range within 1-65535")
+    return first, last
+
+
 def integer(low: int, high: int) -> Kind:
     """Whole number in ``low..high``."""
 
@@ -219,6 +238,8 @@ SOCKET_PATH = _scalar("absolute path", _socket_path)
 ADDRESS = _scalar("IP address", _address)
 IPV4 = _scalar("IPv4 address", _ipv4)
 IPV6 = _scalar("IPv6 address", _ipv6)
+URL = _scalar("URL", _url)
+PORT_RANGE = _scalar("range of ports", _port_range)
 NODE_NAME = _scalar("name", _node_name)
 SECRET = _scalar("text", _secret)
 ENDPOINTS = listing("list of URLs", _endpoint)
