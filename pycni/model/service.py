@@ -161,6 +161,21 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """What of it cannot be honoured and why, one line each (an external IP outside the allowed ranges ...)."""
 
 
+class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What only the IPVS data plane is asked for; kube-router's settings."""
+
+    hairpin: bool = False
+    """hairpin-mode: every service as if annotated ``service.hairpin``."""
+    graceful: bool = True
+    """ipvs-graceful-termination."""
+    graceful_s: float = 30.0
+    """ipvs-graceful-period: how long connections to an ended endpoint are kept at most."""
+    permit_all: bool = True
+    """ipvs-permit-all: let in whatever is for a service's address, not only its ports."""
+    excluded: tuple[Network, ...] = ()
+    """excluded-cidrs: virtual servers with these addresses are somebody else's."""
+
+
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What resolving and compiling services depend on besides the objects. Families the node lacks have no entries."""
 
@@ -188,6 +203,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     proxy_name: str = ""
     """Our service-proxy-name: services labelled with another one are not ours."""
     families: tuple[Family, ...] = (Family.V4,)
+    ipvs: IpvsOptions = IpvsOptions()
 
 
 class Packet(NamedTuple):
