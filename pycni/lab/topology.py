@@ -8,21 +8,25 @@ of the lab is lost.
 The underlay is one Ethernet segment::
 
     pycni-<lab>-fabric   bridge br0   172.20.255.254/16  fd20::ffff/64   etcd
+    pycni-<lab>-client   eth0         172.20.255.253/16  fd20::fffe/64   with services: somebody outside the cluster
     pycni-<lab>-node<i>  eth0         172.20.0.<i>/16    fd20::<i>/64    pycnid
     pycni-<lab>-pod.<p>  eth0         from the node's lease
+
+A pod of Kubernetes' namespace "default" is called as it is, one of another namespace ``<pod>.<namespace>``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from typing import NamedTuple
 
 import msgspec
 
 from pycni.errors import PycniError
-from pycni.model.family import Family
+from pycni.model.family import Family, Network
 
 BACKENDS = ("vxlan", "host-gw")
 DRIVERS = ("netns", "uml")
@@ -38,10 +42,38 @@ MIN_MTU = 1350
 """The smallest underlay MTU that leaves IPv6 its minimum of 1280 bytes (RFC 8200 section 5) inside VXLAN."""
 MAX_MTU = 65000
 
+PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
+"""Data planes of services; without one the lab has no Services, no DNS and no outside client."""
+POD_NETWORKS: Mapping[Family, Network] = {
+    Family.V4: ip_network("10.244.0.0/16"),
+    Family.V6: ip_network("fd00:10:244::/48"),
+}
+SERVICE_NETWORKS: Mapping[Family, Network] = {
+    Family.V4: ip_network("10.96.0.0/16"),
+    Family.V6: ip_network("fd00:10:96::/112"),
+}
+"""ClusterIPs. No pod, node or balancer has an address in here."""
+BALANCER_NETWORKS: Mapping[Family, Network] = {
+    Family.V4: ip_network("10.98.0.0/24"),
+    Family.V6: ip_network("fd00:10:98::/120"),
+}
+"""Addresses of Services of type LoadBalancer."""
+EXTERNAL_NETWORKS: Mapping[Family, Network] = {
+    Family.V4: ip_network("10.99.0.0/24"),
+    Family.V6: ip_network("fd00:10:99::/120"),
+}
+"""spec.externalIPs that nodes accept."""
+NODE_PORTS = range(30000, 32768)
+DNS_HOST = 10
+"""The DNS service is the tenth address of each service network."""
+DNS_DOMAIN = "cluster.local"
+FABRIC, CLIENT = "fabric", "client"
+
 _LAB_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
-_POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_POD_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})?")
 _NODE_NAME = re.compile(r"node[0-9]+")
-_NAMESPACE = re.compile(rf"pycni-({_LAB_NAME.pattern})-(fabric|node[0-9]+|pod\.{_POD_NAME.pattern})")
+_NAMESPACE = re.compile(rf"pycni-({_LAB_NAME.pattern})-(fabric|client|node[0-9]+|pod\.{_POD_NAME.pattern})")
 
 
 class LabError(PycniError):
@@ -68,6 +100,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Types of reference plugins that follow ours in the conflist."""
     driver: str = "netns"
     """What makes its nodes: one of ``DRIVERS``."""
+    proxy: str = "none"
+    """Data plane of services: one of ``PROXIES``."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -82,7 +116,7 @@ class PodNamespace(NamedTuple):
 
     lab: str
     role: str
-    """``fabric``, ``node<i>`` or ``pod.<name>``."""
+    """``fabric``, ``client``, ``node<i>`` or ``pod.<name>``."""
 
 
 def check_spec(spec: LabSpec) -> LabSpec:
@@ -92,6 +126,8 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--backend {spec.backend!r}: not one of {', '.join(BACKENDS)}", usage=True)
     if spec.driver not in DRIVERS:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)
+    if spec.proxy not in PROXIES:
+        raise LabError(f"--proxy {spec.proxy!r}: not one of {', '.join(PROXIES)}", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:
@@ -117,10 +153,11 @@ def check_pod_name(name: str) -> str:
     """Pods and nodes share the names that ``lab exec`` understands, so a pod cannot be called like a node."""
     if not _POD_NAME.fullmatch(name):
         raise LabError(
-            f"pod name {name!r}: lower-case letters, digits and inner dashes only, 30 characters at most",
+            f"pod name {name!r}: POD or POD.NAMESPACE, each of lower-case letters, digits and inner dashes, "
+            "63 characters at most",
             usage=True,
         )
-    if name == "fabric" or _NODE_NAME.fullmatch(name):
+    if name in {FABRIC, CLIENT} or _NODE_NAME.fullmatch(name):
         raise LabError(f"pod name {name!r}: is kept for the lab's own namespaces", usage=True)
     return name
 
@@ -140,6 +177,11 @@ def fabric_namespace(lab: str) -> str:
     return f"pycni-{lab}-fabric"
 
 
+def client_namespace(lab: str) -> str:
+    """Namespace of the client outside the cluster."""
+    return f"pycni-{lab}-client"
+
+
 def node_namespace(lab: str, node: str) -> str:
     """Namespace of a node."""
     return f"pycni-{lab}-{node}"
@@ -148,6 +190,17 @@ def node_namespace(lab: str, node: str) -> str:
 def pod_namespace(lab: str, pod: str) -> str:
     """Namespace of a pod."""
     return f"pycni-{lab}-pod.{pod}"
+
+
+def pod_name(namespace: str, name: str) -> str:
+    """What the lab calls a pod of Kubernetes' namespace."""
+    return name if namespace == "default" else f"{name}.{namespace}"
+
+
+def pod_key(name: str) -> tuple[str, str]:
+    """Kubernetes' namespace and name of a pod of the lab."""
+    pod, _dot, namespace = name.partition(".")
+    return namespace or "default", pod
 
 
 def parse_namespace(name: str) -> PodNamespace | None:
@@ -167,6 +220,36 @@ def underlay_address(family: Family, index: int) -> IPv4Interface | IPv6Interfac
         return IPv4Interface((host, 16))
     host6 = IPv6Address("fd20::ffff") if index == 0 else IPv6Address(f"fd20::{index}")
     return IPv6Interface((host6, 64))
+
+
+def client_address(family: Family) -> IPv4Interface | IPv6Interface:
+    """Address of the client outside the cluster."""
+    fabric = underlay_address(family, 0)
+    return type(fabric)((fabric.ip - 1, fabric.network.prefixlen))
+
+
+def dns_addresses(spec: LabSpec) -> tuple[str, ...]:
+    """ClusterIPs of the DNS service."""
+    return tuple(str(SERVICE_NETWORKS[family][DNS_HOST]) for family in spec.families)
+
+
+def proxy_flags(spec: LabSpec, manifests: str) -> dict[str, str]:
+    """Flags of an agent that serves Services from a folder of manifests; none without a data plane."""
+    if spec.proxy == "none":
+        return {}
+    return {
+        "components": "network,proxy",
+        "proxy-mode": spec.proxy,
+        "manifest-dir": manifests,
+        "cluster-cidr": _listed(spec, POD_NETWORKS),
+        "service-cluster-ip-range": _listed(spec, SERVICE_NETWORKS),
+        "loadbalancer-ip-range": _listed(spec, BALANCER_NETWORKS),
+        "service-external-ip-range": _listed(spec, EXTERNAL_NETWORKS),
+    }
+
+
+def _listed(spec: LabSpec, networks: Mapping[Family, Network]) -> str:
+    return ",".join(str(networks[family]) for family in spec.families)
 
 
 def underlay_addresses(spec: LabSpec, index: int) -> dict[Family, IPv4Interface | IPv6Interface]:
@@ -189,11 +272,11 @@ def net_conf(spec: LabSpec) -> str:
     """The value of ``<prefix>/config``: flannel's net-conf.json for this lab."""
     conf: dict[str, object] = {}
     if Family.V4 in spec.families:
-        conf |= {"Network": "10.244.0.0/16", "SubnetLen": 24}
+        conf |= {"Network": str(POD_NETWORKS[Family.V4]), "SubnetLen": 24}
     else:
         conf["EnableIPv4"] = False
     if Family.V6 in spec.families:
-        conf |= {"EnableIPv6": True, "IPv6Network": "fd00:10:244::/48", "IPv6SubnetLen": 64}
+        conf |= {"EnableIPv6": True, "IPv6Network": str(POD_NETWORKS[Family.V6]), "IPv6SubnetLen": 64}
     conf["Backend"] = {"Type": spec.backend}
     return json.dumps(conf)
 
