@@ -7,9 +7,16 @@ services have to be resolved anew; ``slices_of`` then gives a service's slices a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE, EndpointSlice
-from pycni.store import Snapshot
+
+
+class Objects(Protocol):
+    """The part of ``store.Snapshot`` that is needed here."""
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """The objects of one kind by key."""
 
 
 class ServiceIndex:
@@ -21,7 +28,7 @@ class ServiceIndex:
         self._slices: dict[str, tuple[EndpointSlice, ...]] = {}
         """Service key -> its slices, sorted by their keys."""
 
-    def update(self, snapshot: Snapshot, changed: Mapping[str, set[str]] | None) -> set[str]:
+    def update(self, snapshot: Objects, changed: Mapping[str, set[str]] | None) -> set[str]:
         """Take in a snapshot. ``changed``: keys by kind that differ from the last one taken in; None: any may.
 
         Returns the keys of services that changed themselves or in their slices; with None all there are or were. A
