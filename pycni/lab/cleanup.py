@@ -18,9 +18,6 @@ from pycni.lab.report import Progress
 from pycni.lab.state import LabState, recorded
 from pycni.lab.topology import LabError
 
-ROUNDS = 5
-"""Times to look for processes again: one that was about to fork has a child the first look missed."""
-
 
 class Wiped(NamedTuple):
     """What was removed."""
@@ -56,15 +53,12 @@ def wipe(state: LabState) -> Wiped:
 
 def end_processes(spaces: Sequence[str], also: Sequence[ProcessId] = (), daemons_of: str = "") -> int:
     """Kill what runs in the namespaces, ``also``, and the daemons of a lab; returns how many there were."""
-    ended: set[ProcessId] = set()
-    for _round in range(ROUNDS):
+
+    def look() -> set[ProcessId]:
         found = {*processes.inside(netns.inodes(spaces)), *(item for item in also if item.alive())}
-        found |= set(processes.marked(daemons_of) if daemons_of else ())
-        if not found:
-            break
-        processes.kill(found)
-        ended |= found
-    return len(ended)
+        return found | set(processes.marked(daemons_of) if daemons_of else ())
+
+    return processes.end(look)
 
 
 def clear_way(state: LabState, progress: Progress) -> None:

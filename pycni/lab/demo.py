@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import time
 
-from pycni.kernel import netns as kernel_netns
 from pycni.lab import report
 from pycni.lab.cleanup import known
 from pycni.lab.report import Progress
 from pycni.lab.run import Lab
 from pycni.lab.state import PodRecord
 from pycni.lab.topology import LabError, LabSpec
-from pycni.lab.traffic import Traffic, TrafficReport
+from pycni.lab.traffic import TrafficReport
 
 PING_S = 0.005
 CALM_S = 0.5
@@ -23,9 +22,8 @@ def demo(spec: LabSpec, progress: Progress) -> bool:
     """Run it; whether everything it shows came out well. The lab is gone afterwards, whatever happened."""
     started = time.monotonic()
     tell = progress.line
-    tell(
-        f"A pod network of {spec.nodes} nodes, each a network namespace with a real pycnid, around one etcd."
-    )
+    made_of = {"netns": "a network namespace", "uml": "a User-Mode Linux guest"}[spec.driver]
+    tell(f"A pod network of {spec.nodes} nodes, each {made_of} with a real pycnid, around one etcd.")
     tell("The machine's own network is not touched.\n")
     lab = Lab.up(spec, progress)
     try:
@@ -66,7 +64,7 @@ def _kill_an_agent(lab: Lab, progress: Progress) -> bool:
         return True
     node = source.node
     before = lab.agent(node)
-    with Traffic(kernel_netns.path(source.namespace), target.ips[0], PING_S) as traffic:
+    with lab.traffic(source.name, target.ips[0], PING_S) as traffic:
         if not traffic.wait_answered(10):
             raise LabError(f"no ping from {source.name} to {target.name} is answered")
         lab.signal_agent(node, signal.SIGKILL)

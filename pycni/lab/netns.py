@@ -45,8 +45,8 @@ def make_fabric(spec: LabSpec) -> None:
         quiet = attr_u8(_IFLA_BR_MCAST_SNOOPING, 0)
         mtu = attr_u32(rtlink.IFLA_MTU, spec.mtu)
         sock.request(rtlink.new_link(BRIDGE, "bridge", mtu, data=quiet), "add link", BRIDGE)
-        _up(sock, "lo")
-        _up(sock, BRIDGE, *topology.underlay_addresses(spec, 0).values())
+        bring_up(sock, "lo")
+        bring_up(sock, BRIDGE, *topology.underlay_addresses(spec, 0).values())
 
 
 def make_node(spec: LabSpec, index: int) -> None:
@@ -61,14 +61,19 @@ def make_node(spec: LabSpec, index: int) -> None:
             master = attr_u32(rtlink.IFLA_MASTER, index_of(sock, BRIDGE))
             cable = rtlink.new_veth(node, mtu, master, peer_name=UPLINK, peer_netns_fd=fd, peer_attrs=mtu)
             sock.request(cable, "add link", node)
-            _up(sock, node)
+            bring_up(sock, node)
     finally:
         os.close(fd)
+    equip_node(spec, index, name)
+
+
+def equip_node(spec: LabSpec, index: int, namespace: str) -> None:
+    """Bring up a node's end of its cable, with the node's addresses. Raises KernelError."""
     if Family.V6 in spec.families:
-        inside(name, _calm_ipv6)
-    with socket_in(name) as sock:
-        _up(sock, "lo")
-        _up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
+        inside(namespace, _calm_ipv6)
+    with socket_in(namespace) as sock:
+        bring_up(sock, "lo")
+        bring_up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
 
 
 def introduce(spec: LabSpec, nodes: Sequence[str]) -> None:
@@ -127,7 +132,12 @@ def exists(name: str) -> bool:
 
 
 def inside(name: str, function: Callable[[], T]) -> T:
-    """Run a function inside a named namespace, on a thread of its own. Raises what it raises, KernelError."""
+    """Run a function inside a named namespace, on a thread of its own; "" is here.
+
+    Raises what the function raises, KernelError.
+    """
+    if not name:
+        return function()
     with Inside() as run:
         return run(netns.path(name), function)
 
@@ -155,7 +165,8 @@ def _link(sock: NetlinkSocket, link: str) -> rtlink.Link:
     return rtlink.parse_link(sock.request(rtlink.get_link(name=link), "find link", link)[0])
 
 
-def _up(sock: NetlinkSocket, link: str, *addresses: IPv4Interface | IPv6Interface) -> None:
+def bring_up(sock: NetlinkSocket, link: str, *addresses: IPv4Interface | IPv6Interface) -> None:
+    """Give a link these addresses, usable at once, and set it up. Raises KernelError."""
     index = index_of(sock, link)
     for address in addresses:
         message = rtnl.new_address(

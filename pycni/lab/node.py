@@ -1,17 +1,15 @@
 """One node of a lab: its real pycnid, its CNI configuration, the runtime that makes pods on it.
 
-Life: ``prepare`` writes the node's files, ``start`` execs the agent inside the node's namespace, ``readiness`` asks its
-health endpoint there. The object holds no state of its own: a later command makes it again from the specification
-and the node's name.
+Life: ``prepare`` writes the node's files, ``start`` execs the agent inside the node, ``readiness`` asks its
+health endpoint there; what a node is made of is the driver's business. The object holds no state of its own: a later
+command makes it again from the specification and the node's name.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
-from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from typing import NamedTuple
 import pycni
 from pycni.errors import ConfigError, PycniError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import netns, processes, topology
+from pycni.lab import driver, inside, netns, processes, topology
 from pycni.lab.processes import ProcessId
 from pycni.lab.runtime import CniRuntime, load_list
 from pycni.lab.state import LabState
@@ -29,7 +27,6 @@ from pycni.model.podnet import PodNetwork
 from pycni.wire.subnetenv import decode_subnet_env
 
 REFERENCE_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")
-HEALTH_TIMEOUT_S = 2.0
 LOG_LINES = 12
 """How much of an agent's log goes into an error message."""
 
@@ -48,14 +45,19 @@ class LabNode:
         self.spec = spec
         self.name = name
         self.index = topology.node_index(name)
-        self.namespace = topology.node_namespace(spec.name, name)
+        self.driver = driver.of(spec, state)
+        self.namespace = self.driver.space(name)
+        """Name of its network namespace; "" when it has a kernel of its own."""
         self.folder = state.node_folder(name)
+        """Shared between this machine and the node."""
+        self.home = Path(self.driver.home(name))
+        """The node's own: what is in it can be read from inside (and, with namespaces, here too)."""
         self.lab_folder = state.folder
 
     @property
     def netns(self) -> str:
-        """Path of its network namespace."""
-        return kernel_netns.path(self.namespace)
+        """Path of its network namespace; "" when it has a kernel of its own."""
+        return kernel_netns.path(self.namespace) if self.namespace else ""
 
     @property
     def addresses(self) -> dict[Family, IPv4Interface | IPv6Interface]:
@@ -65,7 +67,7 @@ class LabNode:
     @property
     def socket(self) -> str:
         """The agent's CNI socket."""
-        return str(self.folder / "cni.sock")
+        return str(self.home / "cni.sock")
 
     @property
     def log(self) -> Path:
@@ -80,7 +82,7 @@ class LabNode:
     @property
     def data_dir(self) -> str:
         """Address reservations."""
-        return str(self.folder / "networks")
+        return str(self.home / "networks")
 
     @property
     def subnet_file(self) -> Path:
@@ -100,7 +102,7 @@ class LabNode:
             "etcd-prefix": topology.ETCD_PREFIX,
             "iface": netns.UPLINK,
             "subnet-file": str(self.subnet_file),
-            "state-dir": str(self.folder / "state"),
+            "state-dir": str(self.home / "state"),
             "cni-socket": self.socket,
             "ipam-data-dir": self.data_dir,
             "healthz-ip": "127.0.0.1",
@@ -114,20 +116,24 @@ class LabNode:
     def start(self) -> ProcessId:
         """Start the agent and return at once; see ``readiness``."""
         words = [sys.executable, "-P", "-m", "pycni.agent.main", *self.arguments()]
-        taken = ("PYCNI", "FLANNELD", "ETCD", "NOTIFY_SOCKET", "PYTHON")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(taken)}
-        environment |= {"PYTHONPATH": _import_roots(), **processes.mark(self.spec.name)}
-        return processes.spawn(kernel_netns.exec_prefix(self.namespace) + words, self.log, environment)
+        return processes.spawn(self.prefix() + words, self.log, processes.environment(self.spec.name))
+
+    def prefix(self, namespace: str | None = None) -> list[str]:
+        """Words before a command that run it in the node, or in a namespace on it."""
+        return self.driver.prefix(self.name, self.namespace if namespace is None else namespace)
 
     def readiness(self) -> Readiness:
         """What ``/readyz`` answers."""
         try:
-            status, body = http(self.namespace, "127.0.0.1", topology.HEALTH_PORT, "/readyz")
-        except (OSError, PycniError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-            return Readiness(ready=False, reason=f"agent does not answer: {reason}")
-        return Readiness(
-            ready=status == 200, reason="" if status == 200 else " ".join(body.split("\n")).strip()
+            answer = self.driver.call(self.name, inside.readiness, self.namespace, topology.HEALTH_PORT)
+        except PycniError as exc:
+            return Readiness(ready=False, reason=str(exc))
+        return Readiness(*answer)
+
+    def routes(self) -> list[str]:
+        """Destinations of the routes its agent made. Raises KernelError, LabError."""
+        return self.driver.call(
+            self.name, inside.routes, self.namespace, [int(item) for item in self.spec.families]
         )
 
     def pod_network(self) -> PodNetwork | None:
@@ -143,7 +149,7 @@ class LabNode:
             load_list(self.conflist),
             cache_dir=self.folder,
             path=(plugin_folder(self.lab_folder), *REFERENCE_PLUGINS),
-            prefix=kernel_netns.exec_prefix(self.namespace),
+            prefix=self.prefix(),
             environment={"PYCNI_SOCKET": self.socket},
         )
 
@@ -172,33 +178,3 @@ def plugin_folder(lab_folder: Path) -> str:
     raise LabError(
         f"the CNI executable 'pycni' is neither in {package.parent}/cni-bin nor in {package}/agent/data"
     )
-
-
-def http(namespace: str, host: str, port: int, target: str, body: bytes = b"") -> tuple[int, str]:
-    """One HTTP request from inside a namespace (POST when there is a body): status and body of the answer.
-
-    Raises OSError, KernelError.
-    """
-    method = "POST" if body else "GET"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with netns.inside(namespace, partial(socket.socket, family)) as sock:
-        sock.settimeout(HEALTH_TIMEOUT_S)
-        sock.connect((host, port))
-        shown = f"[{host}]" if ":" in host else host
-        head = f"{method} {target} HTTP/1.0\r\nHost: {shown}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
-        sock.sendall(head.encode() + body)
-        answer = b""
-        while chunk := sock.recv(65536):
-            answer += chunk
-    first, _line, rest = answer.partition(b"\r\n")
-    words = first.split()
-    if len(words) < 2 or not words[1].isdigit():
-        raise ConnectionError(f"no HTTP answer from {shown}:{port}")
-    return int(words[1]), rest.partition(b"\r\n\r\n")[2].decode(errors="replace")
-
-
-def _import_roots() -> str:
-    """Folders from which the agent imports the same code as this process."""
-    root = Path(pycni.__file__).parent.parent
-    others = [root / name for name in ("proxy", "bgp") if (root / name).is_dir()]
-    return os.pathsep.join(str(folder) for folder in (root, *others))

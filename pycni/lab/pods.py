@@ -1,12 +1,13 @@
 """Pods of a lab: a namespace each, attached by the real CNI executable.
 
-Life: the record is written before ADD, with the container id, so that whatever happens in between ``remove`` and
-``lab down`` know what to undo; ADD's result completes it. ``remove`` goes the way a runtime goes: end the processes,
-DEL, then take the namespace away. Threads may add and remove different pods at once.
+Life: the record is written first, with the container id, so that a name is given once and whatever happens in between
+``remove`` and ``lab down`` know what to undo; ADD's result completes it. ``remove`` goes the way a runtime goes: end
+the processes, DEL, then take the namespace away. Threads may add and remove different pods at once.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from ipaddress import ip_interface
@@ -15,15 +16,11 @@ from typing import Any
 import msgspec
 
 from pycni.errors import KernelError, PycniError
-from pycni.kernel import netns as kernel_netns
-from pycni.lab import netns, topology
-from pycni.lab.cleanup import end_processes
+from pycni.lab import inside, topology
 from pycni.lab.node import LabNode
 from pycni.lab.runtime import Attachment
 from pycni.lab.state import LabState, PodRecord
 from pycni.lab.topology import LabError
-
-_EEXIST = 17
 
 
 class PodExistsError(LabError):
@@ -46,15 +43,17 @@ def add(
     """Make a pod. Raises LabError with the plugin's error, after which nothing of the pod is left."""
     lab = node.spec.name
     space = topology.pod_namespace(lab, name)
-    try:
-        path = kernel_netns.create(space)
-    except KernelError as exc:
-        if exc.errno != _EEXIST:
-            raise
-        raise PodExistsError(f"lab {lab} has a pod {name} already", usage=True) from exc
     container_id = f"{lab}-{name}-{os.urandom(4).hex()}"
     pod = PodRecord(name=name, node=node.name, namespace=space, container_id=container_id)
-    state.put_pod(pod)
+    if not state.claim_pod(pod):
+        raise PodExistsError(f"lab {lab} has a pod {name} already", usage=True)
+    try:
+        path = node.driver.call(node.name, inside.make_namespace, space)
+    except BaseException as exc:
+        state.drop_pod(name)
+        if isinstance(exc, KernelError) and exc.errno == errno.EEXIST:
+            raise PodExistsError(f"lab {lab} has a pod {name} already", usage=True) from exc
+        raise
     attachment = Attachment(
         container_id,
         path,
@@ -65,7 +64,7 @@ def add(
     try:
         outcome = node.runtime().add(attachment)
     except PycniError as exc:
-        kernel_netns.delete(space)
+        node.driver.call(node.name, inside.delete_namespace, space)
         state.drop_pod(name)
         notes = "".join(f" ({note})" for note in getattr(exc, "__notes__", ()))
         raise LabError(f"pod {name} on {node.name}: {exc}{notes}") from exc
@@ -93,14 +92,13 @@ def add_any(state: LabState, node: LabNode, capability_args: Mapping[str, Any] |
 
 def remove(state: LabState, node: LabNode, pod: PodRecord, *, force: bool = False) -> None:
     """Remove a pod. ``force``: also when DEL fails, else LabError and the pod stays for another try."""
-    end_processes([pod.namespace])
-    path = kernel_netns.path(pod.namespace) if netns.exists(pod.namespace) else ""
+    path = node.driver.call(node.name, inside.end_processes, pod.namespace)
     try:
         node.runtime().delete(Attachment(pod.container_id, path, pod.interface))
     except PycniError as exc:
         if not force:
             raise LabError(f"pod {pod.name} on {node.name}: {exc}") from exc
-    kernel_netns.delete(pod.namespace)
+    node.driver.call(node.name, inside.delete_namespace, pod.namespace)
     state.drop_pod(pod.name)
 
 

@@ -2,7 +2,9 @@
 
 Life of a run: every host has, inside its namespace, a raw ICMP socket, a UDP socket that is client and server at
 once, and a TCP listener, on ports of the kernel's choice (``stations``); one thread serves all of them by epoll, with
-a bounded number of checks under way. The loop itself never leaves its own namespace.
+a bounded number of checks under way. The loop itself never leaves its own namespace. Where hosts are on different
+kernels each has a prober of its own: ``doors`` tells the others where its hosts are reached, ``meet`` takes in theirs,
+``run`` tries the checks that start here, and ``serve`` answers the others' until they are through.
 
 A check succeeds when what was sent comes back byte for byte. UDP and ICMP are sent again while their time lasts,
 because one lost packet is no broken path; an ICMP error ends a check at once and is its reason.
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple, Self
 
 from pycni.errors import PycniError
 from pycni.lab import icmp
-from pycni.lab.stations import Host, Inside, Station
+from pycni.lab.stations import Door, Host, Inside, Station
 from pycni.model.family import Family
 
 KINDS = ("ping", "mtu", "tcp", "udp")
@@ -59,6 +61,14 @@ class Check(NamedTuple):
     kind: str
 
 
+class Doors(NamedTuple):
+    """Where the hosts of one kernel are reached. Both lists are of (host, family, what)."""
+
+    open: list[tuple[str, Family, Door]]
+    broken: list[tuple[str, Family, str]]
+    """Why a host cannot be reached at all."""
+
+
 class _Pending:
     """A check under way."""
 
@@ -87,6 +97,7 @@ class Prober:
         self._ident = int.from_bytes(seed[:2], "big")
         self._blob = seed
         self._stations: dict[tuple[str, Family], Station] = {}
+        self._doors: dict[tuple[str, Family], Door] = {}
         self._broken: dict[tuple[str, Family], str] = {}
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._pending: dict[int, _Pending] = {}
@@ -97,6 +108,7 @@ class Prober:
         self._numbers = 0
         self._overdue = 0
         self._next_look = 0.0
+        self._called = False
         with contextlib.ExitStack() as stack:
             self._inside = stack.enter_context(Inside())
             self._epoll = stack.enter_context(select.epoll())
@@ -117,8 +129,35 @@ class Prober:
         """Close every socket."""
         self._stack.close()
 
+    def doors(self) -> Doors:
+        """Where this prober's hosts are reached."""
+        return Doors(
+            [(*key, station.door) for key, station in self._stations.items()],
+            [(*key, reason) for key, reason in self._broken.items()],
+        )
+
+    def meet(self, others: Doors) -> None:
+        """Take in the hosts of another prober."""
+        self._doors.update({(name, family): door for name, family, door in others.open})
+        self._broken.update({(name, family): reason for name, family, reason in others.broken})
+
+    def serve(self, until: int) -> None:
+        """Answer other probers until this file descriptor can be read."""
+        self._called = False
+        self._handlers[until] = self._on_call
+        self._epoll.register(until, select.EPOLLIN)
+        try:
+            while not self._called:
+                self._turn(-1)
+        finally:
+            self._epoll.unregister(until)
+            del self._handlers[until]
+
     def run(self, checks: Iterable[Check]) -> dict[Check, str]:
-        """Try all checks. The value is "" for success, else why it failed, in words."""
+        """Try all checks, whose sources are hosts of this prober.
+
+        The value is "" for success, else why it failed, in words.
+        """
         self._reasons = {}
         asked = tuple(checks)
         groups: dict[tuple[str, Family], list[Check]] = {}
@@ -138,7 +177,7 @@ class Prober:
                 ready.extend(self._prepare(self._stations[source, family], group))
             while ready and len(self._pending) - min(self._overdue, OVERDUE) < WINDOW:
                 self._start(ready.popleft())
-            self._turn()
+            self._turn(self._patience(time.monotonic()))
         return {check: self._reasons[check] for check in asked}
 
     # opening and closing
@@ -153,6 +192,7 @@ class Prober:
             return
         self._stack.callback(station.close)
         self._stations[host.name, family] = station
+        self._doors[host.name, family] = station.door
         self._watch(station.icmp, partial(self._on_icmp, station))
         self._watch(station.udp, partial(self._on_udp, station))
         self._watch(station.tcp, partial(self._on_accept, station))
@@ -188,7 +228,7 @@ class Prober:
         result = []
         for check in group:
             self._numbers += 1
-            target = self._stations[check.target, check.family]
+            target = self._doors[check.target, check.family]
             if check.kind == "tcp":
                 pending = _Pending(check, self._numbers, self._blob[:TCP_BYTES])
                 pending.sock = sockets.pop()
@@ -202,15 +242,15 @@ class Prober:
             result.append(pending)
         return result
 
-    def _datagram(self, check: Check, station: Station, target: Station) -> _Pending:
+    def _datagram(self, check: Check, station: Station, target: Door) -> _Pending:
         pending = _Pending(check, self._numbers, self._blob[: UDP_BYTES - _HEAD.size])
         message = _HEAD.pack(_MAGIC, _ASK, pending.number) + pending.expected
         self._datagrams[check.source, check.family, ip_address(target.address).packed] = pending.number
         pending.send = partial(station.udp.sendto, message, (target.address, target.udp_port))
         return pending
 
-    def _echo(self, check: Check, station: Station, target: Station) -> _Pending:
-        size = PING_BYTES if check.kind == "ping" else min(station.host.mtu, target.host.mtu)
+    def _echo(self, check: Check, station: Station, target: Door) -> _Pending:
+        size = PING_BYTES if check.kind == "ping" else min(station.host.mtu, target.mtu)
         pending = _Pending(
             check, self._numbers, self._blob[: size - icmp.IP_HEADER[check.family] - icmp.HEADER]
         )
@@ -228,7 +268,7 @@ class Prober:
         if pending.sock is None:
             self._send(pending)
             return
-        target = self._stations[pending.check.target, pending.check.family]
+        target = self._doors[pending.check.target, pending.check.family]
         self._watch(pending.sock, partial(self._on_stream, pending), select.EPOLLOUT | select.EPOLLIN)
         error = pending.sock.connect_ex((target.address, target.tcp_port))
         if error not in {0, _EINPROGRESS}:
@@ -245,10 +285,10 @@ class Prober:
 
     # the loop
 
-    def _turn(self) -> None:
-        """Wait for something to happen, handle it, then look at the clocks."""
+    def _turn(self, patience: float) -> None:
+        """Wait for something to happen (seconds; -1: as long as it takes), handle it, then look at the clocks."""
         before = time.monotonic()
-        for fd, mask in self._epoll.poll(self._patience(before), 256):
+        for fd, mask in self._epoll.poll(patience, 256):
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler(mask)
@@ -289,6 +329,9 @@ class Prober:
 
     # events
 
+    def _on_call(self, _mask: int) -> None:
+        self._called = True
+
     def _on_icmp(self, station: Station, _mask: int) -> None:
         for packet, sender in _drain(station.icmp):
             found = icmp.parse(station.family, packet, sender[0])
@@ -304,7 +347,7 @@ class Prober:
         number = None
         if refusal.protocol in {icmp.ICMP, icmp.ICMP6} and refusal.first == self._ident:
             number = self._echoes.get((*key, refusal.second))
-        elif refusal.protocol == icmp.UDP and refusal.first == station.udp_port:
+        elif refusal.protocol == icmp.UDP and refusal.first == station.door.udp_port:
             number = self._datagrams.get((*key, refusal.destination))
         if (pending := self._pending.get(number or 0)) is not None:
             self._finish(pending, refusal.text)

@@ -13,14 +13,17 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+import pycni
 from pycni.lab.topology import LabError
 
 POLL_S = 0.005
+ROUNDS = 5
+"""Times to look for processes again: one that was about to fork has a child the first look missed."""
 MARK = "PYCNI_LAB_DAEMON_OF"
 _RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
@@ -85,6 +88,36 @@ def inside(namespaces: Iterable[int]) -> list[ProcessId]:
     return [process for process in _all() if _net_link(process.pid) in wanted]
 
 
+def in_session(leader: int) -> list[ProcessId]:
+    """Every process of the session that this process leads or led."""
+    return [process for process in _all() if _session(process.pid) == leader]
+
+
+def end(look: Callable[[], Iterable[ProcessId]]) -> int:
+    """Kill what ``look`` finds until it finds nothing more; returns how many there were. Raises LabError."""
+    ended: set[ProcessId] = set()
+    for _round in range(ROUNDS):
+        found = set(look())
+        if not found:
+            break
+        kill(found)
+        ended |= found
+    return len(ended)
+
+
+def import_roots() -> list[str]:
+    """Folders from which daemons import the same code as this process."""
+    root = Path(pycni.__file__).parent.parent
+    return [str(root), *(str(root / name) for name in ("proxy", "bgp") if (root / name).is_dir())]
+
+
+def environment(lab: str) -> dict[str, str]:
+    """The environment of a lab's daemons: ours without what would configure them, with the lab's mark."""
+    taken = ("PYCNI", "FLANNELD", "ETCD", "NOTIFY_SOCKET", "PYTHON")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(taken)}
+    return kept | {"PYTHONPATH": os.pathsep.join(import_roots())} | mark(lab)
+
+
 def mark(lab: str) -> dict[str, str]:
     """The variable that tells a lab's daemons."""
     return {MARK: lab}
@@ -145,6 +178,14 @@ def _environment(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
+
+
+def _session(pid: int) -> int | None:
+    """proc(5), field 6 of stat."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _net_link(pid: int) -> str:

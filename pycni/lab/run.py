@@ -14,15 +14,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import etcd, netns, pods, processes, survey, topology
-from pycni.lab.cleanup import Wiped, clear_way, command, end_processes, known, require_root, wipe
+from pycni.lab import driver, etcd, inside, netns, pods, processes, survey, topology
+from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wipe
+from pycni.lab.driver import Stream
 from pycni.lab.matrix import Matrix
-from pycni.lab.node import LabNode, http
+from pycni.lab.node import LabNode
 from pycni.lab.probe import DEFAULT_TIMEOUT_S
 from pycni.lab.processes import ProcessId
 from pycni.lab.report import Progress
@@ -43,6 +45,7 @@ class Lab:
     def __init__(self, state: LabState, record: LabRecord) -> None:
         self.state = state
         self.record = record
+        self.driver = driver.of(record.spec, state)
 
     @property
     def spec(self) -> LabSpec:
@@ -96,10 +99,10 @@ class Lab:
         with progress.step(f"underlay: {spec.nodes} nodes on one segment, MTU {spec.mtu}"):
             netns.make_fabric(spec)
             for index in range(1, spec.nodes + 1):
-                self._make_node(index)
-            netns.introduce(spec, self.record.nodes)
+                self._begin_node(index)
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
             self._start_etcd()
+        self.driver.finish_nodes(self.record.nodes, self.record.processes)
         with progress.step(f"pycnid ready on {spec.nodes} nodes, {spec.backend}, {spec.family}") as update:
             self.start_agents([node.name for node in self.nodes()], update)
         for missing in self.missing_routes():
@@ -109,11 +112,11 @@ class Lab:
                 self._make_pods(spec.pods)
         self._save(phase="up")
 
-    def _make_node(self, index: int) -> LabNode:
-        netns.make_node(self.spec, index)
+    def _begin_node(self, index: int) -> LabNode:
         node = LabNode(self.spec, self.state, topology.node_name(index))
         node.prepare()
-        self._save(nodes=(*self.record.nodes, node.name))
+        parts = self.driver.begin_node(index)
+        self._save(nodes=(*self.record.nodes, node.name), processes={**self.record.processes, **parts})
         return node
 
     def _make_pods(self, per_node: int) -> None:
@@ -144,12 +147,12 @@ class Lab:
         """Write the network's configuration, by etcd's JSON gateway."""
         fields = {"key": f"{topology.ETCD_PREFIX}/config", "value": value}
         body = {name: base64.b64encode(text.encode()).decode() for name, text in fields.items()}
-        status, answer = http(
+        status, answer = inside.http(
             topology.fabric_namespace(self.spec.name),
             str(topology.underlay_address(self.spec.families[0], 0).ip),
             topology.ETCD_PORT,
             "/v3/kv/put",
-            json.dumps(body).encode(),
+            json.dumps(body),
         )
         if status != 200:
             raise LabError(f"etcd refuses {fields['key']}: {status} {answer.strip()[:200]}")
@@ -176,26 +179,24 @@ class Lab:
             index = next(number for number in range(1, topology.MAX_NODES + 2) if number not in taken)
             if index > topology.MAX_NODES:
                 raise LabError(f"lab {self.spec.name}: more than {topology.MAX_NODES} nodes are not possible")
-            node = self._make_node(index)
-            netns.introduce(self.spec, self.record.nodes)
+            node = self._begin_node(index)
+            self.driver.finish_nodes(self.record.nodes, self.record.processes)
             self.start_agents([node.name])
             self.missing_routes()
         return node
 
     def remove_node(self, name: str) -> None:
         """Switch a node off for good, with its pods: no good-bye, as a power cut. Its lease stays in etcd."""
-        node = self.node(name)
+        self.node(name)
         with self.state.lock():
             self._reload()
             gone = [pod for pod in self.pods() if pod.node == name]
-            spaces = [node.namespace, *(pod.namespace for pod in gone)]
-            process = self.record.processes.get(name)
-            end_processes(spaces, [process] if process else [])
-            for space in spaces:
-                kernel_netns.delete(space)
+            self.driver.remove_node(name, [pod.namespace for pod in gone], self.record.processes)
             for pod in gone:
                 self.state.drop_pod(pod.name)
-            others = {key: value for key, value in self.record.processes.items() if key != name}
+            others = {
+                key: value for key, value in self.record.processes.items() if key.partition(" ")[0] != name
+            }
             self._save(nodes=tuple(item for item in self.record.nodes if item != name), processes=others)
 
     def missing_routes(self, timeout: float = SETTLE_S) -> list[str]:
@@ -227,7 +228,7 @@ class Lab:
         process = self.agent(node)
         if process is None:
             raise LabError(f"the agent of {node} is not running")
-        processes.kill([process], number)
+        self.driver.signal(node, process, number)
 
     def start_agents(self, names: Sequence[str], update: Callable[[str], None] | None = None) -> None:
         """Start agents, a few at a time, until all are ready. Raises LabError with the log of one that is not.
@@ -300,11 +301,11 @@ class Lab:
     # use
 
     def namespace_of(self, target: str) -> str:
-        """Name of the namespace of a node, a pod or ``fabric``. Raises LabError."""
+        """Name of the namespace of a node ("": it has a kernel of its own), a pod or ``fabric``. Raises LabError."""
         if target == "fabric":
             return topology.fabric_namespace(self.spec.name)
         if target in self.record.nodes:
-            return topology.node_namespace(self.spec.name, target)
+            return self.driver.space(target)
         names = [*self.record.nodes, *(pod.name for pod in self.pods())]
         if target not in names:
             raise LabError(
@@ -313,8 +314,17 @@ class Lab:
         return self.pod(target).namespace
 
     def exec_argv(self, target: str, argv: Sequence[str]) -> list[str]:
-        """The words that run a command in a node, a pod or ``fabric``."""
-        return [*kernel_netns.exec_prefix(self.namespace_of(target)), *argv]
+        """The words that run a command in a node, a pod or ``fabric``. Raises LabError."""
+        space = self.namespace_of(target)
+        if target == "fabric":
+            return [*kernel_netns.exec_prefix(space), *argv]
+        node = target if target in self.record.nodes else self.pod(target).node
+        return [*self.driver.prefix(node, space), *argv]
+
+    def traffic(self, source: str, address: str, interval: float = 0.005) -> AbstractContextManager[Stream]:
+        """Pings from a node or a pod to an address every ``interval`` seconds. Raises LabError."""
+        node = source if source in self.record.nodes else self.pod(source).node
+        return self.driver.traffic(node, self.namespace_of(source), address, interval)
 
     def exec(
         self, target: str, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,6 +104,14 @@ class LabState:
         """Record a pod."""
         _write(self.folder / "pods" / f"{pod.name}.json", pod)
 
+    def claim_pod(self, pod: PodRecord) -> bool:
+        """Record a new pod; whether its name was free."""
+        try:
+            _write(self.folder / "pods" / f"{pod.name}.json", pod, new=True)
+        except FileExistsError:
+            return False
+        return True
+
     def drop_pod(self, name: str) -> None:
         """Forget a pod."""
         (self.folder / "pods" / f"{name}.json").unlink(missing_ok=True)
@@ -166,11 +175,18 @@ def _same_file(fd: int, file: Path) -> bool:
         return False
 
 
-def _write(file: Path, value: msgspec.Struct) -> None:
+def _write(file: Path, value: msgspec.Struct, *, new: bool = False) -> None:
+    """Put the whole file in place. ``new``: raises FileExistsError when there is one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_native_id()}")
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
-    temporary.rename(file)
+    if not new:
+        temporary.rename(file)
+        return
+    try:
+        os.link(temporary, file)
+    finally:
+        temporary.unlink()
 
 
 def _natural(file: Path) -> tuple[str, int]:

@@ -36,10 +36,21 @@ class Host(NamedTuple):
 
     name: str
     namespace: str
-    """Path of its network namespace."""
+    """Path of its network namespace; "" for the one the probe itself is in."""
     addresses: Mapping[Family, str]
     mtu: int
     """The largest packet it has to carry, in bytes."""
+    node: str = ""
+    """The node whose kernel it is on."""
+
+
+class Door(NamedTuple):
+    """Where a host can be reached by checks of one family."""
+
+    address: str
+    mtu: int
+    tcp_port: int
+    udp_port: int
 
 
 class Inside:
@@ -59,7 +70,9 @@ class Inside:
         self._thread.shutdown()
 
     def __call__(self, namespace: str, function: Callable[[], T]) -> T:
-        """The function's result; ``namespace`` is a path. Raises what the function raises, KernelError, OSError."""
+        """The function's result; ``namespace`` is a path, "" for here. Raises what it raises, KernelError, OSError."""
+        if not namespace:
+            return function()
         fd = netns.open_netns(namespace)
         try:
             return self._thread.submit(netns.run_in, fd, function).result()
@@ -103,8 +116,7 @@ class Station:
             self.tcp = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
             self._prepare()
             self._close = stack.pop_all().close
-        self.udp_port: int = self.udp.getsockname()[1]
-        self.tcp_port: int = self.tcp.getsockname()[1]
+        self.door = Door(self.address, host.mtu, self.tcp.getsockname()[1], self.udp.getsockname()[1])
 
     def _prepare(self) -> None:
         self.udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)

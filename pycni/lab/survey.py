@@ -8,18 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import netns, topology
+from pycni.lab import inside, topology
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, plan
 from pycni.lab.node import LabNode, Readiness
-from pycni.lab.probe import Prober
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
 from pycni.model.family import Family
-from pycni.model.tables import ROUTE_PROTOCOL
-from pycni.wire import rtnl
 
 ASKING = 8
 """Nodes asked for their readiness at the same time: one that hangs must not hold up the rest."""
@@ -34,7 +31,7 @@ def run_matrix(spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord
     by_name = {node.name: node for node in nodes}
     node_hosts = [_node_host(node) for node in nodes]
     pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there]
-    with Prober([*node_hosts, *pod_hosts], timeout) as prober:
+    with nodes[0].driver.probes([*node_hosts, *pod_hosts], timeout) as prober:
         reasons = prober.run(plan(node_hosts, pod_hosts))
     return Matrix(
         nodes=tuple(host.name for host in node_hosts),
@@ -49,18 +46,12 @@ def missing_routes(nodes: Sequence[LabNode]) -> list[str]:
     subnets = {node.name: network.subnets for node in nodes if (network := node.pod_network())}
     missing = []
     for node in nodes:
-        with netns.socket_in(node.namespace) as sock:
-            routes = [
-                rtnl.parse_route(message)
-                for family in node.spec.families
-                for message in sock.dump(rtnl.dump_routes(family, protocol=ROUTE_PROTOCOL))
-            ]
-        known = {(route.destination, route.prefix_len) for route in routes}
+        known = set(node.routes())
         missing += [
             f"{node.name} has no route to {subnet} of {other}"
             for other, theirs in subnets.items()
             for subnet in theirs
-            if other != node.name and (subnet.network_address.packed, subnet.prefixlen) not in known
+            if other != node.name and str(subnet) not in known
         ]
     return missing
 
@@ -77,6 +68,7 @@ def status(
     server = processes.get("etcd")
     return {
         "name": spec.name,
+        "driver": spec.driver,
         "backend": spec.backend,
         "family": spec.family,
         "ready": all(item.ready for item in readiness),
@@ -99,15 +91,15 @@ def status(
 
 def _node_host(node: LabNode) -> Host:
     addresses = {family: str(address.ip) for family, address in node.addresses.items()}
-    return Host(node.name, node.netns, addresses, node.spec.mtu)
+    return Host(node.name, node.netns, addresses, node.spec.mtu, node.name)
 
 
 def _pod_host(pod: PodRecord, node: LabNode) -> Host:
     addresses = {Family.V6 if ":" in ip else Family.V4: ip for ip in pod.ips}
     # The MTU the agent promised, not the one the interface happens to have: they have to be equal.
     network = node.pod_network()
-    mtu = network.mtu if network else netns.mtu_of(pod.namespace, pod.interface)
-    return Host(pod.name, kernel_netns.path(pod.namespace), addresses, mtu or node.spec.mtu)
+    mtu = network.mtu if network else node.driver.call(node.name, inside.mtu_of, pod.namespace, pod.interface)
+    return Host(pod.name, kernel_netns.path(pod.namespace), addresses, mtu or node.spec.mtu, node.name)
 
 
 def _node_status(node: LabNode, readiness: Readiness, process: ProcessId | None) -> dict[str, Any]:

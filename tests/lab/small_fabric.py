@@ -29,7 +29,7 @@ import pytest
 
 from pycni.kernel import netns
 from pycni.lab import etcd
-from pycni.lab.node import http
+from pycni.lab.inside import http
 from pycni.lab.traffic import Traffic, TrafficReport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -488,7 +488,7 @@ class SmallFabric:
 
     def call(self, action: str, *, member: int = -1, **fields: Any) -> dict[str, Any]:
         """A call of etcd's JSON gateway, at one member or any that is alive; repeated while nobody leads."""
-        body = json.dumps(fields).encode()
+        body = json.dumps(fields)
         deadline = time.monotonic() + 10
         while True:
             alive = [item for item in self.members if item.alive()] if member < 0 else [self.members[member]]
