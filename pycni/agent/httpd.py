@@ -1,14 +1,19 @@
 """The smallest HTTP/1.1 server that probes and scrapers need (RFC 9112): GET and HEAD, one request a connection.
 
-Everything is bounded: the head's size, the time to send it and to take the answer, the number of connections. A
-standard one would be ``http.server``, which costs 40 ms to import and a thread per connection.
+On TCP for probes and scrapers, on a Unix socket for pycnictl. Everything is bounded: the head's size, the time to
+send it and to take the answer, the number of connections. A standard one would be ``http.server``, which costs 40 ms to
+import and a thread per connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import Callable, Mapping
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 log = logging.getLogger("pycni.http")
@@ -38,14 +43,70 @@ class Response(NamedTuple):
     status: int
     content_type: str = "text/plain; charset=utf-8"
     body: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further ones; names and values without line ends."""
 
 
 Handler = Callable[[str], Response]
 """From the query string (without ``?``) to the answer. Runs on the loop: it must not block."""
 
+AsyncHandler = Callable[[str], Awaitable[Response]]
+"""The same for answers that have to be waited for."""
+
+ANY = "*"
+"""Route for every path that has none of its own."""
+
+
+_BROKEN = Response(500, body="see the log\n")
+
+
+class Request(NamedTuple):
+    """What is asked for, as far as it counts here."""
+
+    path: str
+    query: str
+    head_only: bool
+
 
 def respond(head: bytes, routes: Mapping[str, Handler]) -> bytes:
     """The bytes to send for a request's head (without its final empty line). Pure but for the handler."""
+    request = parse(head)
+    if isinstance(request, bytes):
+        return request
+    handler = routes.get(request.path) or routes.get(ANY)
+    if handler is None:
+        return _unknown(request, routes)
+    try:
+        found = handler(request.query)
+    except Exception:
+        log.exception("answering %s failed", request.path)
+        found = _BROKEN
+    return encode(found, head_only=request.head_only)
+
+
+async def respond_later(head: bytes, routes: Mapping[str, AsyncHandler]) -> bytes:
+    """As ``respond``, with handlers that are waited for."""
+    request = parse(head)
+    if isinstance(request, bytes):
+        return request
+    handler = routes.get(request.path) or routes.get(ANY)
+    if handler is None:
+        return _unknown(request, routes)
+    try:
+        found = await handler(request.query)
+    except Exception:
+        log.exception("answering %s failed", request.path)
+        found = _BROKEN
+    return encode(found, head_only=request.head_only)
+
+
+def _unknown(request: Request, routes: Mapping[str, object]) -> bytes:
+    found = Response(404, body=f"there are {', '.join(routes)}\n")
+    return encode(found, head_only=request.head_only)
+
+
+def parse(head: bytes) -> Request | bytes:
+    """The request, or the answer to what is none."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     if len(parts) != 3 or not all(parts) or not parts[2].startswith(b"HTTP/"):
         return encode(Response(400, body="not an HTTP request\n"))
@@ -55,16 +116,7 @@ def respond(head: bytes, routes: Mapping[str, Handler]) -> bytes:
     if method not in ("GET", "HEAD"):
         return encode(Response(405, body="only GET and HEAD\n"), allow=True)
     path, _, query = target.partition("?")
-    handler = routes.get(path)
-    if handler is None:
-        found = Response(404, body=f"there are {', '.join(routes)}\n")
-    else:
-        try:
-            found = handler(query)
-        except Exception:
-            log.exception("answering %s failed", path)
-            found = Response(500, body="see the log\n")
-    return encode(found, head_only=method == "HEAD")
+    return Request(path, query, method == "HEAD")
 
 
 def encode(response: Response, *, head_only: bool = False, allow: bool = False) -> bytes:
@@ -75,6 +127,7 @@ def encode(response: Response, *, head_only: bool = False, allow: bool = False) 
         f"Content-Type: {response.content_type}\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in response.headers)
         + ("Allow: GET, HEAD\r\n" if allow else "")
         + "Connection: close\r\n\r\n"
     )
@@ -82,9 +135,10 @@ def encode(response: Response, *, head_only: bool = False, allow: bool = False) 
 
 
 class HttpServer:
-    """Serves ``routes`` on one address. ``port`` 0 in the constructor lets the kernel choose."""
+    """Serves ``routes``. ``port`` 0 in the constructor lets the kernel choose."""
 
-    def __init__(self, address: str, port: int, routes: Mapping[str, Handler]) -> None:
+    def __init__(self, address: str | Sequence[str], port: int, routes: Mapping[str, Handler]) -> None:
+        """``address``: one or several, all with the same port."""
         self._address = address
         self._asked_port = port
         self._routes = routes
@@ -140,4 +194,64 @@ class HttpServer:
             return encode(Response(400, body="the request ends early\n")) if exc.partial else b""
         except asyncio.LimitOverrunError:
             return encode(Response(431, body=f"more than {HEAD_LIMIT} bytes of headers\n"))
+        return await self._respond(head)
+
+    async def _respond(self, head: bytes) -> bytes:
         return respond(head, self._routes)
+
+
+class UnixHttpServer(HttpServer):
+    """The same on a Unix socket that only its owner may connect to; handlers are waited for."""
+
+    def __init__(self, path: str, routes: Mapping[str, AsyncHandler]) -> None:
+        super().__init__("", 0, {})
+        self._path = path
+        self._later = routes
+
+    async def start(self) -> None:
+        """Listen, in place of a socket nobody listens at any more. Errors: OSError."""
+        folder = os.path.dirname(self._path)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            _clear(self._path)
+            # The mode is in force from the first moment: bind(2) applies the umask to it.
+            before = os.umask(0o177)
+            try:
+                sock.bind(self._path)
+            finally:
+                os.umask(before)
+            self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=HEAD_LIMIT)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def stop(self) -> None:
+        """Stop listening and take the socket away."""
+        if self._server is None:
+            return
+        await super().stop()
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            return
+
+    async def _respond(self, head: bytes) -> bytes:
+        return await respond_later(head, self._later)
+
+
+def _clear(path: str) -> None:
+    """Remove a dead socket. Raises OSError: somebody listens there, or it is something else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "exists and is no socket", path)
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens there", path)

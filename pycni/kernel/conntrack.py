@@ -4,6 +4,9 @@ UDP has no end of connection: an entry made before a mapped port existed, or for
 client's packets on the old way for as long as it sends. The kernel filters the listing (CTA_FILTER, kernel 5.8; an
 older one lists all and the filter is applied here), so a large table costs little.
 
+``flows`` and ``forget`` are for one port; ``sweep`` judges the connections to many, one after the other as they are
+read, without holding the table in memory.
+
     nfgenmsg: u8 family | u8 version | be16 resource     (include/uapi/linux/netfilter/nfnetlink.h)
 """
 
@@ -11,13 +14,27 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.model.family import Family
-from pycni.wire.netlink import attr, attr_be16, attr_u8, attr_u32, message, nested, parse_attrs
+from pycni.wire.netlink import (
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    attr,
+    attr_be16,
+    attr_u8,
+    attr_u32,
+    message,
+    nested,
+    parse_attrs,
+    parse_error,
+)
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
@@ -29,6 +46,12 @@ _FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
 _BY_PROTO_NUM, _BY_PROTO_DST_PORT = 1 << 3, 1 << 5
 """CTA_FILTER_F_CTA_PROTO_* of net/netfilter/nf_internals.h."""
 _PORT = struct.Struct(">H")
+_FEW_PORTS = 8
+"""Up to so many ports the kernel is asked once for each: it walks its table, we see the matches only."""
+_HEADER = struct.Struct("=HH")
+
+Judge = Callable[[bytes, int, bytes, int], bool]
+"""From destination as sent and source of the answers (packed address, port each) to: forget it."""
 
 
 class Tuple(NamedTuple):
@@ -89,6 +112,102 @@ def forget(family: Family, protocol: int, port: int, stale: Callable[[Flow], boo
                 if error.errno != errno.ENOENT:
                     raise
         return gone
+
+
+def sweep(family: Family, protocol: int, ports: Collection[int], stale: Judge) -> tuple[int, int]:
+    """Delete the connections to some ports that are ``stale``: how many were looked at, how many went.
+
+    Protocols with ports only. Raises KernelError.
+    """
+    looked, doomed = 0, []
+    with _Reader(NETLINK_NETFILTER) as sock:
+        for port in ports if len(ports) <= _FEW_PORTS else (None,):
+            for answer in sock.each(_listing(family, protocol, port)):
+                found = _ends(answer.payload, family)
+                if found[0] != protocol or found[2] not in ports:
+                    continue
+                looked += 1
+                if stale(*found[1:]):
+                    doomed.append(_deletion(answer.payload))
+        results = sock.batch(doomed, "forget connections", f"of protocol {protocol}")
+    errors = [error for error in results if error is not None and error.errno != errno.ENOENT]
+    if errors:
+        raise errors[0]
+    return looked, len(doomed)
+
+
+class _Reader(NetlinkSocket):
+    def each(self, msg: bytes) -> Iterator[Message]:
+        """A dump's messages as they come. The table may change meanwhile; a later sweep sees what this one missed."""
+        seq = self._send([msg], NLM_F_REQUEST | NLM_F_DUMP)
+        while True:
+            for reply in self._receive("list connections", ""):
+                if reply.seq != seq:
+                    continue
+                if reply.kind == NLMSG_DONE:
+                    return
+                if reply.kind == NLMSG_ERROR:
+                    code, detail = parse_error(reply)
+                    raise KernelError(code, "list connections", "", detail)
+                yield reply
+
+
+def _listing(family: Family, protocol: int, port: int | None) -> bytes:
+    proto, flags = [attr_u8(_PROTO_NUM, protocol)], _BY_PROTO_NUM
+    if port is not None:
+        proto.append(attr_be16(_PROTO_DST_PORT, port))
+        flags |= _BY_PROTO_DST_PORT
+    chosen = nested(_FILTER, attr_u32(_FILTER_ORIG_FLAGS, flags), attr_u32(_FILTER_REPLY_FLAGS, 0))
+    body = _head(family) + nested(_TUPLE_ORIG, nested(_TUPLE_PROTO, *proto)) + chosen
+    return message(_GET, 0, body)
+
+
+class _Layout(NamedTuple):
+    """The two tuples as the kernel lays them out (ctnetlink_dump_tuples), for reading without walking attributes."""
+
+    original: bytes
+    """Header of CTA_TUPLE_ORIG."""
+    reply: bytes
+    reply_at: int
+    ends: struct.Struct
+    """Destination, protocol and destination port of the original; source and source port of the reply."""
+
+
+def _layout(family: Family) -> _Layout:
+    size = family.bits // 8
+    #         nested tuple, nested IP | source | destination |    nested proto, number | source port | destination port
+    one = 4 + 4 + (4 + size) * 2 + 4 + 8 + 8 + 8
+    ends = struct.Struct(
+        f">{4 + 4 + 4 + size + 4}x{size}s4x4xB3x8x4xH2x{4 + 4 + 4}x{size}s{4 + size}x4x8x4xH2x"
+    )
+    return _Layout(
+        _HEADER.pack(one, _TUPLE_ORIG | 0x8000), _HEADER.pack(one, _TUPLE_REPLY | 0x8000), 4 + one, ends
+    )
+
+
+_LAYOUTS = {family: _layout(family) for family in Family}
+
+
+def _ends(payload: bytes, family: Family) -> tuple[int, bytes, int, bytes, int]:
+    """Protocol, destination as sent with port, source of the answers with port."""
+    layout = _LAYOUTS[family]
+    at = layout.reply_at
+    if payload[4:8] == layout.original and payload[at : at + 4] == layout.reply:
+        target, protocol, target_port, source, source_port = layout.ends.unpack_from(payload, 4)
+        return protocol, target, target_port, source, source_port
+    attrs = parse_attrs(payload, 4)
+    protocol, original = _tuple(attrs[_TUPLE_ORIG], family)
+    reply = _tuple(attrs[_TUPLE_REPLY], family)[1]
+    return protocol, original.target, original.target_port, reply.source, reply.source_port
+
+
+def _deletion(payload: bytes) -> bytes:
+    """The message that deletes a connection as listed: same family, original tuple, zone."""
+    attrs = parse_attrs(payload, 4)
+    body = bytes((payload[0], 0, 0, 0)) + nested(_TUPLE_ORIG, attrs[_TUPLE_ORIG])
+    if _ZONE in attrs:
+        body += attr(_ZONE, attrs[_ZONE])
+    return message(_DELETE, 0, body)
 
 
 def _head(family: Family) -> bytes:
