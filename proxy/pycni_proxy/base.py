@@ -103,6 +103,9 @@ class Dataplane(NamedTuple):
     """nftables, ipvs or ebpf."""
     compiler: Compiler
     driver: Driver
+    partial: bool = False
+    """It sees only some of the traffic (sockets of this node): the next data plane gets its frontends too, and whoever
+    evaluates asks the compilers in turn until one does not answer ``UNTOUCHED``."""
 
 
 class Factory(Protocol):

@@ -62,7 +62,10 @@ class Engine:
     """Holds the desired state of all services of a node. One thread at a time."""
 
     def __init__(self, facts: NodeFacts, planes: Sequence[Dataplane], *, resolver: Resolve = resolve) -> None:
-        """``planes``: the wanted one first; a later one serves the frontends that all before it refuse."""
+        """``planes``: the wanted one first; a later one serves the frontends that all before it refuse.
+
+        Behind a partial data plane the next one serves the same frontends for what the partial one does not see.
+        """
         if not planes:
             raise ValueError("no data plane")
         self.facts = facts
@@ -188,18 +191,28 @@ class Engine:
         return tuple(item for item in frontends if self._claims.owner(item.key) == key)
 
     def _divided(self, frontends: tuple[Frontend, ...]) -> list[tuple[_Plane, Sequence[Frontend]]]:
-        """Frontends by the data plane that serves them."""
+        """Frontends by the data planes that serve them."""
         if not frontends:
             return []
         first = self._planes[0]
-        homes = [self._home(item) for item in frontends]
-        if all(home is first for home in homes):
+        homes = [self._homes(item) for item in frontends]
+        if all(home == [first] for home in homes):
             return [(first, frontends)]
         return [
             (plane, mine)
             for plane in self._planes
-            if (mine := [item for item, home in zip(frontends, homes, strict=True) if home is plane])
+            if (mine := [item for item, home in zip(frontends, homes, strict=True) if plane in home])
         ]
+
+    def _homes(self, frontend: Frontend) -> list[_Plane]:
+        """Who serves a frontend: one data plane, and before it partial ones."""
+        found = []
+        for plane in self._planes:
+            if not plane.dataplane.compiler.refusal(frontend):
+                found.append(plane)
+                if not plane.dataplane.partial:
+                    break
+        return found
 
     def _home(self, frontend: Frontend) -> _Plane | None:
         return next((plane for plane in self._planes if not plane.dataplane.compiler.refusal(frontend)), None)
