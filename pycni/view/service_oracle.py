@@ -168,7 +168,8 @@ def _source_allowed(door: _Door, facts: NodeFacts, packet: Packet) -> bool:
         return True
     sources = [ip_address(packet.source)]
     if packet.from_node:
-        sources += [ip_address(address) for address in facts.addresses]
+        same_family = [address for address in facts.addresses if len(address) == len(packet.source)]
+        sources += map(ip_address, same_family)
     ranges = [ip_network(text, strict=False) for text in door.service.source_ranges]
     return any(source in network for source in sources for network in ranges)
 
