@@ -100,6 +100,8 @@ class Status(NamedTuple):
     reason: str
     """``Expired``, ``TooManyRequests``, ... ("" when not given)."""
     message: str
+    retry_after_s: float = 0.0
+    """Seconds the server wants to be left alone; 0.0: it does not say."""
 
 
 class Event(NamedTuple):
@@ -239,7 +241,10 @@ def decode_status(raw: bytes) -> Status:
         found = _status.decode(raw)
     except _BROKEN:
         return Status(0, "", shorten(raw))
-    return Status(found.code or 0, found.reason or "", found.message or "")
+    after = found.details.retry_after_seconds if found.details is not None else None
+    return Status(
+        found.code or 0, found.reason or "", found.message or "", float(min(max(after or 0, 0), 86400))
+    )
 
 
 def _object_event(kind: str, event: str, body: bytes) -> Event:

@@ -273,6 +273,12 @@ class WireListMeta(Wire):
     continue_: str | None = field(default=None, name="continue")
 
 
+class WireStatusDetails(Wire):
+    """StatusDetails."""
+
+    retry_after_seconds: int | None = None
+
+
 class WireStatus(Wire):
     """v1 Status: what the API says instead of an object."""
 
@@ -280,6 +286,7 @@ class WireStatus(Wire):
     code: int | None = None
     reason: str | None = None
     message: str | None = None
+    details: WireStatusDetails | None = None
 
 
 class WireEvent(Wire):
