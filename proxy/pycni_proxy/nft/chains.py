@@ -1,0 +1,160 @@
+"""What stands in the chains that frontends lead to: which rules choose, remember, mark and translate. Pure.
+
+Life: ``Chains.entry`` turns what matters of a frontend for its chains (its ``Shape``) into the verdict of its row in
+``services`` and the chains it needs. A chain's name tells its contents, so that all services of one shape share one:
+ten thousand ClusterIPs with five endpoints each need one chain. Services that ask to be served in exact turn have
+chains of their own, because the kernel counts per rule.
+
+    <kind><N>-<vip|port>-<how>-<count>[-<offset>][-<affinity>s]      kind cluster, others or plain (by masquerading)
+    local<N>-...      externalTrafficPolicy Local: by source to the cluster-wide pool, or to the local one
+    ranges<N>-...     loadBalancerSourceRanges in front of one of those
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from pycni.model.family import Family, Network
+from pycni.model.service import Kind, NodeFacts, Verdict
+from pycni_proxy.nft.layout import REFUSE, VERSIONS
+
+INSIDE = 1024
+"""Where the indexes of a frontend's cluster-wide pool start, beside the local one's."""
+_EMPTY = {Verdict.REJECT: REFUSE, Verdict.DROP: "drop"}
+
+
+class Choice(NamedTuple):
+    """How one of the targets of a pool is chosen."""
+
+    how: str
+    """See ``rules``."""
+    size: int
+    """Indexes; 0: no targets."""
+    empty: Verdict = Verdict.REJECT
+
+
+class Shape(NamedTuple):
+    """All of a frontend that its chains depend on."""
+
+    family: Family
+    kind: Kind
+    node_port: bool
+    pool: Choice
+    inside: Choice | None
+    local_only: bool
+    ranges: tuple[Network, ...] | None
+    affinity_s: int
+    own: str
+    """Part of the names of chains that are not shared; "" for shared ones."""
+
+
+class Entry(NamedTuple):
+    """Where a frontend's row leads to."""
+
+    verdict: str
+    """``drop`` or a chain."""
+    chains: dict[str, tuple[str, ...]]
+    """Chains it needs besides the fixed ones: name -> rules."""
+
+
+class Chains:
+    """Chains by shape, made once each."""
+
+    def __init__(self, facts: NodeFacts) -> None:
+        self._facts = facts
+        self._known: dict[Shape, Entry] = {}
+        self._outside = {family: self._masquerade_rule(family) for family in facts.families}
+
+    def entry(self, shape: Shape) -> Entry:
+        """Verdict and chains of a shape."""
+        found = self._known.get(shape)
+        if found is None:
+            chains: dict[str, tuple[str, ...]] = {}
+            found = Entry(self._ranges(shape, self._balance(shape, chains), chains), chains)
+            if not shape.own:
+                self._known[shape] = found
+        return found
+
+    def _masquerade_rule(self, family: Family) -> tuple[str, ...]:
+        """What marks connections to a ClusterIP."""
+        if self._facts.masquerade_all:
+            return ("mark",)
+        if any(Family.of(net) is family for net in self._facts.cluster_networks):
+            return (f"outside {VERSIONS[family]} mark",)
+        return ()
+
+    def _balance(self, shape: Shape, chains: dict[str, tuple[str, ...]]) -> str:
+        if shape.kind is Kind.CLUSTER_IP:
+            return self._pool("cluster", shape, shape.pool, 0, chains)
+        if not shape.local_only:
+            return self._pool("others", shape, shape.pool, 0, chains)
+        inside = shape.pool if shape.inside is None else shape.inside
+        offset = 0 if shape.inside is None else INSIDE
+        near = self._pool("plain", shape, inside, offset, chains)
+        here = self._pool("plain", shape, shape.pool, 0, chains)
+        version = VERSIONS[shape.family]
+        rules = [f"node mark goto {near}"] if near not in _EMPTY.values() else [f"node {_go(near)}"]
+        if shape.inside is not None and self._outside_known(shape.family):
+            rules.append(f"cluster {version} {_go(near)}")
+        name = f"local{version}-{_digest(near, here)}{shape.own and '-' + shape.own}"
+        chains[name] = (*rules, _go(here))
+        return name
+
+    def _outside_known(self, family: Family) -> bool:
+        return any(Family.of(net) is family for net in self._facts.cluster_networks)
+
+    def _pool(
+        self, kind: str, shape: Shape, choice: Choice, offset: int, chains: dict[str, tuple[str, ...]]
+    ) -> str:
+        """The chain that translates to one of a pool's targets, or the verdict when it has none."""
+        if not choice.size:
+            return _EMPTY[choice.empty]
+        version = VERSIONS[shape.family]
+        where = "port" if shape.node_port else "vip"
+        name = f"{kind}{version}-{where}-{choice.how}-{choice.size}"
+        name += f"-{offset}" if offset else ""
+        name += f"-{shape.affinity_s}s" if shape.affinity_s else ""
+        name += f"-{shape.own}" if shape.own else ""
+        mark = {"cluster": self._outside[shape.family], "others": ("mark",), "plain": ()}[kind]
+        to = f"{version} {where}"
+        how = f"{choice.how} {choice.size} {offset}"
+        if not shape.affinity_s:
+            chains[name] = (*mark, f"dnat {to} {how}")
+        else:
+            chains[name] = (
+                *mark,
+                f"recall {to} {shape.affinity_s}",
+                f"forget {to}",
+                f"learn {to} {how} {shape.affinity_s}",
+                f"pick {to} {how}",
+            )
+        return name
+
+    def _ranges(self, shape: Shape, then: str, chains: dict[str, tuple[str, ...]]) -> str:
+        """Source ranges in front of a verdict."""
+        if shape.ranges is None:
+            return then
+        mine = [net for net in shape.ranges if Family.of(net) is shape.family]
+        rules = [f"from {net} {_go(then)}" for net in mine]
+        addresses = [packed for packed in self._facts.addresses if Family.of_packed(packed) is shape.family]
+        if any(_holds(net, packed) for net in mine for packed in addresses):
+            rules.insert(0, f"node {_go(then)}")
+        name = f"ranges{VERSIONS[shape.family]}-{_digest(*rules)}{shape.own and '-' + shape.own}"
+        chains[name] = (*rules, "drop")
+        return name
+
+
+def _go(verdict: str) -> str:
+    """A verdict as the end of a rule."""
+    return "goto " + verdict
+
+
+def _holds(net: Network, packed: bytes) -> bool:
+    return int.from_bytes(packed, "big") >> (net.max_prefixlen - net.prefixlen) == int(
+        net.network_address
+    ) >> (net.max_prefixlen - net.prefixlen)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

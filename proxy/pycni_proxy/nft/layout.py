@@ -1,0 +1,165 @@
+"""The nftables table of the service proxy: its sets, its fixed chains, how rows lie in keys and values. Pure.
+
+    table inet pycni_proxy, for each family N in 4, 6:
+      services<N>     map  address . protocol . port -> drop, or goto a chain       one row per frontend
+      targets<N>      map  address . protocol . port . index -> address . port      one row per target of a frontend
+      ids<N>          map  address . protocol . port . index -> id                  affinity: which id has the index-th
+      affinity<N>     map  client . address . protocol . port -> id, with timeout   written by packets
+      hairpin<N>      set  address . address                                        targets on this node
+      cluster_ips<N>  set  address                                                  whose other ports are refused
+      cluster<N>, node_ports<N>, service_networks<N>    sets of ranges, by the node's facts
+
+A node port has the address 0: rules clear the destination before they look it up. Chains with an endpoint count or
+more in their names are rows too (``compile``); those listed in ``fixed_chains`` are there whatever services there are.
+
+One ``inet`` table serves both families: chains for reject and masquerade, base chains and the agent's one transaction
+are shared, and the kernel looks at the family once per connection. Everything hangs in NAT chains, which see only the
+first packet of a connection: the others cost nothing. Rejecting there works since 5.9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import struct
+from collections.abc import Iterable, Mapping
+
+from pycni.model.family import Family, Network
+from pycni.model.service import FrontendKey, NodeFacts
+from pycni.wire.nftmsg import OUTPUT, POSTROUTING, PREROUTING, Hook
+from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, PROTO, Field, SetSpec
+
+TABLE = "pycni_proxy"
+LAYOUT = "1"
+"""Raised when the meaning of a row changes: a table of another layout is replaced."""
+AFFINITY_SIZE = 1 << 20
+"""Most clients remembered per family. Who comes when it is full is balanced without memory."""
+CHAINS, TABLE_ROW = "chains", "table"
+REFUSE, MASQUERADE = "refuse", "masquerade"
+
+VERSIONS: Mapping[Family, int] = {Family.V4: 4, Family.V6: 6}
+HOOKS: Mapping[str, Hook] = {
+    "prerouting": Hook("nat", PREROUTING, -100),
+    "output": Hook("nat", OUTPUT, -100),
+    "postrouting": Hook("nat", POSTROUTING, 100),
+}
+_ADDRESS: Mapping[int, Field] = {4: IPV4, 6: IPV6}
+_ZERO = {Family.V4: bytes(4), Family.V6: bytes(16)}
+_TAIL = struct.Struct(">BxxxHxx")
+_PORT = struct.Struct(">Hxx")
+INDEX = tuple(struct.pack("=I", number) for number in range(2048))
+"""Indexes as they lie in keys."""
+
+
+def index(number: int) -> bytes:
+    """An index or id as it lies in keys."""
+    return INDEX[number] if number < len(INDEX) else struct.pack("=I", number)
+
+
+def frontend_bytes(key: FrontendKey) -> bytes:
+    """A frontend as it lies in keys."""
+    return (key.address or _ZERO[key.family]) + _TAIL.pack(key.protocol, key.port)
+
+
+def frontend_key(raw: bytes) -> FrontendKey:
+    """The frontend of a row of ``services``."""
+    family = Family.V4 if len(raw) == 12 else Family.V6
+    protocol, port = _TAIL.unpack(raw[-8:])
+    address = raw[:-8]
+    return FrontendKey(family, b"" if address == _ZERO[family] else address, protocol, port)
+
+
+def target_bytes(address: bytes, port: int) -> bytes:
+    """A target as it lies in values."""
+    return address + _PORT.pack(port)
+
+
+def target_parts(raw: bytes) -> tuple[bytes, int]:
+    """Address and port of a value of ``targets``."""
+    return raw[:-4], _PORT.unpack(raw[-4:])[0]
+
+
+def row_sets(version: int) -> dict[str, SetSpec]:
+    """The sets whose elements are rows, in dependency order."""
+    address = _ADDRESS[version]
+    where = (address, PROTO, PORT)
+    specs = (
+        SetSpec(f"targets{version}", (*where, MARK), (address, PORT)),
+        SetSpec(f"ids{version}", (*where, MARK), (MARK,)),
+        SetSpec(f"hairpin{version}", (address, address)),
+        SetSpec(f"cluster_ips{version}", (address,)),
+        SetSpec(f"services{version}", where, (), counted=True),
+    )
+    return {spec.name: spec for spec in specs}
+
+
+def affinity_map(version: int) -> SetSpec:
+    """The map that packets write to."""
+    address = _ADDRESS[version]
+    return SetSpec(f"affinity{version}", (address, address, PROTO, PORT), (MARK,), dynamic=AFFINITY_SIZE)
+
+
+def range_set(name: str, version: int) -> SetSpec:
+    """A set of networks."""
+    return SetSpec(f"{name}{version}", (_ADDRESS[version],), interval=True)
+
+
+def networks(facts: NodeFacts, version: int) -> dict[str, list[tuple[bytes, bytes]]]:
+    """What the sets of ranges hold: name -> disjoint, sorted ranges (first, last address)."""
+    node_ports: Iterable[Network] = facts.node_port_ranges or (
+        ipaddress.ip_network(packed) for packed in facts.addresses
+    )
+    return {
+        "cluster": _ranges(facts.cluster_networks, version),
+        "node_ports": _ranges(node_ports, version),
+        "service_networks": _ranges(facts.service_networks, version),
+    }
+
+
+def fixed_chains(facts: NodeFacts) -> dict[str, tuple[str, ...]]:
+    """The chains that are always there, with their rules (in the notation of ``rules``)."""
+    versions = [VERSIONS[family] for family in facts.families]
+    chains: dict[str, tuple[str, ...]] = {
+        REFUSE: ("reset", "unreachable"),
+        MASQUERADE: ("unmark", "masquerade"),
+        **{f"services{version}": _entry(facts, version) for version in versions},
+    }
+    enter = tuple(f"family {version} goto services{version}" for version in versions)
+    chains["prerouting"] = chains["output"] = enter
+    hairpin = tuple(f"hairpin {version} goto {MASQUERADE}" for version in versions)
+    chains["postrouting"] = (*hairpin, f"marked goto {MASQUERADE}")
+    return chains
+
+
+def generation(facts: NodeFacts) -> str:
+    """Names everything of the table that is no row: another generation is replaced as a whole."""
+    fixed = repr((LAYOUT, sorted(fixed_chains(facts).items()), facts.masquerade_mark))
+    parts = [fixed, *(repr(sorted(networks(facts, VERSIONS[family]).items())) for family in facts.families)]
+    return f"pycni {LAYOUT} {hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]}"
+
+
+def _entry(facts: NodeFacts, version: int) -> tuple[str, ...]:
+    """What a new connection meets: a frontend, a node port, then what is said of other service addresses."""
+    family = next(family for family, number in VERSIONS.items() if number == version)
+    rules = [f"serve {version} vip"]
+    filled = networks(facts, version)
+    if filled["node_ports"]:
+        rules.append(f"serve {version} {'local' if facts.node_port_ranges else 'port'}")
+    rules.append(f"unknown {version} goto {REFUSE}")
+    if filled["service_networks"]:
+        rules.append(f"unallocated {version} drop")
+    assert family in facts.families
+    return tuple(rules)
+
+
+def _ranges(nets: Iterable[Network], version: int) -> list[tuple[bytes, bytes]]:
+    """Networks of one family as ranges that do not touch."""
+    found: list[tuple[bytes, bytes]] = []
+    some = [net for net in nets if net.version == version]
+    for net in sorted(ipaddress.collapse_addresses(some)):  # type: ignore[type-var]
+        first, last = net.network_address, net.broadcast_address
+        if found and int.from_bytes(found[-1][1], "big") + 1 == int(first):
+            found[-1] = (found[-1][0], last.packed)
+        else:
+            found.append((first.packed, last.packed))
+    return found

@@ -1,0 +1,196 @@
+"""A table of nf_tables kept by rows: read back once, then changed in one transaction each, never listed.
+
+Life: ``read`` finds the table of an earlier life by its generation and gives its rows; ``apply`` carries out
+differences. When the table is missing or of another generation, ``read`` gives nothing, and the first ``apply``
+replaces it in the transaction that fills the new one; memories that packets wrote are carried over. All methods block.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pycni.errors import KernelError
+from pycni.kernel.nft_elements import NftSocket
+from pycni.reconcile.delta import Delta
+from pycni.wire.netlink import MalformedError
+from pycni.wire.nftmsg import (
+    add_table,
+    decode_chain,
+    decode_rule,
+    decode_table_comment,
+    delete_table,
+    get_chains,
+    get_rules,
+    get_table,
+)
+from pycni.wire.nftset import (
+    Count,
+    Remembered,
+    SetSpec,
+    Value,
+    decode_counts,
+    decode_elements,
+    decode_remembered,
+    get_element,
+    get_elements,
+)
+from pycni.wire.nfttable import RowChange, Schema, build, change
+
+_GENERATION = "generation"
+
+
+class NftTable:
+    """One table in the namespace this was made in. One thread at a time."""
+
+    def __init__(self, schema: Schema) -> None:
+        """Open a socket. Raises KernelError when the kernel has no nf_tables."""
+        self.schema = schema
+        try:
+            self._sock = NftSocket()
+        except OSError as exc:
+            raise KernelError(
+                exc.errno or errno.EIO, "open nftables", detail="is it in this kernel?"
+            ) from exc
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    def generation(self) -> str | None:
+        """The comment of the table in the kernel; None when there is no table."""
+        try:
+            (reply, *_) = self._sock.request(get_table(self.schema.table), "get table", self._name())
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return decode_table_comment(reply.payload)
+
+    def read(self) -> dict[str, dict[Any, Any]]:
+        """The rows in the kernel by row table; none when the table is of another generation. Raises KernelError."""
+        schema = self.schema
+        tables: dict[str, dict[Any, Any]] = {
+            name: {} for name in (schema.table_row, schema.chains, *schema.sets)
+        }
+        if self.generation() != schema.generation:
+            return tables
+        chains = self._chains()
+        for name, rules in schema.fixed_chains.items():
+            if chains.pop(name, None) != rules:
+                return tables
+        tables[schema.chains].update(chains)
+        try:
+            for name, spec in schema.sets.items():
+                tables[name].update(self.elements(spec))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return {name: {} for name in tables}
+        tables[schema.table_row][_GENERATION] = schema.generation
+        return tables
+
+    def apply(self, changes: Mapping[str, Delta[Any, Any]]) -> None:
+        """Carry out differences by row table, in dependency order, as one transaction. Raises KernelError."""
+        rows: list[RowChange] = []
+        messages: list[bytes] = []
+        for name, delta in changes.items():
+            if name == self.schema.table_row:
+                messages += build(self.schema, self._memories())
+            else:
+                remove = [*delta.remove, *delta.change]
+                rows.append(RowChange(name, remove, {**delta.change, **delta.add}, frozenset(delta.change)))
+        messages += change(self.schema, rows)
+        self._sock.commit(messages, "change table", self._name())
+
+    def elements(self, spec: SetSpec) -> dict[bytes, Value]:
+        """All elements of a set. Raises KernelError (ENOENT: no such set)."""
+        found: dict[bytes, Value] = {}
+        for reply in self._dump(get_elements(self.schema.table, spec), spec.name):
+            found.update(_checked(decode_elements, spec, reply))
+        return found
+
+    def element(self, spec: SetSpec, key: bytes) -> Value:
+        """The value of one element. Raises KernelError (ENOENT: it is not there)."""
+        about = f"{self._name()} {spec.name}"
+        (reply, *_) = self._sock.request(get_element(self.schema.table, spec, key), "get element", about)
+        return _checked(decode_elements, spec, reply.payload)[key]
+
+    def counts(self, spec: SetSpec) -> dict[bytes, Count]:
+        """The counters of a set's elements. Raises KernelError."""
+        found: dict[bytes, Count] = {}
+        for reply in self._dump(get_elements(self.schema.table, spec), spec.name):
+            found.update(decode_counts(reply))
+        return found
+
+    def memory(self, spec: SetSpec) -> list[Remembered]:
+        """What packets wrote into a map; nothing when there is no such map. Raises KernelError."""
+        try:
+            replies = self._dump(get_elements(self.schema.table, spec), spec.name)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        return [item for reply in replies for item in decode_remembered(reply)]
+
+    def remove(self) -> bool:
+        """Delete the table; returns whether there was one. Raises KernelError."""
+        there = self.generation() is not None
+        if there:
+            messages = [add_table(self.schema.table), delete_table(self.schema.table)]
+            self._sock.commit(messages, "delete table", self._name())
+        return there
+
+    def rules(self, chain: str) -> tuple[str, ...]:
+        """The words of a chain's rules; none when there is no such chain. Raises KernelError."""
+        try:
+            found = self._dump(get_rules(self.schema.table, chain), f"chain {chain}")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return ()
+            raise
+        return tuple(decode_rule(reply).comment for reply in found)
+
+    def probe(self, rules: Sequence[str]) -> str:
+        """Why the kernel would not take the table with a chain of such rules; "" when it would. Changes nothing."""
+        chain = RowChange(self.schema.chains, (), {"probe": tuple(rules)})
+        messages = [*build(self.schema, {}), *change(self.schema, [chain])]
+        try:
+            self._sock.commit(messages, "try table", self._name(), check=True)
+        except KernelError as error:
+            return str(error)
+        return ""
+
+    def _memories(self) -> dict[str, list[Remembered]]:
+        """What packets wrote, as far as the kernel still has it."""
+        return {spec.name: self.memory(spec) for spec in self.schema.kept}
+
+    def _chains(self) -> dict[str, tuple[str, ...]]:
+        """All chains of the table with their rules' comments."""
+        name = self.schema.table
+        rules: dict[str, list[str]] = {}
+        for reply in self._dump(get_chains(), "chains"):
+            table, chain = decode_chain(reply)
+            if table == name:
+                rules[chain] = []
+        for reply in self._dump(get_rules(name), "rules"):
+            found = decode_rule(reply)
+            rules.setdefault(found.chain, []).append(found.comment)
+        return {chain: tuple(comments) for chain, comments in rules.items()}
+
+    def _dump(self, message: bytes, what: str) -> list[bytes]:
+        found = self._sock.dump(message, "list", f"{self._name()} {what}")
+        return [reply.payload for reply in found]
+
+    def _name(self) -> str:
+        return f"inet {self.schema.table}"
+
+
+def _checked(
+    decode: Callable[[SetSpec, bytes], dict[bytes, Value]], spec: SetSpec, payload: bytes
+) -> dict[bytes, Value]:
+    try:
+        return decode(spec, payload)
+    except MalformedError as exc:
+        raise KernelError(errno.EBADMSG, "read elements", spec.name, str(exc)) from exc

@@ -1,0 +1,90 @@
+"""A table of nf_tables that is kept by rows: what a driver must know of it, and its changes as messages. Pure.
+
+Life: a component describes its table once (``Schema``); ``build`` makes the messages that put an empty one in place,
+``change`` those that carry out differences of rows. Rows are elements of sets (key and value as ``nftset`` has them)
+and chains (name -> rules, each in words of the component's own, which the kernel keeps as comments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pycni.wire.nftmsg import add_chain, add_rule, add_table, delete_chain, delete_table, flush_chain
+from pycni.wire.nftset import Remembered, SetSpec, add_elements, add_remembered, delete_elements
+
+
+class Schema(NamedTuple):
+    """One ``inet`` table."""
+
+    table: str
+    generation: str
+    """The table's comment: a table with another one is replaced as a whole."""
+    table_row: str
+    """Name of the row table with the one row "generation": the table itself."""
+    chains: str
+    """Name of the row table of chains."""
+    sets: Mapping[str, SetSpec]
+    """Row tables that are sets, in dependency order; chains come before, elements may lead to them."""
+    kept: tuple[SetSpec, ...]
+    """Maps that packets write to: what they hold outlives a replacement of the table."""
+    fixed: tuple[bytes, ...]
+    """Messages that make everything that is no row."""
+    fixed_chains: Mapping[str, tuple[str, ...]]
+    """The chains among it with their rules."""
+    instructions: Callable[[str], bytes]
+    """A rule's words as expressions (``nftexpr``)."""
+
+
+class RowChange(NamedTuple):
+    """What changes in one row table."""
+
+    name: str
+    remove: Iterable[Any]
+    """Keys that go, those of changed rows too."""
+    add: Mapping[Any, Any]
+    """Rows that come, changed ones too."""
+    changed: frozenset[Any] = frozenset()
+    """Keys that are in both."""
+
+
+def build(schema: Schema, memories: Mapping[str, Sequence[Remembered]]) -> Iterator[bytes]:
+    """Messages that replace the table, there or not, by an empty one that remembers ``memories`` (map -> elements)."""
+    yield add_table(schema.table)
+    yield delete_table(schema.table)
+    yield add_table(schema.table, schema.generation)
+    yield from schema.fixed
+    for spec in schema.kept:
+        yield from add_remembered(schema.table, spec, memories.get(spec.name, ()))
+
+
+def change(schema: Schema, changes: Sequence[RowChange]) -> Iterator[bytes]:
+    """Messages for changes given in dependency order: removals the other way round, then additions."""
+    for item in reversed(changes):
+        if item.name == schema.chains:
+            yield from _remove_chains(schema.table, item)
+        else:
+            yield from delete_elements(schema.table, schema.sets[item.name], item.remove)
+    for item in changes:
+        if item.name == schema.chains:
+            yield from _add_chains(schema, item)
+        else:
+            yield from add_elements(schema.table, schema.sets[item.name], item.add)
+
+
+def _remove_chains(table: str, item: RowChange) -> Iterator[bytes]:
+    """Rules first, as chains may lead to each other. A chain that only changes stays, elements lead to it."""
+    for name in item.remove:
+        yield flush_chain(table, name)
+    for name in item.remove:
+        if name not in item.changed:
+            yield delete_chain(table, name)
+
+
+def _add_chains(schema: Schema, item: RowChange) -> Iterator[bytes]:
+    for name in item.add:
+        if name not in item.changed:
+            yield add_chain(schema.table, name)
+    for name, rules in item.add.items():
+        for rule in rules:
+            yield add_rule(schema.table, name, schema.instructions(rule), rule)
