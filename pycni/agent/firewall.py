@@ -3,12 +3,16 @@
 Life: ``put`` replaces the table in one transaction and notes how the kernel lists it; ``admit`` and ``dismiss`` add
 and remove nodes that VXLAN is accepted from; ``intact`` lists the table again and tells whether anybody changed
 it. All methods block and belong to one worker thread at a time.
+
+On a kernel whose nftables lacks the family inet there is nothing to put: that is said once, in full, and pods are
+served without, because waiting would not give the kernel one.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -28,6 +32,8 @@ from pycni.kernel.nft import Nft
 from pycni.kernel.nft_elements import NftElements
 from pycni.model.family import Family
 
+log = logging.getLogger("pycni.network")
+
 FEW = 100
 """Up to so many peers are added and removed without libnftables."""
 
@@ -43,6 +49,12 @@ class FirewallPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Whether no table is needed."""
         return not self.masquerade and self.guard is None
 
+    def loss(self) -> str:
+        """What it means not to have the table, in words."""
+        losses = ["pods reach other networks by their own addresses only"] if self.masquerade else []
+        losses += ["VXLAN is accepted from any sender"] if self.guard is not None else []
+        return ", ".join(losses)
+
 
 class Firewall:
     """Driver of the table ``inet pycni_fabric``."""
@@ -53,6 +65,8 @@ class Firewall:
         self.plan: FirewallPlan | None = None
         """What is in place; None when that is not known."""
         self.peers: frozenset[bytes] = frozenset()
+        self.lacking = False
+        """Whether the kernel has been found unable to hold the table."""
         self._listed: list[dict[str, Any]] = []
 
     def present(self) -> bool:
@@ -63,8 +77,14 @@ class Firewall:
         """Replace the table by this one, whatever is there. Raises KernelError; nothing has changed then."""
         self.plan = None
         accepted = frozenset(peers) if plan.guard is not None else frozenset()
-        self._nft.run(delete_text() if plan.empty else table_text(plan.masquerade, plan.guard, accepted))
-        self._listed = [] if plan.empty else self._skeleton()[0]
+        try:
+            self._nft.run(delete_text() if plan.empty else table_text(plan.masquerade, plan.guard, accepted))
+        except KernelError as error:
+            if error.errno != errno.EOPNOTSUPP or self._nft.knows("inet"):
+                raise
+            self._do_without(plan)
+        else:
+            self._listed = [] if plan.empty else self._skeleton()[0]
         self.plan, self.peers = plan, accepted
 
     def admit(self, peers: Iterable[bytes]) -> None:
@@ -79,6 +99,8 @@ class Firewall:
         """Whether the table is as it was put, with the peers admitted since. Raises KernelError."""
         if self.plan is None:
             return False
+        if self.lacking:
+            return True
         if self.plan.empty:
             return not self.present()
         try:
@@ -93,7 +115,9 @@ class Firewall:
         if self.plan is None or self.plan.guard is None or not peers:
             return
         plan, self.plan = self.plan, None
-        if len(peers) > FEW:
+        if self.lacking:
+            pass
+        elif len(peers) > FEW:
             self._nft.run(peers_text(action, peers))
         else:
             change = self._fast.add if action == "add" else self._fast.delete
@@ -103,6 +127,15 @@ class Firewall:
                     change(TABLE, name, some)
         self.peers = self.peers | peers if action == "add" else self.peers - peers
         self.plan = plan
+
+    def _do_without(self, plan: FirewallPlan) -> None:
+        if not self.lacking and not plan.empty:
+            log.warning(
+                "this kernel's nftables has no family inet (NF_TABLES_INET): no table inet %s, so %s",
+                TABLE,
+                plan.loss(),
+            )
+        self.lacking = True
 
     def _skeleton(self) -> tuple[list[dict[str, Any]], frozenset[bytes]]:
         """The table as listed, without handles and elements; and the elements of the peer sets."""

@@ -76,6 +76,20 @@ class Nft:
             raise
         return True
 
+    def knows(self, family: str) -> bool:
+        """Whether this kernel has tables of a family: each is a choice of its own when a kernel is built.
+
+        Raises KernelError for any other trouble.
+        """
+        name = f"pycni_try_{os.getpid()}"
+        try:
+            self._execute(f"add table {family} {name}; delete table {family} {name}")
+        except KernelError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return False
+            raise
+        return True
+
     def close(self) -> None:
         """Free the context; further use raises KernelError EBADF."""
         with _LIBRARY:

@@ -56,7 +56,7 @@ class Driver(Protocol):
     def finish_nodes(self, nodes: Sequence[str], known: Mapping[str, ProcessId], /) -> None:
         """Wait until begun nodes can be used; ``known`` are the lab's processes. Raises LabError."""
 
-    def remove_node(self, node: str, pods: Sequence[str], known: Mapping[str, ProcessId]) -> None:
+    def remove_node(self, node: str, pods: Sequence[str], known: Mapping[str, ProcessId], /) -> None:
         """Switch a node off at once, with the namespaces of its pods. Raises LabError, KernelError."""
 
     def space(self, node: str) -> str:

@@ -25,6 +25,8 @@ POLL_S = 0.005
 ROUNDS = 5
 """Times to look for processes again: one that was about to fork has a child the first look missed."""
 MARK = "PYCNI_LAB_DAEMON_OF"
+FATAL = (signal.SIGKILL, signal.SIGTERM)
+"""Signals after which the end is waited for."""
 _RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -132,8 +134,13 @@ def marked(lab: str) -> list[ProcessId]:
 def kill(processes: Iterable[ProcessId], number: int = signal.SIGKILL, timeout: float = 10.0) -> None:
     """Signal processes that are still the ones meant and, when the signal ends them, wait until they are gone."""
     waiting = [item for item in processes if _signal(item, number)]
-    if number not in {signal.SIGKILL, signal.SIGTERM}:
-        return
+    if number in FATAL:
+        wait(waiting, timeout)
+
+
+def wait(processes: Iterable[ProcessId], timeout: float = 10.0) -> None:
+    """Wait until processes are gone. Raises LabError naming those that stay."""
+    waiting = list(processes)
     deadline = time.monotonic() + timeout
     while waiting := [item for item in waiting if not _gone(item)]:
         if time.monotonic() > deadline:
