@@ -53,18 +53,34 @@ def make_node(spec: LabSpec, index: int) -> None:
     """A node's namespace with its cable into the fabric. Raises KernelError."""
     node = topology.node_name(index)
     name = topology.node_namespace(spec.name, node)
+    _plug_in(spec, name, node)
+    equip_node(spec, index, name)
+
+
+def make_client(spec: LabSpec) -> None:
+    """The namespace of somebody outside the cluster, with a cable into the fabric. Raises KernelError."""
+    name = topology.client_namespace(spec.name)
+    _plug_in(spec, name, topology.CLIENT)
+    if Family.V6 in spec.families:
+        inside(name, _calm_ipv6)
+    with socket_in(name) as sock:
+        bring_up(sock, "lo")
+        bring_up(sock, UPLINK, *(topology.client_address(family) for family in spec.families))
+
+
+def _plug_in(spec: LabSpec, name: str, port: str) -> None:
+    """A new namespace whose ``eth0`` is a cable to ``port`` of the fabric's bridge."""
     netns.create(name)
     fd = netns.open_netns(netns.path(name))
     try:
         with socket_in(topology.fabric_namespace(spec.name)) as sock:
             mtu = attr_u32(rtlink.IFLA_MTU, spec.mtu)
             master = attr_u32(rtlink.IFLA_MASTER, index_of(sock, BRIDGE))
-            cable = rtlink.new_veth(node, mtu, master, peer_name=UPLINK, peer_netns_fd=fd, peer_attrs=mtu)
-            sock.request(cable, "add link", node)
-            bring_up(sock, node)
+            cable = rtlink.new_veth(port, mtu, master, peer_name=UPLINK, peer_netns_fd=fd, peer_attrs=mtu)
+            sock.request(cable, "add link", port)
+            bring_up(sock, port)
     finally:
         os.close(fd)
-    equip_node(spec, index, name)
 
 
 def equip_node(spec: LabSpec, index: int, namespace: str) -> None:

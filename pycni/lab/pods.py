@@ -58,7 +58,7 @@ def add(
         container_id,
         path,
         pod.interface,
-        cni_args=_kubernetes_args(lab, pod),
+        cni_args=_kubernetes_args(pod),
         capability_args=capability_args or {},
     )
     try:
@@ -102,11 +102,12 @@ def remove(state: LabState, node: LabNode, pod: PodRecord, *, force: bool = Fals
     state.drop_pod(pod.name)
 
 
-def _kubernetes_args(lab: str, pod: PodRecord) -> dict[str, str]:
+def _kubernetes_args(pod: PodRecord) -> dict[str, str]:
     """CNI_ARGS as kubelet's runtimes give them."""
+    namespace, name = topology.pod_key(pod.name)
     return {
         "IgnoreUnknown": "1",
-        "K8S_POD_NAMESPACE": lab,
-        "K8S_POD_NAME": pod.name,
+        "K8S_POD_NAMESPACE": namespace,
+        "K8S_POD_NAME": name,
         "K8S_POD_INFRA_CONTAINER_ID": pod.container_id,
     }

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, etcd, inside, netns, pods, processes, survey, topology
+from pycni.lab import driver, etcd, inside, netns, pods, processes, resolv, survey, topology
+from pycni.lab.apply import Cluster
 from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wipe
 from pycni.lab.driver import Stream
 from pycni.lab.matrix import Matrix
@@ -100,6 +101,10 @@ class Lab:
             netns.make_fabric(spec)
             for index in range(1, spec.nodes + 1):
                 self._begin_node(index)
+            if spec.proxy != "none":
+                netns.make_client(spec)
+        cluster = Cluster(self, held=True)
+        cluster.begin()
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
             self._start_etcd()
         self.driver.finish_nodes(self.record.nodes, self.record.processes)
@@ -109,7 +114,11 @@ class Lab:
             progress.line(f"  but {missing}")
         if spec.pods:
             with progress.step(f"{spec.nodes * spec.pods} pods by CNI ADD"):
-                self._make_pods(spec.pods)
+                cluster.joined(self._make_pods(spec.pods))
+        cluster.refresh_nodes()
+        if spec.proxy != "none":
+            with progress.step(f"DNS as Service kube-dns at {' '.join(topology.dns_addresses(spec))}"):
+                cluster.start_dns()
         self._save(phase="up")
 
     def _begin_node(self, index: int) -> LabNode:
@@ -119,11 +128,11 @@ class Lab:
         self._save(nodes=(*self.record.nodes, node.name), processes={**self.record.processes, **parts})
         return node
 
-    def _make_pods(self, per_node: int) -> None:
+    def _make_pods(self, per_node: int) -> list[PodRecord]:
         names = [(f"pod{n}", node.name) for n, node in enumerate(self.nodes() * per_node, 1)]
         with ThreadPoolExecutor(PARALLEL) as pool:
-            for future in [pool.submit(pods.add, self.state, self.node(node), name) for name, node in names]:
-                future.result()
+            added = [pool.submit(pods.add, self.state, self.node(node), name) for name, node in names]
+        return [future.result() for future in added]
 
     def _start_etcd(self) -> None:
         address = topology.underlay_address(self.spec.families[0], 0).ip
@@ -183,6 +192,7 @@ class Lab:
             self.driver.finish_nodes(self.record.nodes, self.record.processes)
             self.start_agents([node.name])
             self.missing_routes()
+            Cluster(self, held=True).refresh_nodes()
         return node
 
     def remove_node(self, name: str) -> None:
@@ -198,6 +208,7 @@ class Lab:
                 key: value for key, value in self.record.processes.items() if key.partition(" ")[0] != name
             }
             self._save(nodes=tuple(item for item in self.record.nodes if item != name), processes=others)
+            Cluster(self, held=True).refresh_nodes()
 
     def missing_routes(self, timeout: float = SETTLE_S) -> list[str]:
         """Wait until every node has routes to the pods of all others; what is missing then, in words.
@@ -283,14 +294,23 @@ class Lab:
             self._reload()
             chosen = self.node(node or self._emptiest())
             if name is None:
-                return pods.add_any(self.state, chosen, capability_args)
-            return pods.add(self.state, chosen, name, capability_args)
+                pod = pods.add_any(self.state, chosen, capability_args)
+            else:
+                pod = pods.add(self.state, chosen, name, capability_args)
+            Cluster(self, held=True).joined([pod])
+        return pod
 
     def remove_pod(self, name: str, *, force: bool = False) -> None:
         """End what runs in the pod, send DEL, remove its namespace. ``force``: also when DEL fails."""
         with self.state.lock(shared=True):
             pod = self.pod(name)
-            pods.remove(self.state, self.node(pod.node), pod, force=force)
+            cluster = Cluster(self, held=True)
+            value = cluster.leaving(name)
+            try:
+                pods.remove(self.state, self.node(pod.node), pod, force=force)
+            except BaseException:
+                cluster.returned(value)
+                raise
 
     def _emptiest(self) -> str:
         counts = dict.fromkeys(self.record.nodes, 0)
@@ -301,9 +321,11 @@ class Lab:
     # use
 
     def namespace_of(self, target: str) -> str:
-        """Name of the namespace of a node ("": it has a kernel of its own), a pod or ``fabric``. Raises LabError."""
-        if target == "fabric":
+        """Namespace of a node ("": it has a kernel of its own), a pod, ``fabric`` or ``client``. Raises LabError."""
+        if target == topology.FABRIC:
             return topology.fabric_namespace(self.spec.name)
+        if target == topology.CLIENT and self.spec.proxy != "none":
+            return topology.client_namespace(self.spec.name)
         if target in self.record.nodes:
             return self.driver.space(target)
         names = [*self.record.nodes, *(pod.name for pod in self.pods())]
@@ -314,12 +336,14 @@ class Lab:
         return self.pod(target).namespace
 
     def exec_argv(self, target: str, argv: Sequence[str]) -> list[str]:
-        """The words that run a command in a node, a pod or ``fabric``. Raises LabError."""
+        """The words that run a command in a node, a pod, ``fabric`` or ``client``. Raises LabError."""
         space = self.namespace_of(target)
-        if target == "fabric":
+        if target in {topology.FABRIC, topology.CLIENT}:
             return [*kernel_netns.exec_prefix(space), *argv]
-        node = target if target in self.record.nodes else self.pod(target).node
-        return [*self.driver.prefix(node, space), *argv]
+        if target in self.record.nodes:
+            return [*self.driver.prefix(target, space), *argv]
+        node = self.node(self.pod(target).node)
+        return [*node.prefix(space), *resolv.words(node, topology.pod_key(target)[0], argv)]
 
     def traffic(self, source: str, address: str, interval: float = 0.005) -> AbstractContextManager[Stream]:
         """Pings from a node or a pod to an address every ``interval`` seconds. Raises LabError."""

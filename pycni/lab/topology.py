@@ -68,6 +68,8 @@ DNS_HOST = 10
 """The DNS service is the tenth address of each service network."""
 DNS_DOMAIN = "cluster.local"
 FABRIC, CLIENT = "fabric", "client"
+MANIFESTS = "manifests"
+"""The folder below the lab's that every agent watches."""
 
 _LAB_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"

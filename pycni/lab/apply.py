@@ -1,0 +1,349 @@
+"""The Kubernetes side of a lab: manifests become pods, Services with addresses, EndpointSlices and DNS records.
+
+Life: a ``Cluster`` is made for one command. Each operation takes the lock of the lab's objects, reads them, works out
+what they have to be (``apply_check``, ``apply_settle``: pure), makes pods by CNI ADD, has them served, and writes the
+objects into the folder the agents watch; ends pods after their grace period with the lock free. A pod is in Services
+from when it listens until after its grace period, as in Kubernetes. A command that is cut off leaves pods that are
+ending; the next one finishes them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pycni.lab import apply_check, apply_settle, dns, pods, resolv, serve_client, topology, workloads
+from pycni.lab.apply_check import Intent
+from pycni.lab.dns_server import DnsServer
+from pycni.lab.objects import Key, Mappings, Objects, key_of
+from pycni.lab.state import PodRecord
+from pycni.lab.topology import LabError, LabSpec
+from pycni.model.kube import NAMESPACE, NODE, POD, SERVICE
+
+if TYPE_CHECKING:
+    from pycni.lab.run import Lab
+
+PARALLEL = 4
+GRACE_S = 1.0
+"""Of pods whose manifest names none (Kubernetes' default of 30 s is long for trying things)."""
+DNS_POD = Key(POD, "kube-system", "dns")
+SPACES = ("default", "kube-system")
+
+State = dict[Key, Mappings]
+
+
+class Cluster:
+    """The objects of one lab and what is made of them."""
+
+    def __init__(self, lab: Lab, *, held: bool = False) -> None:
+        """``held``: the caller holds the lab's own lock."""
+        self._lab = lab
+        self._held = held
+        self._objects = Objects(lab.state.folder / topology.MANIFESTS)
+        self.problems: list[str] = []
+        """What of the last change could not be done, one line each: listeners that could not be opened."""
+
+    def objects(self) -> State:
+        """Everything there is."""
+        return self._objects.load()
+
+    # what the lab itself puts in
+
+    def begin(self) -> None:
+        """The Nodes and the first namespaces of a new lab: before any agent starts."""
+        with self._objects.lock():
+            self._objects.write(
+                {}, self._with_nodes({_space(name): apply_check.namespace(name) for name in SPACES})
+            )
+
+    def refresh_nodes(self) -> None:
+        """Nodes came, went with their pods or got their subnets."""
+        with self._change() as before:
+            there = {Key(POD, *topology.pod_key(record.name)) for record in self._lab.pods()}
+            kept = {key: value for key, value in before.items() if key.kind != POD or key in there}
+            self._settle(before, self._with_nodes(kept))
+
+    def joined(self, records: Iterable[PodRecord]) -> None:
+        """Pods were made by ``lab up`` or ``lab pod add``."""
+        with self._change() as before:
+            after = dict(before)
+            for record in records:
+                after.setdefault(Key(POD, *topology.pod_key(record.name)), apply_settle.plain(record, _now()))
+            self._settle(before, after)
+
+    def leaving(self, name: str) -> Mappings | None:
+        """A pod is removed at once, without grace: take it out of everything first. Returns its object."""
+        with self._change() as before:
+            key = Key(POD, *topology.pod_key(name))
+            after = {other: value for other, value in before.items() if other != key}
+            self._settle(before, after)
+        return before.get(key)
+
+    def returned(self, pod: Mappings | None) -> None:
+        """The pod could not be removed after all."""
+        if pod is None:
+            return
+        with self._change() as before:
+            self._settle(before, {**before, key_of(pod): pod})
+
+    # what commands do
+
+    def apply(self, documents: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """Carry out manifests: (where it stands, mapping). Returns what became of each.
+
+        Raises ConfigError (nothing has changed then), LabError when a pod cannot be made (no pod of this call stays).
+        """
+        with self._change() as before:
+            intent = apply_check.checked(documents, before, self._spec.families)
+            ended = self._carry_out(before, intent)
+        self._await_end(ended)
+        return intent.told
+
+    def delete(self, keys: Sequence[Key], grace_s: float | None = None) -> list[Key]:
+        """Delete objects and what belongs to them; returns the objects that went. Waits for pods to end.
+
+        Raises LabError naming one that is not there. ``grace_s``: instead of what pods' manifests say.
+        """
+        with self._change() as before:
+            gone = [other for key in keys for other in _with_belongings(key, before)]
+            after = {key: value for key, value in before.items() if key not in gone or key.kind == POD}
+            ended = [key for key in gone if key.kind == POD]
+            new: list[Mappings] = []
+            marked = self._marked(after, ended, grace_s)
+            for key, value in after.items():
+                if key.kind in workloads.KINDS:
+                    new += workloads.plan(value, marked).new
+            ended = self._carry_out(before, Intent(marked, new, ended, []))
+        self._await_end(ended)
+        return list(dict.fromkeys(gone))
+
+    def set_ready(self, name: str, *, ready: bool, listen: bool | None = None) -> None:
+        """Make a pod ready or not, and have it listen or not. Raises LabError."""
+        self._lab.pod(name)
+        with self._change() as before:
+            key = Key(POD, *topology.pod_key(name))
+            if key not in before:
+                raise LabError(f"{key} is not among the lab's objects", usage=True)
+            pod = apply_settle.with_ready(before[key], ready=ready, listen=listen)
+            self._settle(before, {**before, key: pod})
+
+    def start_dns(self) -> None:
+        """Make the DNS pod and its Service."""
+        self.apply([("the lab's DNS", value) for value in dns_objects(self._spec)])
+
+    # carrying out
+
+    @property
+    def _spec(self) -> LabSpec:
+        return self._lab.spec
+
+    @contextmanager
+    def _change(self) -> Iterator[State]:
+        """The objects, with the lab kept from going down and pods that are due ended."""
+        held = nullcontext() if self._held else self._lab.state.lock(shared=True)
+        with held, self._objects.lock():
+            before = self._objects.load()
+            due = [key for key, pod in before.items() if key.kind == POD and _ends(pod) <= time.time()]
+            if due:
+                self._end_pods(before, due)
+                before = self._objects.load()
+            yield before
+
+    def _carry_out(self, before: State, intent: Intent) -> list[Key]:
+        """Make the pods, store everything. Returns the pods that are ending."""
+        self.problems = []
+        made = self._make(intent.new)
+        after = {**self._marked(intent.objects, intent.ended, None), **made}
+        self._settle(before, after)
+        return intent.ended
+
+    def _make(self, new: Sequence[Mappings]) -> State:
+        """Pods by CNI ADD, a few at a time. All or none. Raises LabError."""
+        nodes = self._places(new)
+
+        def make(pod: Mappings, node: str) -> PodRecord:
+            key = key_of(pod)
+            name = topology.pod_name(key.namespace, key.name)
+            return pods.add(self._lab.state, self._lab.node(node), name)
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            futures = [pool.submit(make, pod, node) for pod, node in zip(new, nodes, strict=True)]
+        records = [future.result() for future in futures if future.exception() is None]
+        failure = next((exc for future in futures if (exc := future.exception()) is not None), None)
+        if failure is not None:
+            for record in records:
+                pods.remove(self._lab.state, self._lab.node(record.node), record, force=True)
+            raise failure
+        created = _now()
+        return {
+            key_of(pod): apply_settle.with_status(pod, record, ready=True, created=created)
+            for pod, record in zip(new, records, strict=True)
+        }
+
+    def _places(self, new: Sequence[Mappings]) -> list[str]:
+        """The node of each pod: the one it names, else the one with the fewest."""
+        counts = dict.fromkeys(self._lab.record.nodes, 0)
+        for record in self._lab.pods():
+            counts[record.node] = counts.get(record.node, 0) + 1
+        places = []
+        for pod in new:
+            wanted = (pod.get("spec") or {}).get("nodeName")
+            node = wanted or min(counts, key=lambda name: (counts[name], topology.node_index(name)))
+            counts[node] += 1
+            places.append(node)
+        return places
+
+    def _marked(self, objects: Mapping[Key, Mappings], ended: Iterable[Key], grace_s: float | None) -> State:
+        """The objects with some pods ending from now on."""
+        marked = dict(objects)
+        for key in ended:
+            own = marked[key].get("spec", {}).get("terminationGracePeriodSeconds", GRACE_S)
+            marked[key] = apply_settle.ending(marked[key], _now(), own if grace_s is None else grace_s)
+        return marked
+
+    def _settle(self, before: State, after: Mapping[Key, Mappings]) -> None:
+        """Serve, complete, store, tell DNS. A new pod listens before it is in a Service, a gone one until after."""
+        records = self._lab.pods()
+        self._serve({**before, **after}, records)
+        complete = apply_settle.settled(after, time.time())
+        self._objects.write(before, complete)
+        if any(key.kind == POD and key not in after for key in before):
+            self._serve(after, records)
+        self._tell_dns(complete)
+
+    def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> None:
+        self.problems = [
+            line
+            for node in self._lab.nodes()
+            for line in serve_client.tell(
+                node, apply_settle.serving(node.name, objects, records, self._spec.families)
+            )
+        ]
+
+    def _tell_dns(self, objects: Mapping[Key, Mappings]) -> None:
+        if DNS_POD not in objects:
+            return
+        servers = topology.dns_addresses(self._spec)
+        spaces = [key.name for key in objects if key.kind == NAMESPACE]
+        for node in self._lab.nodes():
+            for space in spaces:
+                resolv.write(node, space, dns.resolv_conf(space, servers))
+        record = pods.find(self._lab.state, topology.pod_name(*DNS_POD[1:]))
+        DnsServer(self._lab.node(record.node), record.namespace).update(dns.records(objects))
+
+    def _await_end(self, ended: Sequence[Key]) -> None:
+        """Wait until pods are due, then end them; others may work meanwhile."""
+        waiting = set(ended)
+        while waiting:
+            objects = self._objects.load()
+            waiting &= objects.keys()
+            ends = [_ends(objects[key]) for key in waiting]
+            if not ends:
+                return
+            time.sleep(max(0.0, min(ends) - time.time()))
+            with self._change():
+                pass  # which ends what is due
+
+    def _end_pods(self, before: State, due: Sequence[Key]) -> None:
+        """Take pods out of the objects, then away."""
+        self._settle(before, {key: value for key, value in before.items() if key not in due})
+        names = {topology.pod_name(key.namespace, key.name) for key in due}
+        records = [record for record in self._lab.pods() if record.name in names]
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for future in [pool.submit(self._remove, record) for record in records]:
+                future.result()
+
+    def _remove(self, record: PodRecord) -> None:
+        pods.remove(self._lab.state, self._lab.node(record.node), record, force=True)
+
+    def _with_nodes(self, objects: Mapping[Key, Mappings]) -> State:
+        """The objects with a Node for every node there is; what was applied to one stays."""
+        there = {Key(NODE, "", node.name): node for node in self._lab.nodes()}
+        kept = {key: value for key, value in objects.items() if key.kind != NODE or key in there}
+        for key, node in there.items():
+            network = node.pod_network()
+            kept[key] = {
+                "apiVersion": "v1",
+                "kind": NODE,
+                "metadata": kept.get(key, {}).get("metadata")
+                or {"name": node.name, "labels": {"kubernetes.io/hostname": node.name}},
+                "spec": {"podCIDRs": [str(subnet) for subnet in network.subnets]} if network else {},
+                "status": {
+                    "addresses": [
+                        {"type": "InternalIP", "address": str(address.ip)}
+                        for address in node.addresses.values()
+                    ]
+                },
+            }
+        return dict(sorted(kept.items()))
+
+
+def dns_objects(spec: LabSpec) -> list[Mappings]:
+    """The pod of the DNS server and its Service."""
+    labels = {"k8s-app": "kube-dns"}
+    meta = {"namespace": DNS_POD.namespace, "labels": labels}
+    protocols = {"dns": "UDP", "dns-tcp": "TCP"}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": POD,
+            "metadata": {**meta, "name": DNS_POD.name, "annotations": {apply_settle.LISTEN: "off"}},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "dnsmasq",
+                        "ports": [
+                            {"name": name, "containerPort": 53, "protocol": protocol}
+                            for name, protocol in protocols.items()
+                        ],
+                    }
+                ]
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": SERVICE,
+            "metadata": {**meta, "name": "kube-dns"},
+            "spec": {
+                "clusterIPs": list(topology.dns_addresses(spec)),
+                "selector": labels,
+                "ports": [
+                    {"name": name, "port": 53, "protocol": protocol} for name, protocol in protocols.items()
+                ],
+            },
+        },
+    ]
+
+
+def _with_belongings(key: Key, objects: Mapping[Key, Mappings]) -> list[Key]:
+    """An object and what goes with it. Raises LabError when it is not there or not to be deleted."""
+    if key not in objects:
+        there = ", ".join(str(other) for other in objects if other.kind == key.kind) or f"no {key.kind}"
+        raise LabError(f"there is no {key}; there is: {there}", usage=True)
+    if key.kind == NODE or (key.kind == NAMESPACE and key.name in SPACES):
+        raise LabError(f"{key} belongs to the lab and cannot be deleted", usage=True)
+    if key.kind == NAMESPACE:
+        return [*(other for other in objects if other.namespace == key.name), key]
+    return [key, *workloads.owned(key, objects)]
+
+
+def _ends(pod: Mappings) -> float:
+    """When a pod is due to end, in seconds since the epoch; never for one that is not ending."""
+    meta = pod["metadata"]
+    if not workloads.is_ending(pod):
+        return math.inf
+    begun = datetime.fromisoformat(meta["deletionTimestamp"]).timestamp()
+    return begun + float(meta.get("deletionGracePeriodSeconds") or 0)
+
+
+def _space(name: str) -> Key:
+    return Key(NAMESPACE, "", name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,165 @@
+"""What follows from the objects of a lab: EndpointSlices, balancers' addresses, what each node has to serve. Pure.
+
+Life: after every change ``settled`` completes the objects, as Kubernetes' controllers would; ``serving`` says which
+pods listen on which ports of a node. What stays as it was keeps its trigger time, so that a trigger time tells when
+endpoints really changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pycni.lab.objects import Key, Mappings, decoded, key_of
+from pycni.lab.serve import ServedPod
+from pycni.lab.state import PodRecord
+from pycni.lab.topology import pod_key
+from pycni.model.family import Family
+from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, SERVICE, EndpointSlice, KubeNode, Pod, Service
+from pycni.view import slices
+from pycni.wire.manifest import TRIGGERED, encode_slice
+
+LISTEN = "pycni/listen"
+"""Annotation of a pod: ``off`` when nobody is to listen in it, as after a crash of its server."""
+
+
+def settled(objects: Mapping[Key, Mappings], now: float) -> dict[Key, Mappings]:
+    """The objects with the EndpointSlices of all Services with a selector. ``now``: seconds since the epoch.
+
+    Slices that somebody else gave a Service are used as they are: such a Service gets none of ours.
+    """
+    result = {key: value for key, value in objects.items() if not _is_ours(key, value)}
+    kept = {key: value for key, value in objects.items() if key not in result}
+    typed = {key: item for key, value in result.items() if (item := decoded(value)) is not None}
+    given = {item.service for item in typed.values() if isinstance(item, EndpointSlice)}
+    pods = [item for item in typed.values() if isinstance(item, Pod)]
+    nodes = {key.name: item for key, item in typed.items() if key.kind == NODE and isinstance(item, KubeNode)}
+    for item in typed.values():
+        if isinstance(item, Service) and item.meta.key not in given:
+            for derived in slices.derive(item, pods, nodes):
+                value = _dated(derived, kept, now)
+                result[key_of(value)] = value
+    return dict(sorted(result.items()))
+
+
+def with_status(pod: Mappings, record: PodRecord, *, ready: bool, created: str) -> Mappings:
+    """A pod as it is after its ADD."""
+    return {
+        **pod,
+        "metadata": {**pod["metadata"], "uid": record.container_id, "creationTimestamp": created},
+        "spec": {**(pod.get("spec") or {}), "nodeName": record.node},
+        "status": {
+            "phase": "Running",
+            **({"podIP": record.ips[0]} if record.ips else {}),
+            "podIPs": [{"ip": ip} for ip in record.ips],
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+        },
+    }
+
+
+def plain(record: PodRecord, created: str) -> Mappings:
+    """The Pod object of a pod made by ``lab up`` or ``lab pod add``."""
+    space, name = pod_key(record.name)
+    bare = {
+        "apiVersion": "v1",
+        "kind": POD,
+        "metadata": {"name": name, "namespace": space, "labels": {"pod": name}},
+        "spec": {"containers": [{"name": "pod"}]},
+    }
+    return with_status(bare, record, ready=True, created=created)
+
+
+def with_ready(pod: Mappings, *, ready: bool, listen: bool | None) -> Mappings:
+    """A pod whose readiness (and, unless None, whose listening) is another."""
+    meta = dict(pod["metadata"])
+    if listen is not None:
+        notes = {name: text for name, text in (meta.get("annotations") or {}).items() if name != LISTEN}
+        meta["annotations"] = notes if listen else {**notes, LISTEN: "off"}
+    status = {**pod["status"], "conditions": [{"type": "Ready", "status": str(ready)}]}
+    return {**pod, "metadata": meta, "status": status}
+
+
+def ending(pod: Mappings, when: str, grace_s: float) -> Mappings:
+    """A pod that is being deleted. It stays as it is when it is that already."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return pod
+    meta = {**pod["metadata"], "deletionTimestamp": when, "deletionGracePeriodSeconds": grace_s}
+    return {**pod, "metadata": meta}
+
+
+def serving(
+    node: str, objects: Mapping[Key, Mappings], records: Sequence[PodRecord], families: Sequence[Family]
+) -> tuple[ServedPod, ...]:
+    """The pods of one node that have something to listen on."""
+    ids = {record.name: record for record in records if record.node == node}
+    found = []
+    for name in sorted(ids):
+        value = objects.get(Key(POD, *pod_key(name)))
+        if value is None or (value["metadata"].get("annotations") or {}).get(LISTEN) == "off":
+            continue
+        pod = decoded(value)
+        if isinstance(pod, Pod) and pod.ports:
+            found.append(
+                ServedPod(
+                    name=name,
+                    id=ids[name].container_id,
+                    namespace=ids[name].namespace,
+                    ports=tuple(sorted({(port.protocol, port.port) for port in pod.ports})),
+                    families=tuple(int(family) for family in families),
+                )
+            )
+    return tuple(found)
+
+
+def services(objects: Mapping[Key, Mappings]) -> list[dict[str, Any]]:
+    """Every Service with its addresses and endpoints, as ``lab status`` shows them."""
+    found = []
+    by_service: dict[str, list[EndpointSlice]] = {}
+    for key, value in objects.items():
+        if key.kind == ENDPOINT_SLICE and isinstance(item := decoded(value), EndpointSlice):
+            by_service.setdefault(item.service, []).append(item)
+    for key, value in objects.items():
+        if key.kind != SERVICE or not isinstance(service := decoded(value), Service):
+            continue
+        endpoints = [
+            {
+                "address": endpoint.address,
+                "ports": [port.port for port in item.ports],
+                "pod": endpoint.pod,
+                "node": endpoint.node,
+                "ready": endpoint.ready,
+                "serving": endpoint.serving,
+                "terminating": endpoint.terminating,
+            }
+            for item in by_service.get(service.meta.key, ())
+            for endpoint in item.endpoints
+        ]
+        found.append(
+            {
+                "name": key.name,
+                "namespace": key.namespace,
+                "type": service.type,
+                "ips": [*service.cluster_ips, *service.external_ips, *(item.ip for item in service.ingress)],
+                "ports": [msgspec.structs.asdict(port) for port in service.ports],
+                "endpoints": endpoints,
+            }
+        )
+    return found
+
+
+def _is_ours(key: Key, value: Mappings) -> bool:
+    labels = value["metadata"].get("labels") or {}
+    return key.kind == ENDPOINT_SLICE and labels.get(slices.MANAGED_BY) == slices.MANAGER
+
+
+def _dated(item: EndpointSlice, kept: Mapping[Key, Mappings], now: float) -> Mappings:
+    """The slice's mapping: the one there is when it says the same, else a new one of now."""
+    value = encode_slice(item)
+    before = kept.get(key_of(value))
+    if before is not None:
+        meta = {name: text for name, text in before["metadata"].items() if name != "annotations"}
+        if {**before, "metadata": meta} == value and TRIGGERED in before["metadata"].get("annotations", {}):
+            return before
+    return encode_slice(msgspec.structs.replace(item, changed=now))
