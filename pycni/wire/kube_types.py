@@ -143,6 +143,7 @@ class WireEndpoint(Wire):
     target_ref: WireReference | None = None
     node_name: str | None = None
     zone: str | None = None
+    hostname: str | None = None
     hints: WireHints | None = None
 
 
