@@ -2,9 +2,9 @@
 
 Life: after every pass ``HealthChecks.update`` is told which ports this node has to answer (Services with
 externalTrafficPolicy Local). Ports that stay keep their listener while their answer changes; a port that cannot be had
-is a problem of its service, tried again with every update. Answers are as kube-proxy's (pkg/proxy/healthcheck): 200 when
-there are local endpoints and the proxy is well, else 503, the figures in the body and the number of endpoints in the
-header ``X-Load-Balancing-Endpoint-Weight`` (kubernetes#118999).
+is a problem of its service, tried again with every update. Answers are as kube-proxy's (pkg/proxy/healthcheck): 200
+when there are local endpoints and the proxy is well, else 503, the figures in the body and the number of endpoints in
+the header ``X-Load-Balancing-Endpoint-Weight`` (kubernetes#118999).
 """
 
 from __future__ import annotations

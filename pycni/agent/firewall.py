@@ -49,12 +49,6 @@ class FirewallPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Whether no table is needed."""
         return not self.masquerade and self.guard is None
 
-    def loss(self) -> str:
-        """What it means not to have the table, in words."""
-        losses = ["pods reach other networks by their own addresses only"] if self.masquerade else []
-        losses += ["VXLAN is accepted from any sender"] if self.guard is not None else []
-        return ", ".join(losses)
-
 
 class Firewall:
     """Driver of the table ``inet pycni_fabric``."""
@@ -131,9 +125,9 @@ class Firewall:
     def _do_without(self, plan: FirewallPlan) -> None:
         if not self.lacking and not plan.empty:
             log.warning(
-                "this kernel's nftables has no family inet (NF_TABLES_INET): no table inet %s, so %s",
+                "this kernel's nftables has no family inet (NF_TABLES_INET), so there is no table inet %s: "
+                "pods keep their addresses towards other networks, VXLAN is accepted from any sender",
                 TABLE,
-                plan.loss(),
             )
         self.lacking = True
 

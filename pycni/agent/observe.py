@@ -5,6 +5,7 @@ Counters that parts keep as plain attributes are read at a scrape; nothing here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pycni.agent.health import Health
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pycni.ipam.endpoints import EndpointStore
     from pycni.ipam.pool import Pools
     from pycni.sources.etcd import EtcdClient
+    from pycni.sources.kube import KindFollower
+    from pycni.sources.kube_client import KubeClient
     from pycni.sources.leases import LeaseSource
 
 COUNTER = "counter"
@@ -94,6 +97,37 @@ def follow_leases(metrics: Registry, source: LeaseSource, client: EtcdClient) ->
         return [] if held is None or held.expires is None else [((), held.expires)]
 
     add("pycni_lease_expires_seconds", "When our lease ends, seconds since the epoch.", expires)
+
+
+def follow_kube_client(metrics: Registry, client: KubeClient) -> None:
+    """Connections to the Kubernetes API."""
+    metrics.callback(
+        "pycni_kube_dials_total",
+        "Connections made to the Kubernetes API.",
+        lambda: float(client.dials),
+        kind=COUNTER,
+    )
+
+
+def follow_kube(metrics: Registry, prefix: str, followers: Mapping[str, KindFollower]) -> None:
+    """Objects followed at the Kubernetes API, by kind. ``prefix``: of the metrics' names."""
+    for name, text, kind in (
+        ("connected", "1 while the kind is followed.", "gauge"),
+        ("reconnects_total", "Watches opened anew.", COUNTER),
+        ("relists_total", "Full listings after the first.", COUNTER),
+        ("events_total", "Changes received.", COUNTER),
+        ("malformed", "Objects that cannot be read.", "gauge"),
+    ):
+
+        def read(name: str = name) -> list[Sample]:
+            field = name.removesuffix("_total")
+            found = {what: getattr(each, field) for what, each in followers.items()}
+            return [
+                ((what,), float(len(value) if isinstance(value, dict) else value))
+                for what, value in found.items()
+            ]
+
+        metrics.callback(f"{prefix}_{name}", text, read, labels=("kind",), kind=kind)
 
 
 def follow_pods(metrics: Registry, endpoints: EndpointStore, pools: Pools, keeper: PodKeeper) -> None:

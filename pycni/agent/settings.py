@@ -67,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kube_api_url: str
     kube_subnet_mgr: bool
     kube_annotation_prefix: str
+    set_node_network_unavailable: bool
     net_config_path: str
     proxy_mode: str
     proxy_sync_period: int

@@ -25,7 +25,6 @@ _NO_IPTABLES = "pycni programs nftables and repairs it at once; nothing to set"
 IGNORED: Mapping[str, str] = {
     "iptables-resync": _NO_IPTABLES,
     "iptables-forward-rules": _NO_IPTABLES,
-    "set-node-network-unavailable": "pycni sets no node conditions; clouds that need it have a controller for it",
     "vmodule": "use log-level",
     "log_backtrace_at": "use log-level",
 }
@@ -36,9 +35,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Flannel's flags that ask for something pycni does not do. Switched off (=false) they are accepted."""
 
-_FLANNEL_BOOLEANS = frozenset(
-    {"iptables-forward-rules", "set-node-network-unavailable", "ip-blackhole-route"}
-)
+_FLANNEL_BOOLEANS = frozenset({"iptables-forward-rules", "ip-blackhole-route"})
 
 # Variables Kubernetes makes for every Service of a namespace; one called "pycnid" must not stop the agent.
 _SERVICE_LINK = re.compile(

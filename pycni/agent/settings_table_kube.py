@@ -46,6 +46,13 @@ ROWS: tuple[Setting, ...] = (
         flannel=True,
     ),
     Setting(
+        "set-node-network-unavailable",
+        kinds.BOOLEAN,
+        True,
+        "With kube-subnet-mgr: set this node's condition NodeNetworkUnavailable to False once it has its subnet.",
+        flannel=True,
+    ),
+    Setting(
         "net-config-path",
         kinds.PATH,
         "/etc/kube-flannel/net-conf.json",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pycni.agent.settings import TABLE, Setting
+from pycni.agent.settings import TABLE
 from pycni.agent.settings_file import IGNORED, REFUSED
+from pycni.agent.settings_row import Setting
 
 
 def default_text(row: Setting) -> str:

@@ -1,8 +1,11 @@
-"""Which parts the agent has and who knows whom; the CNI side is in ``wiring_cni``.
+"""Which parts the agent has and who knows whom; the CNI side is in ``wiring_cni``, services in ``wiring_proxy``.
 
 Life: ``wire`` is called once, on the event loop, when health and metrics are up. It makes the parts bottom-up, pushes
 what has to be taken down onto the context's exits (so the CNI server, made last, is stopped first) and returns the
 tasks. Implementations are imported here and not at the top: the command line must not pay for them.
+
+Network and proxy know each other by one function, the pod network; either runs without the other, also in a process of
+its own with a state folder of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
-from pycni.agent.observe import follow_leases
+from pycni.agent.observe import follow_kube, follow_kube_client, follow_leases
 from pycni.agent.process import SERVING, Context, Tasks
+from pycni.agent.settings import Settings
 from pycni.agent.settings_file import password
 
 if TYPE_CHECKING:
     from pycni.agent.network import NetworkComponent
+    from pycni.sources.kube_client import KubeClient
+    from pycni.sources.kube_leases import KubeLeaseSource
     from pycni.sources.leases import LeaseSource
     from pycni.store import Store
 
@@ -30,14 +36,57 @@ async def wire(context: Context) -> Tasks:
 
     store = Store()
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
-    if "network" in context.settings.components:
+    settings = context.settings
+    client = _kube_client(context) if _asks_kubernetes(settings) else None
+    network: NetworkComponent | None = None
+    if "network" in settings.components:
         context.health.expect(SERVING)
         # Refused here, before anything waits for etcd; the component looks again, with the network's families.
-        await asyncio.to_thread(underlay.detect, context.settings)
-        network = _network(context, _leases(context), store)
+        await asyncio.to_thread(underlay.detect, settings)
+        leases = _kube_leases(context, client) if settings.kube_subnet_mgr and client else _leases(context)
+        network = _network(context, leases, store)
         # The fabric first: while the kernel takes its entries there is time for the rest.
         tasks |= {"network": network.run(), "cni": _serve_cni(context, network)}
+    if "proxy" in settings.components:
+        from pycni.agent import wiring_proxy  # noqa: PLC0415
+
+        podnet = network.podnet if network is not None else None
+        tasks |= await wiring_proxy.make(context, store, client, podnet)
     return tasks
+
+
+def _asks_kubernetes(settings: Settings) -> bool:
+    """Whether anything is read from the Kubernetes API."""
+    services = "proxy" in settings.components and not settings.manifest_dir
+    return services or ("network" in settings.components and settings.kube_subnet_mgr)
+
+
+def _kube_client(context: Context) -> KubeClient:
+    """The one connection to the Kubernetes API. Raises ConfigError."""
+    from pycni.sources import kube_config  # noqa: PLC0415
+    from pycni.sources.kube_auth import Access  # noqa: PLC0415
+    from pycni.sources.kube_client import KubeClient  # noqa: PLC0415
+
+    settings = context.settings
+    client = KubeClient(Access(kube_config.find(settings.kubeconfig, settings.kube_api_url)))
+    context.exits.push_async_callback(client.close)
+    follow_kube_client(context.metrics, client)
+    return client
+
+
+def _kube_leases(context: Context, client: KubeClient) -> KubeLeaseSource:
+    from pycni.sources.kube_leases import KubeLeaseSource  # noqa: PLC0415
+
+    settings = context.settings
+    source = KubeLeaseSource(
+        client,
+        settings.node_name,
+        settings.net_config_path,
+        prefix=settings.kube_annotation_prefix,
+        set_condition=settings.set_node_network_unavailable,
+    )
+    follow_kube(context.metrics, "pycni_kube_nodes", {"Node": source.follower})
+    return source
 
 
 def _leases(context: Context) -> LeaseSource:
@@ -65,11 +114,11 @@ def _leases(context: Context) -> LeaseSource:
     return source
 
 
-def _network(context: Context, source: LeaseSource, store: Store) -> NetworkComponent:
+def _network(context: Context, source: LeaseSource | KubeLeaseSource, store: Store) -> NetworkComponent:
     from pycni.agent.network_report import NetworkReport  # noqa: PLC0415
 
     report = NetworkReport(context.health, context.metrics)
-    made: NetworkComponent = _implementation("network")(
+    made: NetworkComponent = implementation("network")(
         context.settings, source, store, report=report, readdressed=source.readdressed
     )
     # What etcd is waited for changes between passes, and a lease ends by itself.
@@ -83,7 +132,7 @@ async def _serve_cni(context: Context, network: NetworkComponent) -> NoReturn:
     raise AssertionError("serving is eternal")
 
 
-def _implementation(name: str) -> Any:
+def implementation(name: str) -> Any:
     """The class the components' table names."""
     module, _, attribute = COMPONENTS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
