@@ -1,0 +1,184 @@
+"""A map of the kernel's as bytes to bytes: single entries, whole tables, many changes in few calls.
+
+Batches (kernel 5.6 and newer) carry thousands of entries in one system call; where the kernel does not know them for a
+kind of map, entries go one by one. Nothing is copied between processes: programs see a change at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from pycni.errors import KernelError
+from pycni.kernel import bpf
+
+BATCH_ENTRIES = 4096
+_NO_BATCH = frozenset({errno.EINVAL, errno.ENOTSUP, 524})
+"""524: ENOTSUPP, which has no name outside the kernel."""
+
+
+class MapSpec(NamedTuple):
+    """What a program expects of a map: the kernel's kind, sizes in bytes, most entries."""
+
+    name: str
+    kind: int
+    key: int
+    value: int
+    entries: int
+    flags: int = 0
+
+    def fits(self, info: bpf.MapInfo) -> bool:
+        """Whether an existing map is this one."""
+        wanted = (self.kind, self.key, self.value, self.entries, self.flags)
+        return wanted == (info.kind, info.key, info.value, info.entries, info.flags)
+
+
+class BpfMap:
+    """An open map. One thread at a time."""
+
+    def __init__(self, spec: MapSpec, fd: int) -> None:
+        """Takes over the descriptor."""
+        self.spec = spec
+        self.fd = fd
+        self._key = ctypes.create_string_buffer(spec.key)
+        self._value = ctypes.create_string_buffer(max(spec.value, 1))
+        self._key_at = ctypes.addressof(self._key)
+        self._value_at = ctypes.addressof(self._value)
+
+    @classmethod
+    def create(cls, spec: MapSpec) -> BpfMap:
+        """Make it, empty. Raises KernelError."""
+        made = bpf.create_map(
+            spec.kind, spec.key, spec.value, spec.entries, flags=spec.flags, name=spec.name[: bpf.NAME_BYTES]
+        )
+        return cls(spec, made)
+
+    def close(self) -> None:
+        """Let go of it; harmless when done before."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Value of a key; None without. Raises KernelError."""
+        self._key.raw = key
+        code = bpf.element(bpf.MAP_LOOKUP, self.fd, self._key_at, self._value_at)
+        if code == errno.ENOENT:
+            return None
+        self._check(code, "read", key)
+        return self._value.raw
+
+    def put(self, key: bytes, value: bytes, flags: int = bpf.ANY) -> bool:
+        """Set one entry. False: NOEXIST or EXIST did not hold. Raises KernelError (E2BIG: the map is full)."""
+        self._key.raw = key
+        self._value.raw = value
+        code = bpf.element(bpf.MAP_UPDATE, self.fd, self._key_at, self._value_at, flags)
+        if (flags == bpf.NOEXIST and code == errno.EEXIST) or (flags == bpf.EXIST and code == errno.ENOENT):
+            return False
+        self._check(code, "write", key)
+        return True
+
+    def delete(self, key: bytes) -> bool:
+        """Remove one entry; False when it was not there. Raises KernelError."""
+        self._key.raw = key
+        code = bpf.element(bpf.MAP_DELETE, self.fd, self._key_at, 0)
+        if code == errno.ENOENT:
+            return False
+        self._check(code, "delete from", key)
+        return True
+
+    def update(self, entries: Mapping[bytes, bytes]) -> None:
+        """Set many entries. Raises KernelError; entries before the failing one are set then."""
+        if len(entries) < 3:
+            for key, value in entries.items():
+                self.put(key, value)
+            return
+        keys, values = list(entries), list(entries.values())
+        for start in range(0, len(keys), BATCH_ENTRIES):
+            part, contents = keys[start : start + BATCH_ENTRIES], values[start : start + BATCH_ENTRIES]
+            left = ctypes.create_string_buffer(b"".join(part), len(part) * self.spec.key)
+            right = ctypes.create_string_buffer(b"".join(contents), len(part) * self.spec.value)
+            where = (0, 0, ctypes.addressof(left), ctypes.addressof(right))
+            done, code = bpf.batch(bpf.MAP_UPDATE_BATCH, self.fd, where, len(part))
+            if code in _NO_BATCH:
+                for key, value in zip(part, contents, strict=True):
+                    self.put(key, value)
+            else:
+                self._check(code, "write", part[min(done, len(part) - 1)])
+
+    def remove(self, keys: Collection[bytes]) -> None:
+        """Remove many entries; missing ones are no error. Raises KernelError."""
+        rest = list(keys)
+        while len(rest) > 2:
+            part = rest[:BATCH_ENTRIES]
+            left = ctypes.create_string_buffer(b"".join(part), len(part) * self.spec.key)
+            where = (0, 0, ctypes.addressof(left), 0)
+            done, code = bpf.batch(bpf.MAP_DELETE_BATCH, self.fd, where, len(part))
+            if code in _NO_BATCH:
+                break
+            if code not in {0, errno.ENOENT}:
+                self._check(code, "delete from", part[min(done, len(part) - 1)])
+            rest = rest[len(part) if code == 0 else done + 1 :]
+        for key in rest:
+            self.delete(key)
+
+    def items(self) -> dict[bytes, bytes]:
+        """Everything in it. Entries that come or go meanwhile may be missed. Raises KernelError."""
+        found = self._items_by_batch()
+        return self._items_by_key() if found is None else found
+
+    def _items_by_batch(self) -> dict[bytes, bytes] | None:
+        size, room = self.spec, BATCH_ENTRIES
+        while True:
+            cursor = ctypes.create_string_buffer(max(size.key, 8))
+            at = ctypes.addressof(cursor)
+            keys = ctypes.create_string_buffer(room * size.key)
+            values = ctypes.create_string_buffer(room * size.value)
+            found: dict[bytes, bytes] = {}
+            start = 0
+            while True:
+                where = (start, at, ctypes.addressof(keys), ctypes.addressof(values))
+                done, code = bpf.batch(bpf.MAP_LOOKUP_BATCH, self.fd, where, room)
+                if code in _NO_BATCH:
+                    return None
+                if code == errno.ENOSPC:  # one bucket holds more than there was room for
+                    room *= 4
+                    break
+                if code not in {0, errno.ENOENT}:
+                    self._check(code, "list", b"")
+                left, right = keys.raw[: done * size.key], values.raw[: done * size.value]
+                found.update(zip(_pieces(left, size.key), _pieces(right, size.value), strict=True))
+                if code == errno.ENOENT:
+                    return found
+                start = at
+
+    def _items_by_key(self) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        following = ctypes.create_string_buffer(self.spec.key)
+        at = 0
+        while True:
+            code = bpf.element(bpf.MAP_NEXT_KEY, self.fd, at, ctypes.addressof(following))
+            if code == errno.ENOENT:
+                return found
+            self._check(code, "list", b"")
+            key = following.raw
+            value = self.get(key)
+            if value is not None:
+                found[key] = value
+            self._key.raw = key
+            at = self._key_at
+
+    def _check(self, code: int, operation: str, key: bytes) -> None:
+        if not code:
+            return
+        detail = f"full: it holds {self.spec.entries} entries" if code == errno.E2BIG else ""
+        raise KernelError(code, f"{operation} map", f"{self.spec.name}[{key.hex()}]", detail)
+
+
+def _pieces(raw: bytes, size: int) -> Iterable[bytes]:
+    return (raw[at : at + size] for at in range(0, len(raw), size))
