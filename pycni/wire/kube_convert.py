@@ -35,6 +35,7 @@ from pycni.model.kube import (
     SliceEndpoint,
     SlicePort,
 )
+from pycni.wire.kube_flannel import NAMES
 from pycni.wire.kube_types import (
     WireEndpoint,
     WireMeta,
@@ -57,7 +58,8 @@ KubeObject: TypeAlias = Service | EndpointSlice | KubeNode | Pod | Namespace
 ANNOTATION_PREFIXES = ("kube-router.io/", "flannel.alpha.coreos.com/", "service.kubernetes.io/", "pycni/")
 """Annotations that are kept; all others (kubectl's last-applied-configuration ...) cost no memory.
 
-``endpoints.kubernetes.io/last-change-trigger-time`` becomes ``EndpointSlice.changed``.
+``endpoints.kubernetes.io/last-change-trigger-time`` becomes ``EndpointSlice.changed``. Of nodes those with flannel's
+names are kept under whatever prefix: it can be chosen (kube-annotation-prefix).
 """
 CLUSTER_WIDE = frozenset({NODE, NAMESPACE})
 """Kinds without namespaces."""
@@ -241,8 +243,11 @@ def _meta(kind: str, wire: WireMeta | None, labels: Mapping[str, str | None] | N
         raise ConfigError(f"{kind} {wire.name}", "metadata.namespace", space, "expected a name")
     annotations = _NONE
     if wire.annotations:
+        suffixes = NAMES if kind == NODE else ()
         kept = {
-            key: value or "" for key, value in wire.annotations.items() if key.startswith(ANNOTATION_PREFIXES)
+            key: value or ""
+            for key, value in wire.annotations.items()
+            if key.startswith(ANNOTATION_PREFIXES) or key.endswith(suffixes)
         }
         annotations = kept or _NONE
     return Meta(
@@ -294,6 +299,7 @@ def _slice_endpoint(obj: str, family: Family, space: str, wire: WireEndpoint) ->
         else "",
         hint_zones=_names(hints.for_zones) if hints is not None else (),
         hint_nodes=_names(hints.for_nodes) if hints is not None else (),
+        hostname=wire.hostname or "",
     )
 
 
