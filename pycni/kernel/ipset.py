@@ -10,6 +10,7 @@ from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.model.family import Family
 from pycni.wire import ipset as wire
 from pycni.wire.ipset import Member, SetInfo, SetSpec
+from pycni.wire.netlink import Message
 
 
 class Ipset:
@@ -92,7 +93,7 @@ class Ipset:
             known = self._revisions[type_name, family] = wire.parse_revision(replies[0])
         return known
 
-    def _request(self, msg: bytes, operation: str, obj: str) -> list[wire.Message]:
+    def _request(self, msg: bytes, operation: str, obj: str) -> list[Message]:
         try:
             return self._sock.request(msg, operation, obj)
         except KernelError as exc:
