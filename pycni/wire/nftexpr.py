@@ -74,18 +74,6 @@ def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
     )
 
 
-def shift_left(source: int, register: int, bits: int) -> bytes:
-    """register = source << bits, 32 bits; 1..31."""
-    return _expr(
-        "bitwise",
-        _reg(1, source),
-        _reg(2, register),
-        attr_be32(3, 4),
-        attr_be32(6, 1),
-        nested(7, attr(1, host32(bits))),
-    )
-
-
 def lookup(name: str, register: int, result: int | None = None, *, absent: bool = False) -> bytes:
     """Go on when the register's key is in a set (``absent``: is not); for a map, put its value into ``result``."""
     into = b"" if result is None else _reg(3, result)

@@ -28,6 +28,7 @@ from pycni_proxy.nft.layout import (
     VERSIONS,
     frontend_bytes,
     generation,
+    id_bytes,
     index,
     row_sets,
     target_bytes,
@@ -135,14 +136,14 @@ class _Targets:
         places = self.places
         if not self._affinity:
             for rank, number in enumerate(self._order, offset):
-                rows[where + index(rank)] = places[number]
+                rows[index(rank) + where] = places[number]
         else:
             ids = _ids(places, offset)
             for name, place in zip(ids, places, strict=True):
-                rows[where + name] = place
+                rows[name + where] = place
             named = tables.setdefault(f"ids{version}", {})
             for rank, number in enumerate(self._order, offset):
-                named[where + index(rank)] = ids[number]
+                named[index(rank) + where] = id_bytes(ids[number])
         if self._local:
             hairpin = tables.setdefault(f"hairpin{version}", {})
             for address in self._local:
@@ -167,14 +168,16 @@ def _shape(frontend: Frontend, choices: list[Choice], where: bytes) -> Shape:
 def _ids(places: Sequence[bytes], offset: int) -> list[bytes]:
     """An id for each target of a pool: its own, whatever the others are, and another one in the other pool.
 
-    Bit 31 tells the pools apart. Two targets with the same checksum (seldom) are told apart by rank.
+    Bit 31 tells the pools apart, bit 30 ids from indexes and all else. Two targets with the same checksum (seldom) are
+    told apart by rank.
     """
+    pool = 0xC0000000 if offset else 0x40000000
     taken: set[int] = set()
     found = []
     for place in places:
-        number = zlib.crc32(place) & 0x7FFFFFFF
+        number = zlib.crc32(place) & 0x3FFFFFFF
         while number in taken:
-            number = (number + 1) & 0x7FFFFFFF
+            number = (number + 1) & 0x3FFFFFFF
         taken.add(number)
-        found.append(index(number | (0x80000000 if offset else 0)))
+        found.append(index(number | pool))
     return found

@@ -19,6 +19,7 @@ from pycni_proxy.nft.layout import (
     VERSIONS,
     frontend_bytes,
     frontend_key,
+    id_place,
     index,
     row_sets,
     target_parts,
@@ -78,8 +79,8 @@ class NftDriver:
             for number in () if chosen is None else range(chosen.offset, chosen.offset + chosen.size):
                 place = index(number)
                 if chosen is not None and chosen.by_id:
-                    place = _data(self._table.element(sets[f"ids{version}"], where + place))
-                found.add(target_parts(_data(self._table.element(sets[f"targets{version}"], where + place))))
+                    place = id_place(_data(self._table.element(sets[f"ids{version}"], place + where)))
+                found.add(target_parts(_data(self._table.element(sets[f"targets{version}"], place + where))))
         local = self._table.elements(sets[f"hairpin{version}"])
         return [
             TargetState(Target(address, port, address + address in local), 1, -1)

@@ -18,6 +18,7 @@ from pycni_proxy.nft.layout import (
     VERSIONS,
     fixed_chains,
     frontend_bytes,
+    id_place,
     index,
     networks,
     target_parts,
@@ -113,8 +114,8 @@ class _Walk:
         for number in range(offset, offset + count):
             place = index(number)
             if remembered:
-                place = self._table("ids")[frontend + place]
-            address, port = target_parts(targets[frontend + place])
+                place = id_place(self._table("ids")[place + frontend])
+            address, port = target_parts(targets[place + frontend])
             target = Target(address, port, address + address in hairpin)
             chosen.add(target)
             if self._marked or (target.local and address == self._packet.source):

@@ -2,9 +2,9 @@
 
     table inet pycni_proxy, for each family N in 4, 6:
       services<N>     map  address . protocol . port -> drop, or goto a chain       one row per frontend
-      targets<N>      map  address . protocol . port . index -> address . port      one row per target of a frontend
-      ids<N>          map  address . protocol . port . index -> id                  affinity: which id has the index-th
-      affinity<N>     map  client . address . protocol . port -> id, with timeout   written by packets
+      targets<N>      map  index . address . protocol . port -> address . port      one row per target of a frontend
+      ids<N>          map  index . address . protocol . port -> 0 . 0 . id          affinity: the id of the index-th
+      affinity<N>     map  address . protocol . port . client -> any . id           written by packets, with timeout
       hairpin<N>      set  address . address                                        targets on this node
       cluster_ips<N>  set  address                                                  whose other ports are refused
       cluster<N>, node_ports<N>, service_networks<N>    sets of ranges, by the node's facts
@@ -45,6 +45,7 @@ HOOKS: Mapping[str, Hook] = {
 }
 _ADDRESS: Mapping[int, Field] = {4: IPV4, 6: IPV6}
 _ZERO = {Family.V4: bytes(4), Family.V6: bytes(16)}
+_FILLING = bytes(8)
 _TAIL = struct.Struct(">BxxxHxx")
 _PORT = struct.Struct(">Hxx")
 INDEX = tuple(struct.pack("=I", number) for number in range(2048))
@@ -69,6 +70,16 @@ def frontend_key(raw: bytes) -> FrontendKey:
     return FrontendKey(family, b"" if address == _ZERO[family] else address, protocol, port)
 
 
+def id_bytes(place: bytes) -> bytes:
+    """An id (as ``index`` gives it) as it lies in values of ``ids``."""
+    return _FILLING + place
+
+
+def id_place(raw: bytes) -> bytes:
+    """The id of a value of ``ids`` or ``affinity``, as it lies in keys."""
+    return raw[-4:]
+
+
 def target_bytes(address: bytes, port: int) -> bytes:
     """A target as it lies in values."""
     return address + _PORT.pack(port)
@@ -84,8 +95,8 @@ def row_sets(version: int) -> dict[str, SetSpec]:
     address = _ADDRESS[version]
     where = (address, PROTO, PORT)
     specs = (
-        SetSpec(f"targets{version}", (*where, MARK), (address, PORT)),
-        SetSpec(f"ids{version}", (*where, MARK), (MARK,)),
+        SetSpec(f"targets{version}", (MARK, *where), (address, PORT)),
+        SetSpec(f"ids{version}", (MARK, *where), (MARK, MARK, MARK)),
         SetSpec(f"hairpin{version}", (address, address)),
         SetSpec(f"cluster_ips{version}", (address,)),
         SetSpec(f"services{version}", where, (), counted=True),
@@ -96,7 +107,7 @@ def row_sets(version: int) -> dict[str, SetSpec]:
 def affinity_map(version: int) -> SetSpec:
     """The map that packets write to."""
     address = _ADDRESS[version]
-    return SetSpec(f"affinity{version}", (address, address, PROTO, PORT), (MARK,), dynamic=AFFINITY_SIZE)
+    return SetSpec(f"affinity{version}", (address, PROTO, PORT, address), (MARK, MARK), dynamic=AFFINITY_SIZE)
 
 
 def range_set(name: str, version: int) -> SetSpec:

@@ -7,6 +7,7 @@ it lists such rules; they are printed with the inner map in parentheses.
 from __future__ import annotations
 
 import ipaddress
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from pycni_proxy.nft.layout import (
     fixed_chains,
     frontend_key,
     generation,
+    id_place,
     networks,
     range_set,
     target_parts,
@@ -52,8 +54,8 @@ def _set_lines(facts: NodeFacts, version: int, tables: Mapping[str, Mapping[Any,
     ip = "ip" if version == 4 else "ip6"
     where = f"{ip} daddr . meta l4proto . th dport"
     kinds = {
-        "targets": ("map", f"typeof {where} . numgen random mod 2 : {ip} daddr . th dport"),
-        "ids": ("map", f"typeof {where} . numgen random mod 2 : meta mark"),
+        "targets": ("map", f"typeof numgen random mod 2 . {where} : {ip} daddr . th dport"),
+        "ids": ("map", f"typeof numgen random mod 2 . {where} : meta mark . meta mark . meta mark"),
         "hairpin": ("set", f"typeof {ip} saddr . {ip} daddr"),
         "cluster_ips": ("set", f"typeof {ip} daddr"),
         "services": ("map", f"type ipv{version}_addr . inet_proto . inet_service : verdict"),
@@ -63,7 +65,7 @@ def _set_lines(facts: NodeFacts, version: int, tables: Mapping[str, Mapping[Any,
         lines += _block("set", range_set(name, version).name, f"type ipv{version}_addr", "flags interval")
         lines[-1:] = [*_elements(_range(*item) for item in ranges), "\t}"]
     memory = affinity_map(version)
-    kind = f"typeof {ip} saddr . {where} : meta mark"
+    kind = f"typeof {where} . {ip} saddr : meta mark . meta mark"
     lines += _block("map", memory.name, kind, f"size {memory.dynamic}", "flags dynamic,timeout")
     for spec in sets_in_order(version):
         name = spec.name[:-1]
@@ -95,11 +97,15 @@ def _row(name: str, key: bytes, value: Any) -> str:
         return f"{show(key[:half])} . {show(key[half:])}"
     if name == "services":
         return f"{_where(key)} : {value if value == 'drop' else f'goto {value}'}"
-    text = f"{_where(key[:-4])} . {int.from_bytes(key[-4:], 'little')}"
+    text = f"{_number(key[:4])} . {_where(key[4:])}"
     if name == "ids":
-        return f"{text} : {int.from_bytes(value, 'little'):#010x}"
+        return f"{text} : 0 . 0 . {_number(id_place(value)):#010x}"
     address, port = target_parts(value)
     return f"{text} : {show(address)} . {port}"
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def _where(raw: bytes) -> str:

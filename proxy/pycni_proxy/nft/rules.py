@@ -37,8 +37,6 @@ from typing import NamedTuple
 from pycni.wire import nftexpr as x
 
 SEED = 0x70796E69
-ID_SHIFT = 1
-"""An id has 31 bits; shifted it is the index under which ``targets`` has the target."""
 _SADDR, _DADDR = {4: 12, 6: 8}, {4: 16, 6: 24}
 _SIZE = {4: 4, 6: 16}
 _IP = {4: "ip", 6: "ip6"}
@@ -74,7 +72,7 @@ def target_rule(rule: str) -> Chosen | None:
     return Chosen(int(rest[3]), int(rest[4]), word == "learn") if word in {"dnat", "learn"} else None
 
 
-# Instructions. Registers: see the comment at _recall for the densest case.
+# Instructions.
 
 
 def _family(version: int) -> bytes:
@@ -97,15 +95,16 @@ def _frontend(version: int, where: str, register: int) -> bytes:
 
 
 def _choice(version: int, how: str, count: int, offset: int, register: int) -> bytes:
-    """An index into ``register``; hashes use the registers behind it."""
+    """An index into ``register``; the registers behind hold address . protocol . port, and hashes use those behind."""
     if how in {"random", "turn"}:
         return x.numgen(register, count, random=how == "random", offset=offset)
     size = _SIZE[version]
-    load = _address(version, register + 1, source=how != "destination")
+    source = register + 3 + size // 4
+    load = _address(version, source, source=how != "destination")
     if how == "source-port":
-        load += x.payload(x.TRANSPORT_HEADER, 0, 2, register + 1 + size // 4)
+        load += x.payload(x.TRANSPORT_HEADER, 0, 2, source + size // 4)
         size += 4
-    return load + x.jhash(register + 1, size, register, count, seed=SEED, offset=offset)
+    return load + x.jhash(source, size, register, count, seed=SEED, offset=offset)
 
 
 def _mark(mark: int) -> bytes:
@@ -175,50 +174,50 @@ def _hairpin(rest: list[str], _: int) -> bytes:
 def _dnat(rest: list[str], _: int) -> bytes:
     version, where, how, count, offset = int(rest[0]), rest[1], rest[2], int(rest[3]), int(rest[4])
     words = _SIZE[version] // 4
-    chosen = _frontend(version, where, 0) + _choice(version, how, count, offset, words + 2)
-    found = x.lookup(f"targets{version}", 0, 0) + x.dnat(version, 0, words)
-    return _family(version) + chosen + found
+    key = _choice(version, how, count, offset, 0) + _frontend(version, where, 1)
+    return _family(version) + key + x.lookup(f"targets{version}", 0, 0) + x.dnat(version, 0, words)
 
 
-def _recall(rest: list[str], _: int) -> bytes:
-    # IPv6: client 0-3, address 4-7, protocol 8, port 9, id 10, target 11-14, its port 15. The key of the memory is
-    # 0-9, that of the target 4-10: each lies in one piece, and nothing is loaded twice.
-    version, where, timeout = int(rest[0]), rest[1], int(rest[2]) * 1000
-    words = _SIZE[version] // 4
-    number = 2 * words + 2
-    known = x.lookup(f"affinity{version}", 0, number) + x.remember(f"affinity{version}", 0, number, timeout)
-    return _client(version, where) + known + _by_id(version, number)
-
-
-def _by_id(version: int, number: int) -> bytes:
-    """Translate to the target with the id in a register behind client and frontend.
-
-    The shift is for nft: 1.0.6 stops at listing a map's value inside a key, but not at what was computed from it.
-    """
-    words = _SIZE[version] // 4
-    found = x.shift_left(number, number, ID_SHIFT) + x.lookup(f"targets{version}", words, number + 1)
-    return found + x.dnat(version, number + 1, number + 1 + words)
+# With affinity the registers are (IPv6 in parentheses), so that every key lies in one piece and is loaded once:
+#   0, 1 filling   2 index or id   3 (3-6) address   4 (7) protocol   5 (8) port   6 (9-12) client   then spare
+# The filling is for nft up to 1.0.6, which stops with a failed assertion where a map's value is part of a key or of
+# an element: a value that starts in a register before is not noticed. ``affinity`` gives filling and id, ``ids`` two
+# fillings and the id.
 
 
 def _client(version: int, where: str) -> bytes:
+    """Address . protocol . port . client."""
     words = _SIZE[version] // 4
-    return _family(version) + _address(version, 0, source=True) + _frontend(version, where, words)
+    return _family(version) + _frontend(version, where, 3) + _address(version, words + 5, source=True)
+
+
+def _by_id(version: int) -> bytes:
+    """Translate to the target with the id in register 2."""
+    return x.lookup(f"targets{version}", 2, 0) + x.dnat(version, 0, _SIZE[version] // 4)
+
+
+def _recall(rest: list[str], _: int) -> bytes:
+    version, where, timeout = int(rest[0]), rest[1], int(rest[2]) * 1000
+    name = f"affinity{version}"
+    # What is remembered keeps its value, only its time starts anew: any registers will do. Should it end between the
+    # two instructions, protocol and port are remembered, which is no id.
+    again = x.remember(name, 3, 3 + _SIZE[version] // 4, timeout)
+    return _client(version, where) + x.meta(x.META_MARK, 2) + x.lookup(name, 3, 1) + again + _by_id(version)
 
 
 def _forget(rest: list[str], _: int) -> bytes:
     version = int(rest[0])
-    return _client(version, rest[1]) + x.forget(f"affinity{version}", 0, _SIZE[version] // 2)
+    return _client(version, rest[1]) + x.forget(f"affinity{version}", 3, 3 + _SIZE[version] // 4)
 
 
 def _learn(rest: list[str], _: int) -> bytes:
     version, where, how, count, offset = int(rest[0]), rest[1], rest[2], int(rest[3]), int(rest[4])
-    words = _SIZE[version] // 4
-    number = 2 * words + 2
-    out = _client(version, where) + _choice(version, how, count, offset, number)
-    out += x.lookup(f"ids{version}", words, number)
+    # The choice may load an address where the client belongs, so it comes first.
+    out = x.meta(x.META_MARK, 1) + _choice(version, how, count, offset, 2) + _client(version, where)
+    out += x.lookup(f"ids{version}", 2, 0)
     if len(rest) > 5:
-        out += x.remember(f"affinity{version}", 0, number, int(rest[5]) * 1000)
-    return out + _by_id(version, number)
+        out += x.remember(f"affinity{version}", 3, 1, int(rest[5]) * 1000)
+    return out + _by_id(version)
 
 
 _Pack = Callable[[list[str], int], bytes]
@@ -284,19 +283,19 @@ def _serve_text(rest: list[str], _: int) -> str:
 
 def _dnat_text(rest: list[str], _: int) -> str:
     version, where = rest[0], rest[1]
-    key = f"{_frontend_text(version, where)} . {_choice_text(version, *rest[2:5])}"
+    key = f"{_choice_text(version, *rest[2:5])} . {_frontend_text(version, where)}"
     return f"{_PROTOCOLS} dnat {_IP[int(version)]} to {key} map @targets{version}"
 
 
 def _client_text(version: str, where: str) -> str:
-    return f"{_IP[int(version)]} saddr . {_frontend_text(version, where)}"
+    return f"{_frontend_text(version, where)} . {_IP[int(version)]} saddr"
 
 
 def _recall_text(rest: list[str], _: int) -> str:
     version, where, seconds = rest
     client = _client_text(version, where)
     known = f"({client} map @affinity{version})"
-    found = f"{_frontend_text(version, where)} . {known} map @targets{version}"
+    found = f"{known} . {_frontend_text(version, where)} map @targets{version}"
     again = f"update @affinity{version} {{ {client} timeout {seconds}s : {known} }}"
     return f"{again} dnat {_IP[int(version)]} to {found}"
 
@@ -304,8 +303,8 @@ def _recall_text(rest: list[str], _: int) -> str:
 def _learn_text(rest: list[str], _: int) -> str:
     version, where = rest[0], rest[1]
     client, frontend = _client_text(version, where), _frontend_text(version, where)
-    known = f"({frontend} . {_choice_text(version, *rest[2:5])} map @ids{version})"
-    out = f"dnat {_IP[int(version)]} to {frontend} . {known} map @targets{version}"
+    known = f"({_choice_text(version, *rest[2:5])} . {frontend} map @ids{version})"
+    out = f"dnat {_IP[int(version)]} to {known} . {frontend} map @targets{version}"
     if len(rest) > 5:
         out = f"update @affinity{version} {{ {client} timeout {rest[5]}s : {known} }} {out}"
     return out
