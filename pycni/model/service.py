@@ -114,7 +114,7 @@ class Frontend(msgspec.Struct, frozen=True, kw_only=True):
     """One virtual address, protocol and port of one service, resolved for this node.
 
     Masquerading follows from ``kind`` and ``local_only`` (kube-proxy's rules):
-    every frontend: a target that reaches itself through it is masqueraded (hairpin);
+    every frontend: a target on this node that reaches itself through it is masqueraded (hairpin);
     CLUSTER_IP: sources outside the cluster's pod networks are (all, with masquerade-all);
     others, not ``local_only``: everything is;
     others, ``local_only``: only what this node itself sends (it uses ``inside``).

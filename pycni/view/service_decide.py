@@ -73,7 +73,7 @@ def masqueraded(frontend: Frontend, target: Target, facts: NodeFacts, packet: Pa
     """Whether the source is rewritten on the way to a target. Direct server return keeps every source."""
     if frontend.options.dsr:
         return False
-    if target.address == packet.source:
+    if target.local and target.address == packet.source:
         return True
     if frontend.kind is Kind.CLUSTER_IP:
         if facts.masquerade_all:

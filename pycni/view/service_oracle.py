@@ -185,8 +185,8 @@ def _is_pod(source: bytes, facts: NodeFacts) -> bool:
 
 
 def _rewritten(target: Target, door: _Door, facts: NodeFacts, packet: Packet) -> bool:
-    if target.address == packet.source:
-        return True  # or it would answer itself past this node
+    if target.local and target.address == packet.source:
+        return True  # or it would answer itself past the translation
     if door.kind is not Kind.CLUSTER_IP:
         return packet.from_node or not _local_only(door)
     if facts.masquerade_all:
