@@ -8,7 +8,6 @@ endpoints really changed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.topology import pod_key
 from pycni.model.family import Family
-from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, SERVICE, EndpointSlice, KubeNode, Pod, Service
+from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, EndpointSlice, KubeNode, Pod, Service
 from pycni.view import slices
 from pycni.wire.manifest import TRIGGERED, encode_slice
 
@@ -111,42 +110,6 @@ def serving(
                 )
             )
     return tuple(found)
-
-
-def services(objects: Mapping[Key, Mappings]) -> list[dict[str, Any]]:
-    """Every Service with its addresses and endpoints, as ``lab status`` shows them."""
-    found = []
-    by_service: dict[str, list[EndpointSlice]] = {}
-    for key, value in objects.items():
-        if key.kind == ENDPOINT_SLICE and isinstance(item := decoded(value), EndpointSlice):
-            by_service.setdefault(item.service, []).append(item)
-    for key, value in objects.items():
-        if key.kind != SERVICE or not isinstance(service := decoded(value), Service):
-            continue
-        endpoints = [
-            {
-                "address": endpoint.address,
-                "ports": [port.port for port in item.ports],
-                "pod": endpoint.pod,
-                "node": endpoint.node,
-                "ready": endpoint.ready,
-                "serving": endpoint.serving,
-                "terminating": endpoint.terminating,
-            }
-            for item in by_service.get(service.meta.key, ())
-            for endpoint in item.endpoints
-        ]
-        found.append(
-            {
-                "name": key.name,
-                "namespace": key.namespace,
-                "type": service.type,
-                "ips": [*service.cluster_ips, *service.external_ips, *(item.ip for item in service.ingress)],
-                "ports": [msgspec.structs.asdict(port) for port in service.ports],
-                "endpoints": endpoints,
-            }
-        )
-    return found
 
 
 def _is_ours(key: Key, value: Mappings) -> bool:

@@ -31,9 +31,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove = _command(pod, "rm", "pod_rm", "remove a pod by CNI DEL")
     remove.add_argument("pod", help="name of the pod")
     remove.add_argument("--force", action="store_true", help="remove it also when DEL fails")
-    execute = _command(commands, "exec", "execute", "run a command in a node, a pod or the fabric")
-    execute.usage = "%(prog)s [--name NAME] [--json] NODE|POD|fabric -- CMD ..."
-    execute.add_argument("target", metavar="NODE|POD|fabric")
+    ready = _command(pod, "ready", "apply_commands:pod_ready", "make a pod of a service ready or not")
+    ready.add_argument("pod", help="name of the pod")
+    ready.add_argument("ready", choices=("true", "false"))
+    ready.add_argument(
+        "--listen", choices=("on", "off"), help="whether its servers listen (default: as before)"
+    )
+    _object_commands(commands)
+    execute = _command(
+        commands, "exec", "execute", "run a command in a node, a pod, the fabric or the client"
+    )
+    execute.usage = "%(prog)s [--name NAME] [--json] NODE|POD|fabric|client -- CMD ..."
+    execute.add_argument("target", metavar="NODE|POD|fabric|client")
     execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     execute.set_defaults(takes_rest=True)
     matrix = _command(commands, "matrix", "matrix", "try who reaches whom with real packets")
@@ -49,6 +58,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _spec_arguments(demo)
 
 
+def _object_commands(commands: Any) -> None:
+    """What is done with Kubernetes objects."""
+    apply = _command(
+        commands, "apply", "apply_commands:apply", "make what manifests say: pods, services, workloads"
+    )
+    apply.add_argument(
+        "-f",
+        "--file",
+        dest="files",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="- for standard input; may be repeated",
+    )
+    delete = _command(
+        commands, "delete", "apply_commands:delete", "delete objects; pods get their grace period"
+    )
+    delete.add_argument(
+        "-f",
+        "--file",
+        dest="files",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="delete what a manifest names",
+    )
+    delete.add_argument("kind", nargs="?", metavar="KIND", help="pod, service, deployment ...")
+    delete.add_argument("names", nargs="*", metavar="NAME")
+    delete.add_argument(
+        "-n", "--namespace", default="default", help="Kubernetes namespace (default: default)"
+    )
+    delete.add_argument("--grace", type=float, metavar="S", help="grace period in place of the pods' own")
+    get = _command(commands, "get", "apply_commands:get", "list objects")
+    get.add_argument("kind", nargs="?", default="", metavar="KIND", help="pod, service ... (default: all)")
+    get.add_argument("-n", "--namespace", default="", help="Kubernetes namespace (default: all)")
+    ask = _command(commands, "ask", "apply_commands:ask", "ask a service and count who answers")
+    ask.add_argument("source", metavar="NODE|POD|fabric|client", help="who asks")
+    ask.add_argument("target", metavar="HOST:PORT", help="name (from pods) or address of a service")
+    ask.add_argument("--protocol", choices=("tcp", "udp", "sctp"), default="tcp")
+    ask.add_argument("--count", type=int, default=1, metavar="N", help="how many times (default: 1)")
+    ask.add_argument(
+        "--timeout", type=float, default=2.0, metavar="S", help="patience each time (default: 2)"
+    )
+
+
 def _command(commands: Any, name: str, function: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary}.")
     parser.add_argument("--name", default="default", help="name of the lab (default: default)")
@@ -58,10 +112,11 @@ def _command(commands: Any, name: str, function: str, summary: str) -> argparse.
 
 
 def _run(function: str, args: argparse.Namespace) -> int:
-    """Call a function of ``commands``. Its imports are not paid for --help and mistyped commands."""
+    """Call a function of ``commands`` or of the module named, whose imports --help and mistyped commands do not pay."""
     if function == "execute":
         _split_command(args)
-    return int(getattr(importlib.import_module("pycni.lab.commands"), function)(args))
+    module, _colon, name = function.rpartition(":")
+    return int(getattr(importlib.import_module(f"pycni.lab.{module or 'commands'}"), name)(args))
 
 
 def _split_command(args: argparse.Namespace) -> None:
@@ -88,6 +143,12 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("netns", "uml"),
         default="netns",
         help="nodes are network namespaces (default) or User-Mode Linux guests with a kernel of their own",
+    )
+    parser.add_argument(
+        "--proxy",
+        choices=("nftables", "ipvs", "ebpf", "auto", "none"),
+        default="nftables",
+        help="data plane of services; none: no services, no DNS, no outside client (default: nftables)",
     )
     parser.add_argument(
         "--chain",

@@ -23,13 +23,15 @@ def up(args: argparse.Namespace) -> int:
     lab = Lab.up(_spec(args), Progress(quiet=args.json))
     status = lab.status()
     if args.json:
-        return _print_json(status)
+        return print_json(status)
     print(writable(tree(status), sys.stdout))
-    pod = status["pods"][0]["name"] if status["pods"] else status["nodes"][0]["name"]
+    plain = [pod["name"] for pod in status["pods"] if "." not in pod["name"]]
+    pod = plain[0] if plain else status["nodes"][0]["name"]
     hints = {
         cleanup.command("matrix", args.name): "who reaches whom",
         f"{cleanup.command('exec', args.name)} {pod} -- ip address": "a command in a pod or a node",
         cleanup.command("pod add", args.name): "one more pod",
+        cleanup.command("apply -f docs/examples/web.yaml", args.name): "pods behind a Service",
         cleanup.command("down", args.name): "remove it all",
     }
     width = max(map(len, hints))
@@ -41,7 +43,7 @@ def down(args: argparse.Namespace) -> int:
     """Remove a lab."""
     wiped = cleanup.down(args.name)
     if args.json:
-        return _print_json({"name": args.name, "namespaces": wiped.namespaces, "processes": wiped.processes})
+        return print_json({"name": args.name, "namespaces": wiped.namespaces, "processes": wiped.processes})
     if wiped.namespaces or wiped.processes:
         print(f"lab {args.name}: removed {wiped.namespaces} namespaces, ended {wiped.processes} processes")
     else:
@@ -53,7 +55,7 @@ def status(args: argparse.Namespace) -> int:
     """Show a lab."""
     status = Lab.open(args.name).status()
     if args.json:
-        return _print_json(status)
+        return print_json(status)
     print(writable(tree(status), sys.stdout))
     return 0
 
@@ -62,7 +64,7 @@ def pod_add(args: argparse.Namespace) -> int:
     """Make a pod."""
     pod = Lab.open(args.name).add_pod(args.node, args.pod, args.capabilities)
     if args.json:
-        return _print_json(pod_status(pod))
+        return print_json(pod_status(pod))
     print(f"{pod.name} on {pod.node}: {' '.join(pod.ips)} (ADD took {pod.add_seconds * 1000:.0f} ms)")
     return 0
 
@@ -71,7 +73,7 @@ def pod_rm(args: argparse.Namespace) -> int:
     """Remove a pod."""
     Lab.open(args.name).remove_pod(args.pod, force=args.force)
     if args.json:
-        return _print_json({"name": args.name, "removed": args.pod})
+        return print_json({"name": args.name, "removed": args.pod})
     print(f"{args.pod}: removed")
     return 0
 
@@ -84,7 +86,7 @@ def execute(args: argparse.Namespace) -> int:
     lab = Lab.open(args.name)
     if args.json:
         done = lab.exec(args.target, words, check=False, timeout=3600)
-        _print_json({"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
+        print_json({"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
         return done.returncode
     argv = lab.exec_argv(args.target, words)
     sys.stdout.flush()
@@ -96,7 +98,7 @@ def matrix(args: argparse.Namespace) -> int:
     """Try who reaches whom."""
     matrix = Lab.open(args.name).matrix(args.timeout)
     if args.json:
-        _print_json(matrix.json())
+        print_json(matrix.json())
     else:
         print(writable(f"{grid(matrix)}\n{verdict(matrix)}", sys.stdout))
     return 0 if matrix.ok else 1
@@ -113,7 +115,7 @@ def agent(args: argparse.Namespace) -> int:
         lab.start_agent(args.node)
     process = lab.agent(args.node)
     if args.json:
-        return _print_json({"node": args.node, "pid": process.pid if process else None})
+        return print_json({"node": args.node, "pid": process.pid if process else None})
     print(f"{args.node}: agent {f'pid {process.pid}' if process else 'not running'}")
     return 0
 
@@ -122,7 +124,7 @@ def demo(args: argparse.Namespace) -> int:
     """Tell and show."""
     ok = demonstrate(_spec(args), Progress(quiet=args.json))
     if args.json:
-        _print_json({"name": args.name, "ok": ok})
+        print_json({"name": args.name, "ok": ok})
     return 0 if ok else 1
 
 
@@ -136,10 +138,12 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         mtu=args.mtu,
         chain=tuple(item for item in args.chain.split(",") if item),
         driver=args.driver,
+        proxy=args.proxy,
     )
 
 
-def _print_json(value: object) -> int:
+def print_json(value: object) -> int:
+    """One JSON object on standard output."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 from pycni.errors import PycniError
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import netns, processes
+from pycni.lab.ask import ask
 from pycni.model.tables import ROUTE_PROTOCOL
 from pycni.wire import rtnl
 
@@ -90,5 +91,5 @@ def readiness(namespace: str, port: int) -> tuple[bool, str]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (http, readiness, routes, mtu_of, make_namespace, end_processes, delete_namespace)
+    for function in (http, readiness, routes, mtu_of, make_namespace, end_processes, delete_namespace, ask)
 }

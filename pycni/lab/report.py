@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from pycni.lab.apply_tables import table
 from pycni.lab.matrix import Matrix
 from pycni.lab.probe import Check
 
@@ -52,7 +53,24 @@ def tree(status: Mapping[str, Any]) -> str:
         for pod in pods:
             corner = "└" if pod is pods[-1] else "├"
             lines.append(f"{' ' if last else '│'}   {corner}─ {pod['name']}  {' '.join(pod['ips'])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *services(status.get("services", ()))])
+
+
+def services(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line per Service: its addresses and ports, and who is behind them."""
+    if not found:
+        return []
+    rows = [
+        (
+            f"{item['namespace']}/{item['name']}",
+            item["type"],
+            " ".join(item["addresses"]),
+            " ".join(item["ports"]),
+            f"-> {item['summary']}",
+        )
+        for item in found
+    ]
+    return ["services", *(f"   {line}" for line in table(rows).splitlines())]
 
 
 def grid(matrix: Matrix) -> str:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -107,7 +107,8 @@ class Lab:
         cluster.begin()
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
             self._start_etcd()
-        self.driver.finish_nodes(self.record.nodes, self.record.processes)
+        with progress.step(self.driver.waiting) if self.driver.waiting else nullcontext():
+            self.driver.finish_nodes(self.record.nodes, self.record.processes)
         with progress.step(f"pycnid ready on {spec.nodes} nodes, {spec.backend}, {spec.family}") as update:
             self.start_agents([node.name for node in self.nodes()], update)
         for missing in self.missing_routes():
@@ -364,7 +365,8 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """The object ``lab status --json`` prints."""
-        return survey.status(self.spec, self.nodes(), self.pods(), self.record.processes)
+        objects = Cluster(self).objects()
+        return survey.status(self.spec, self.nodes(), self.pods(), self.record.processes, objects)
 
     # record
 

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import inside, topology
+from pycni.lab import apply_tables, inside, topology
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, plan
 from pycni.lab.node import LabNode, Readiness
+from pycni.lab.objects import Key, Mappings
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
@@ -61,6 +62,7 @@ def status(
     nodes: Sequence[LabNode],
     pods: Sequence[PodRecord],
     processes: Mapping[str, ProcessId],
+    objects: Mapping[Key, Mappings],
 ) -> dict[str, Any]:
     """The object ``lab status --json`` prints."""
     with ThreadPoolExecutor(ASKING) as pool:
@@ -71,6 +73,7 @@ def status(
         "driver": spec.driver,
         "backend": spec.backend,
         "family": spec.family,
+        "proxy": spec.proxy,
         "ready": all(item.ready for item in readiness),
         "fabric": {
             "namespace": topology.fabric_namespace(spec.name),
@@ -86,6 +89,7 @@ def status(
             for node, answer in zip(nodes, readiness, strict=True)
         ],
         "pods": [pod_status(pod) for pod in pods],
+        "services": apply_tables.services(objects),
     }
 
 

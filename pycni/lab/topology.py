@@ -35,7 +35,8 @@ FAMILY_CHOICES = ("ipv4", "ipv6", "dual")
 MAX_NODES = 100
 """An agent takes about 50 MB, and each node knows each other."""
 ETCD_PORT = 2379
-HEALTH_PORT = 10256
+HEALTH_PORT = 10246
+"""Of the agent; 10256 is where load balancers ask the proxy."""
 ETCD_PREFIX = "/coreos.com/network"
 NETWORK_NAME = "pycni"
 MIN_MTU = 1350

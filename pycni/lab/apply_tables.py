@@ -1,0 +1,155 @@
+"""Kubernetes objects of a lab as text: the tables of ``lab get``, the histogram of ``lab ask``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pycni.lab.ask import Tally
+from pycni.lab.objects import Key, Mappings, decoded
+from pycni.lab.workloads import is_ending
+from pycni.model.kube import (
+    ENDPOINT_SLICE,
+    POD,
+    PROTOCOL_NAMES,
+    SERVICE,
+    EndpointSlice,
+    Pod,
+    Service,
+    SliceEndpoint,
+)
+
+BAR = 40
+"""Characters of the longest bar."""
+SHOWN = 6
+"""Endpoints shown by name in one cell."""
+_HEADS = {
+    POD: ("READY", "STATUS", "ADDRESSES", "NODE"),
+    SERVICE: ("TYPE", "ADDRESSES", "PORTS", "ENDPOINTS"),
+    ENDPOINT_SLICE: ("FAMILY", "PORTS", "ENDPOINTS"),
+    "Deployment": ("REPLICAS",),
+    "ReplicaSet": ("REPLICAS",),
+}
+
+
+def tables(objects: Mapping[Key, Mappings]) -> str:
+    """A table per kind, with the kind above it when there are several."""
+    endpoints = endpoints_of(objects)
+    blocks = []
+    kinds = list(dict.fromkeys(key.kind for key in objects))
+    for kind in kinds:
+        rows = [
+            (key.namespace or "-", key.name, *_cells(key, value, endpoints))
+            for key, value in objects.items()
+            if key.kind == kind
+        ]
+        text = table([("NAMESPACE", "NAME", *_HEADS.get(kind, ())), *rows])
+        blocks.append(text if len(kinds) == 1 else f"{kind}\n{text}")
+    return "\n\n".join(blocks) if blocks else "nothing there"
+
+
+def endpoints_of(objects: Mapping[Key, Mappings]) -> dict[str, list[SliceEndpoint]]:
+    """Endpoints by the key of their Service, each address once."""
+    found: dict[str, dict[str, SliceEndpoint]] = {}
+    for key, value in objects.items():
+        if key.kind == ENDPOINT_SLICE and isinstance(item := decoded(value), EndpointSlice):
+            found.setdefault(item.service, {}).update({entry.address: entry for entry in item.endpoints})
+    return {service: list(entries.values()) for service, entries in found.items()}
+
+
+def endpoint_text(entries: Sequence[SliceEndpoint]) -> str:
+    """``web-1 web-2(not ready) web-3(ending)``."""
+    names: dict[str, str] = {}
+    for entry in entries:
+        state = "(ending)" if entry.terminating else "" if entry.ready else "(not ready)"
+        names[entry.pod.partition("/")[2] or entry.address] = state
+    shown = [name + state for name, state in list(names.items())[:SHOWN]]
+    more = len(names) - len(shown)
+    return " ".join(shown + ([f"and {more} more"] if more else [])) or "none"
+
+
+def histogram(found: Tally) -> str:
+    """Who answered how often, then the sum."""
+    rows = sorted(
+        {**found.pods, **found.failures}.items(), key=lambda row: (row[0] in found.failures, row[0])
+    )
+    most = max((count for _name, count in rows), default=1)
+    width = max((len(name) for name, _count in rows), default=0)
+    lines = [f"{name:<{width}}  {count:>5}  {'█' * max(1, count * BAR // most)}" for name, count in rows]
+    failed = sum(found.failures.values())
+    seen = ", ".join(found.clients) or "nobody"
+    lines.append(
+        f"{found.asked - failed} of {found.asked} answered, the longest took {found.longest_s * 1000:.0f} ms; "
+        f"the client was seen as {seen}"
+    )
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def ports_text(service: Service) -> str:
+    """``80/TCP 80:30080/TCP``."""
+    return " ".join(
+        f"{port.port}{f':{port.node_port}' if port.node_port else ''}/{PROTOCOL_NAMES[port.protocol]}"
+        for port in service.ports
+    )
+
+
+def addresses_text(service: Service, value: Mappings) -> str:
+    """ClusterIPs, external IPs, balancers' addresses; for an ExternalName the name."""
+    if service.type == "ExternalName":
+        return str(value["spec"]["externalName"])
+    return " ".join([*service.cluster_ips, *service.external_ips, *(item.ip for item in service.ingress)])
+
+
+def services(objects: Mapping[Key, Mappings]) -> list[dict[str, Any]]:
+    """Every Service with its addresses and endpoints, for ``lab status``."""
+    by_service = endpoints_of(objects)
+    found = []
+    for key, value in objects.items():
+        if key.kind == SERVICE and isinstance(service := decoded(value), Service):
+            entries = by_service.get(service.meta.key, [])
+            found.append(
+                {
+                    "name": key.name,
+                    "namespace": key.namespace,
+                    "type": service.type,
+                    "addresses": addresses_text(service, value).split(),
+                    "ports": ports_text(service).split(),
+                    "endpoints": [
+                        {
+                            name: getattr(entry, name)
+                            for name in ("address", "pod", "node", "ready", "serving", "terminating")
+                        }
+                        for entry in entries
+                    ],
+                    "summary": endpoint_text(entries),
+                }
+            )
+    return found
+
+
+def _cells(key: Key, value: Mappings, endpoints: Mapping[str, Sequence[SliceEndpoint]]) -> tuple[str, ...]:
+    if key.kind in {"Deployment", "ReplicaSet"}:
+        return (str(value["spec"].get("replicas", 1)),)
+    item = decoded(value)
+    if isinstance(item, Pod):
+        status = "Ending" if is_ending(value) else item.phase
+        return "yes" if item.ready else "no", status, " ".join(item.ips), item.node
+    if isinstance(item, Service):
+        return (
+            item.type,
+            addresses_text(item, value),
+            ports_text(item),
+            endpoint_text(endpoints.get(item.meta.key, ())),
+        )
+    if isinstance(item, EndpointSlice):
+        ports = " ".join(f"{port.port}/{PROTOCOL_NAMES[port.protocol]}" for port in item.ports)
+        return item.family.label, ports, endpoint_text(item.endpoints)
+    return ()
