@@ -39,6 +39,7 @@ from pycni.wire.kube_flannel import NAMES
 from pycni.wire.kube_types import (
     WireEndpoint,
     WireMeta,
+    WireName,
     WireNamed,
     WireNamespace,
     WireNode,
@@ -74,7 +75,7 @@ _NONE: Mapping[str, str] = {}
 """Shared by everything without labels. Never written to."""
 
 
-def object_name(kind: str, meta: WireMeta | None) -> str:
+def object_name(kind: str, meta: WireMeta | WireName | None) -> str:
     """``Service default/web``, as errors name an object."""
     if meta is None or not meta.name:
         return kind
@@ -82,7 +83,7 @@ def object_name(kind: str, meta: WireMeta | None) -> str:
     return f"{kind} {space}{meta.name}"[:300]
 
 
-def object_key(kind: str, meta: WireMeta | None) -> str:
+def object_key(kind: str, meta: WireMeta | WireName | None) -> str:
     """Key in the store; "" for an object without a name."""
     if meta is None or not meta.name:
         return ""

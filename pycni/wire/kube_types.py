@@ -259,12 +259,20 @@ class WireNamespace(Wire):
 WireObject: TypeAlias = WireService | WireSlice | WireNode | WirePod | WireNamespace
 
 
+class WireName(Wire):
+    """The part of ObjectMeta that names an object: readable where others (labels ...) are of the wrong type."""
+
+    name: str | None = None
+    namespace: str | None = None
+    resource_version: str | None = None
+
+
 class WireHead(Wire):
     """What says which object it is."""
 
     api_version: str | None = None
     kind: str | None = None
-    metadata: WireMeta | None = None
+    metadata: WireName | None = None
 
 
 class WireListMeta(Wire):
