@@ -48,6 +48,9 @@ class Stream(Protocol):
 class Driver(Protocol):
     """Makes nodes and does things inside them."""
 
+    waiting: str
+    """What ``finish_nodes`` waits for, to tell people; "" when it does not."""
+
     def __init__(self, spec: LabSpec, state: LabState) -> None: ...
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
@@ -85,6 +88,8 @@ class Driver(Protocol):
 
 class NetnsDriver:
     """Nodes are namespaces of this kernel, like their pods."""
+
+    waiting = ""
 
     def __init__(self, spec: LabSpec, state: LabState) -> None:
         self._spec = spec

@@ -63,6 +63,8 @@ T = TypeVar("T")
 class UmlDriver:
     """Nodes are guests in the fabric's namespace; their pods are namespaces inside."""
 
+    waiting = "guests booted, each with a kernel of its own"
+
     def __init__(self, spec: LabSpec, state: LabState) -> None:
         self._spec = spec
         self._state = state
