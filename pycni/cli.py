@@ -19,6 +19,8 @@ from typing import Protocol, cast
 
 COMMANDS = {
     "lab": ("pycni.lab.cli", "pod networks of namespaces on this machine: make, look at, try, remove"),
+    "services": ("pycni_proxy.cli_services", "services of this node: addresses, endpoints, connections"),
+    "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 
 

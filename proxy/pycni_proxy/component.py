@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +45,7 @@ from pycni.store import Snapshot, Store
 from pycni.wire import rtnl
 from pycni_proxy import conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
-from pycni_proxy.facts import node_facts
+from pycni_proxy.facts import differences, node_facts
 from pycni_proxy.healthcheck import HealthChecks
 from pycni_proxy.metrics import ProxyMetrics
 from pycni_proxy.metrics_services import READ_S, ServiceMetrics
@@ -58,6 +59,8 @@ KINDS = (SERVICE, ENDPOINT_SLICE, NODE)
 """Listed before anything is programmed."""
 PODNET_LOOK_S = 0.1
 """How often to look for the pod network while it is waited for."""
+VIRTUAL = "pycni-ipvs0"
+"""Device of virtual addresses."""
 SETTLE_S = 0.2
 """From a change of addresses to looking at them."""
 
@@ -197,7 +200,7 @@ class ProxyComponent:
     async def _make(self, facts: NodeFacts) -> None:
         """New data planes for new facts; the kernel keeps what is there and is compared by the next pass."""
         if self._engine is not None:
-            log.info("services: what is known of this node has changed; everything is looked at again")
+            log.info("services: everything is looked at again: %s", differences(self._engine.facts, facts))
         old, self._engine = self._engine, None
         self._full_at = float("-inf")
         if old is not None:
@@ -332,10 +335,18 @@ class ProxyComponent:
         self._runner.poke()
 
     def _announced(self, events: list[Event | Lost]) -> None:
-        """The kernel announced changes: addresses count."""
-        if any(isinstance(item, Lost) or isinstance(item.info, rtnl.AddressInfo) for item in events):
-            self._addresses_changed = True
-            self._later("addresses", SETTLE_S, self._runner.poke)
+        """The kernel announced changes: addresses count, but for the virtual ones a data plane puts on its device."""
+        try:
+            own = socket.if_nametoindex(VIRTUAL)
+        except OSError:
+            own = 0
+        for item in events:
+            if isinstance(item, Lost) or (
+                isinstance(item.info, rtnl.AddressInfo) and item.info.ifindex != own
+            ):
+                self._addresses_changed = True
+                self._later("addresses", SETTLE_S, self._runner.poke)
+                return
 
     def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         """Once, unless it is already to come."""

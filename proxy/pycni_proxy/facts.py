@@ -10,7 +10,7 @@ import ipaddress
 from ipaddress import IPv4Network, IPv6Network
 
 from pycni.agent.settings import Settings
-from pycni.model.family import FAMILIES, Family, Network
+from pycni.model.family import FAMILIES, Family, Network, show
 from pycni.model.kube import KubeNode
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
@@ -68,3 +68,18 @@ def _addresses(node: KubeNode | None, underlay: Underlay | None) -> dict[Family,
         if own is not None and not own.ip.is_link_local:
             found.setdefault(family, own.ip.packed)
     return found
+
+
+def differences(before: NodeFacts, after: NodeFacts) -> str:
+    """What differs, for the log: ``zone 'a' -> 'b'; addresses 192.0.2.1 -> 192.0.2.7``."""
+    return "; ".join(
+        f"{name} {_shown(getattr(before, name))} -> {_shown(getattr(after, name))}"
+        for name in before.__struct_fields__
+        if getattr(before, name) != getattr(after, name)
+    )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(show(item) if isinstance(item, bytes) else str(item) for item in value) or "none"
+    return repr(value)

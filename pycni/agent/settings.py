@@ -205,6 +205,11 @@ def _contradictions(values: Mapping[str, object], where: Mapping[str, str]) -> l
     together("etcd-certfile", "etcd-keyfile")
     together("etcd-keyfile", "etcd-certfile")
     together("run-loadbalancer", "loadbalancer-ip-range")
+    if values["run_loadbalancer"] and values["manifest_dir"]:
+        clash(
+            "run-loadbalancer",
+            "given together with manifest-dir: addresses are written to the Kubernetes API",
+        )
     if values["etcd_username"] and not (values["etcd_password"] or values["etcd_password_file"]):
         clash("etcd-username", "needs etcd-password or etcd-password-file too")
     for name in ("etcd-password", "etcd-password-file"):

@@ -21,7 +21,9 @@ from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 
 if TYPE_CHECKING:
     from pycni.model.podnet import PodNetwork
+    from pycni.sources.kube import KubeSource
     from pycni.sources.kube_client import KubeClient
+    from pycni.sources.kube_lballoc import LbAllocator
     from pycni.store import Store
 
 log = logging.getLogger("pycni.agent")
@@ -65,7 +67,45 @@ def _sources(
     context.health.set("kubernetes", ok=True)
     context.health.ask("kubernetes", trouble)
     log.info("services come from %s", client.server)
-    return {"kubernetes": source.run(store)}
+    tasks: dict[str, Coroutine[Any, Any, object]] = {"kubernetes": source.run(store)}
+    if settings.run_loadbalancer:
+        tasks["loadbalancer"] = _balancer(context, store, client, source).run()
+    return tasks
+
+
+def _balancer(context: Context, store: Store, client: KubeClient, source: KubeSource) -> LbAllocator:
+    """Addresses for services of type LoadBalancer, given out by one agent of the cluster."""
+    from pycni.ipam.pools import DEFAULT_CLASSES  # noqa: PLC0415
+    from pycni.sources.kube_lballoc import LEASE_NAME, LbAllocator  # noqa: PLC0415
+    from pycni.sources.kube_leader import Elector  # noqa: PLC0415
+
+    settings, metrics = context.settings, context.metrics
+    elector = Elector(client, LEASE_NAME, settings.node_name)
+    found = LbAllocator(
+        client,
+        store,
+        settings.loadbalancer_ip_range,
+        elector,
+        classes=DEFAULT_CLASSES if settings.loadbalancer_default_class else DEFAULT_CLASSES - {""},
+        following=lambda: source.followers[SERVICE].connected,
+    )
+    metrics.callback(
+        "pycni_loadbalancer_leading",
+        "1 on the node that gives out addresses of services.",
+        lambda: float(elector.leading),
+    )
+    metrics.callback(
+        "pycni_loadbalancer_patched_total",
+        "Services whose status this agent wrote.",
+        lambda: float(found.patched),
+        kind="counter",
+    )
+    metrics.callback(
+        "pycni_loadbalancer_problems",
+        "Services that cannot get the address they want; on the leader.",
+        lambda: float(len(found.problems)),
+    )
+    return found
 
 
 async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> None:

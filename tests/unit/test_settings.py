@@ -117,6 +117,7 @@ REFUSALS = [
     ("node ports upside down", ["--node-port-range=3-2"], ["flag: node-port-range='3-2': not a range within 1-65535"]),
     ("node ports", ["--node-port-range=3"], ["flag: node-port-range='3': not a range of ports like 30000-32767"]),
     ("addresses without a range", ["--run-loadbalancer"], ["flag: run-loadbalancer=True: needs loadbalancer-ip-range too"]),
+    ("addresses for manifests", ["--run-loadbalancer", "--loadbalancer-ip-range=10.0.0.0/24", "--manifest-dir=/m"], ["flag: run-loadbalancer=True: given together with manifest-dir: addresses are written to the Kubernetes API"]),
     ("data plane", ["--proxy-mode=iptables"], ["flag: proxy-mode='iptables': not one of auto, nftables, ipvs, ebpf"]),
     ("two at once", ["--healthz-ip=x", "--public-ip=y"], ["flag: healthz-ip='x': not an IP address", "flag: public-ip='y': not an IPv4 address"]),
     ("a wrong value brings no contradiction along", ["--etcd-endpoints=:", "--etcd-cafile=/c"], ["flag: etcd-endpoints=':': not an etcd endpoint like https://10.0.0.1:2379"]),

@@ -1,0 +1,251 @@
+"""``pycnictl services``: what the services of a node are, as its agent programmed them and its kernel has them.
+
+The agent is asked over its control socket, which root alone may use. With ``--node`` it is the agent of a lab's node.
+A row per virtual address, its endpoints below; ``--json`` prints the agent's answer (shape: ``status.Status``), ``-w``
+again and again, a fresh screen each time on a terminal and one JSON line each time with ``--json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+import msgspec
+
+from pycni.errors import PycniError
+from pycni_proxy.status import EndpointStatus, FrontendStatus, ServiceStatus, Status
+
+SOCKET = "/run/pycni/agent.sock"
+TIMEOUT_S = 20.0
+WATCH_S = 2.0
+
+
+class AgentError(PycniError):
+    """The agent does not answer (``status`` 0), or says no (its HTTP status)."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "service", nargs="?", default="", metavar="NAME", help="one service: NAME or NAMESPACE/NAME"
+    )
+    parser.add_argument("-n", "--namespace", default="", help="services of one namespace only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("-w", "--watch", action="store_true", help="print again every two seconds")
+    parser.add_argument("--socket", default=SOCKET, help=f"the agent's control socket (default: {SOCKET})")
+    parser.add_argument("--node", default="", help="ask the agent of this node of a lab")
+    parser.add_argument("--name", default="default", help="name of the lab (default: default)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask and print; returns the exit code: 1 when a service that was named does not exist."""
+    asked = {key: value for key, value in (("name", args.service), ("namespace", args.namespace)) if value}
+    while True:
+        raw = _ask(args, f"/services?{urlencode(asked)}")
+        try:
+            found = msgspec.json.decode(raw, type=Status)
+        except msgspec.DecodeError as exc:
+            raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
+        if args.watch and not args.json and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        if args.json:
+            sys.stdout.write(raw.decode().rstrip("\n") + "\n")
+        else:
+            show(found)
+        if not args.watch:
+            return 1 if args.service and not found.services else 0
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+
+
+def _ask(args: argparse.Namespace, target: str) -> bytes:
+    if not args.node:
+        return fetch(args.socket, target)
+    from pycni.lab.run import Lab  # noqa: PLC0415 - most calls are for no lab
+
+    lab = Lab.open(args.name)
+    path = os.path.join(os.path.dirname(lab.node(args.node).socket), os.path.basename(SOCKET))
+    if os.path.exists(path) and lab.spec.driver == "netns":
+        return fetch(path, target)
+    # A node with a kernel of its own: the question is asked over there.
+    words = [sys.executable, "-P", "-m", "pycni_proxy.cli_services", path, target]
+    roots = [
+        os.path.dirname(os.path.dirname(os.path.abspath(sys.modules[name].__file__ or ""))) for name in _ROOTS
+    ]
+    done = lab.exec(args.node, ["env", f"PYTHONPATH={os.pathsep.join(roots)}", *words], check=False)
+    if done.returncode:
+        raise AgentError((done.stderr or done.stdout).strip() or f"{args.node} does not answer")
+    return done.stdout.encode()
+
+
+_ROOTS = ("pycni", "pycni_proxy")
+
+
+def fetch(path: str, target: str) -> bytes:
+    """Body of the agent's answer. Raises AgentError."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", target)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise AgentError(f"no agent with a service proxy answers at {path}: {reason}") from exc
+    finally:
+        connection.close()
+    if answer.status != 200:
+        text = body.decode(errors="replace").strip()
+        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status)
+    return body
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+def show(found: Status) -> None:
+    """Print for people; colours on a terminal only (rich sees to that)."""
+    from rich.console import Console  # noqa: PLC0415 - 80 ms that --json does not pay
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(
+        highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200
+    )
+    console.print(
+        f"node {found.node}: {len(found.services)} services by {', '.join(found.data_planes) or 'nothing'}"
+    )
+    for style, lines in (
+        ("red", [f"not as programmed: {found.trouble}"] if found.trouble else []),
+        ("yellow", [f"note: {line}" for line in found.notes]),
+        ("yellow", [f"also on this node: {line}" for line in found.others]),
+    ):
+        for line in lines:
+            console.print(Text(line, style))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("SERVICE", "KIND", "ADDRESS", "DATA PLANE", "CONNS", "IN/OUT", "LATENCY"):
+        table.add_column(name, no_wrap=True)
+    for service in found.services:
+        for row in _rows(service):
+            table.add_row(*(Text(cell, style) for cell, style in row))
+    if found.services:
+        console.print(table)
+
+
+_Cells = list[tuple[str, str]]
+
+
+def _rows(service: ServiceStatus) -> Iterator[_Cells]:
+    latency = f"{service.latency_s * 1000:.1f} ms" if service.latency_s >= 0 else ""
+    first = True
+    for item in service.frontends:
+        name = f"{service.namespace}/{service.name}" if first else ""
+        if item.port_name:
+            name = f"{name}:{item.port_name}" if name else f"  :{item.port_name}"
+        yield [
+            (name, "bold"),
+            (item.kind + (" Local" if item.local_only else ""), ""),
+            (_address(item), "cyan"),
+            (_how(item), "" if item.data_plane else "red"),
+            (_count(item.connections), ""),
+            (_traffic(item), ""),
+            (latency if first else "", ""),
+        ]
+        first = False
+        if item.verdict:
+            where = " from outside" if item.endpoints else ""
+            yield [("", ""), ("", ""), (f"  {item.verdict}s new connections{where}", "yellow")]
+        for end in item.endpoints:
+            yield [("", ""), ("", ""), (f"  -> {_endpoint(end)}", "dim" if not end.weight else "")]
+    for problem in service.problems:
+        yield [
+            (f"{service.namespace}/{service.name}" if first else "", "bold"),
+            ("problem", "red"),
+            (problem, "red"),
+        ]
+        first = False
+
+
+def _address(item: FrontendStatus) -> str:
+    host = f"[{item.address}]" if ":" in item.address else item.address or "*"
+    return f"{item.protocol} {host}:{item.port}"
+
+
+def _how(item: FrontendStatus) -> str:
+    parts = [item.data_plane or "not served", item.scheduler]
+    if item.affinity_s:
+        parts.append(f"affinity {item.affinity_s} s")
+    return " ".join(filter(None, parts))
+
+
+def _endpoint(end: EndpointStatus) -> str:
+    host = f"[{end.address}]" if ":" in end.address else end.address
+    parts = [f"{host}:{end.port}", f"weight {end.weight}" if end.weight else "draining"]
+    if end.active >= 0:
+        parts.append(f"{end.active} open")
+    if end.local:
+        parts.append("here")
+    if end.inside_only:
+        parts.append("not from outside")
+    return "  ".join(parts)
+
+
+def _count(value: int) -> str:
+    return str(value) if value >= 0 else "-"
+
+
+def _traffic(item: FrontendStatus) -> str:
+    if max(item.bytes_in, item.bytes_out) < 0:
+        return "-"
+    return f"{_size(item.bytes_in)}/{_size(item.bytes_out)}"
+
+
+def _size(count: int) -> str:
+    if count < 0:
+        return "-"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _main() -> int:
+    """For lab nodes with a kernel of their own: the body of one answer, raw."""
+    try:
+        sys.stdout.buffer.write(fetch(sys.argv[1], sys.argv[2]))
+    except AgentError as exc:
+        with contextlib.suppress(BrokenPipeError):
+            print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
