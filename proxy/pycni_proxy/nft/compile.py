@@ -25,6 +25,7 @@ from pycni_proxy.nft.chains import INSIDE, Chains, Choice, Shape
 from pycni_proxy.nft.layout import (
     CHAINS,
     TABLE_ROW,
+    VERDICTS,
     VERSIONS,
     frontend_bytes,
     generation,
@@ -32,6 +33,8 @@ from pycni_proxy.nft.layout import (
     index,
     row_sets,
     target_bytes,
+    verdict_name,
+    verdict_value,
 )
 from pycni_proxy.nft.listing import table_text
 from pycni_proxy.nft.maglev import SLOTS, table
@@ -50,9 +53,15 @@ class NftCompiler:
         self._chains = Chains(facts)
         versions = [VERSIONS[family] for family in facts.families]
         names = [tuple(row_sets(version)) for version in versions]
-        self.tables: tuple[str, ...] = (TABLE_ROW, CHAINS, *(name for some in names for name in some))
+        self.tables: tuple[str, ...] = (
+            TABLE_ROW,
+            CHAINS,
+            VERDICTS,
+            *(name for some in names for name in some),
+        )
         self.shared = frozenset(
-            {CHAINS} | {f"{name}{version}" for name in ("hairpin", "cluster_ips") for version in versions}
+            {CHAINS, VERDICTS}
+            | {f"{name}{version}" for name in ("hairpin", "cluster_ips") for version in versions}
         )
 
     def refusal(self, frontend: Frontend) -> str:
@@ -108,7 +117,8 @@ class NftCompiler:
         entry = self._chains.entry(_shape(frontend, [pool.choice for pool in pools], where))
         if entry.chains:
             tables.setdefault(CHAINS, {}).update(entry.chains)
-        tables.setdefault(f"services{version}", {})[where] = entry.verdict
+        tables.setdefault(VERDICTS, {})[verdict_name(entry.verdict)] = entry.verdict
+        tables.setdefault(f"services{version}", {})[where] = verdict_value(entry.verdict)
         if frontend.kind is Kind.CLUSTER_IP:
             tables.setdefault(f"cluster_ips{version}", {})[key.address] = None
 

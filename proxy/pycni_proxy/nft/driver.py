@@ -16,11 +16,13 @@ from pycni.wire.nftset import Value
 from pycni_proxy.base import Changes, Counters, Tables, TargetState
 from pycni_proxy.nft.layout import (
     TABLE,
+    VERDICT_MAP,
     VERSIONS,
     frontend_bytes,
     frontend_key,
     id_place,
     index,
+    named_by,
     row_sets,
     target_parts,
 )
@@ -68,7 +70,8 @@ class NftDriver:
         version, where = VERSIONS[key.family], frontend_bytes(key)
         sets = row_sets(version)
         try:
-            verdict = self._table.element(sets[f"services{version}"], where)
+            named = _data(self._table.element(sets[f"services{version}"], where))
+            verdict = self._table.element(VERDICT_MAP, named_by(named))
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 return ()

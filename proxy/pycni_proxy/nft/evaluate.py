@@ -15,11 +15,13 @@ from pycni.model.service import UNTOUCHED, Decision, FrontendKey, NodeFacts, Pac
 from pycni_proxy.nft.layout import (
     CHAINS,
     REFUSE,
+    VERDICTS,
     VERSIONS,
     fixed_chains,
     frontend_bytes,
     id_place,
     index,
+    named_by,
     networks,
     target_parts,
 )
@@ -105,8 +107,8 @@ class _Walk:
             return None
         if how == "local" and ipaddress.ip_address(destination).is_loopback:
             return None
-        verdict = self._table("services").get(self._where["vip" if how == "vip" else "port"])
-        return None if verdict is None else self.chain(verdict)
+        named = self._table("services").get(self._where["vip" if how == "vip" else "port"])
+        return None if named is None else self.chain(self._tables[VERDICTS][named_by(named)])
 
     def _translated(self, remembered: bool, where: str, count: int, offset: int) -> Decision:
         frontend, targets, hairpin = self._where[where], self._table("targets"), self._table("hairpin")

@@ -1,7 +1,9 @@
 """The nftables table of the service proxy: its sets, its fixed chains, how rows lie in keys and values. Pure.
 
-    table inet pycni_proxy, for each family N in 4, 6:
-      services<N>     map  address . protocol . port -> drop, or goto a chain       one row per frontend
+    table inet pycni_proxy:
+      verdicts        map  name -> drop, or goto a chain                            one row per kind of frontend
+    for each family N in 4, 6:
+      services<N>     map  address . protocol . port -> 0 . name                    one row per frontend
       targets<N>      map  index . address . protocol . port -> address . port      one row per target of a frontend
       ids<N>          map  index . address . protocol . port -> 0 . 0 . id          affinity: the id of the index-th
       affinity<N>     map  address . protocol . port . client -> any . id           written by packets, with timeout
@@ -9,8 +11,10 @@
       cluster_ips<N>  set  address                                                  whose other ports are refused
       cluster<N>, node_ports<N>, service_networks<N>    sets of ranges, by the node's facts
 
-A node port has the address 0: rules clear the destination before they look it up. Chains with an endpoint count or
-more in their names are rows too (``compile``); those listed in ``fixed_chains`` are there whatever services there are.
+A frontend leads to its chain in two steps, by a name of eight bytes, for the sake of changes: adding an element with a
+verdict makes the kernel walk through everything that can be reached, ten thousand such elements each time; a name is
+just data. A node port has the address 0: rules clear the destination before they look it up. Chains that frontends lead
+to are rows too (``chains``); those of ``fixed_chains`` are there whatever services there are.
 
 One ``inet`` table serves both families: chains for reject and masquerade, base chains and the agent's one transaction
 are shared, and the kernel looks at the family once per connection. Everything hangs in NAT chains, which see only the
@@ -23,6 +27,7 @@ import hashlib
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from pycni.model.family import Family, Network
 from pycni.model.service import FrontendKey, NodeFacts
@@ -34,8 +39,9 @@ LAYOUT = "1"
 """Raised when the meaning of a row changes: a table of another layout is replaced."""
 AFFINITY_SIZE = 1 << 20
 """Most clients remembered per family. Who comes when it is full is balanced without memory."""
-CHAINS, TABLE_ROW = "chains", "table"
-REFUSE, MASQUERADE = "refuse", "masquerade"
+CHAINS, VERDICTS, TABLE_ROW = "chains", "verdicts", "table"
+VERDICT_MAP = SetSpec(VERDICTS, (MARK, MARK), ())
+REFUSE, MASQUERADE = "refuse", "masqueraded"
 
 VERSIONS: Mapping[Family, int] = {Family.V4: 4, Family.V6: 6}
 HOOKS: Mapping[str, Hook] = {
@@ -80,6 +86,23 @@ def id_place(raw: bytes) -> bytes:
     return raw[-4:]
 
 
+@lru_cache(maxsize=65536)
+def verdict_name(verdict: str) -> bytes:
+    """The name of a verdict (``drop`` or a chain) as it lies in the keys of ``verdicts``."""
+    return hashlib.blake2b(verdict.encode(), digest_size=8).digest()
+
+
+@lru_cache(maxsize=65536)
+def verdict_value(verdict: str) -> bytes:
+    """The same as it lies in the values of ``services``."""
+    return bytes(4) + verdict_name(verdict)
+
+
+def named_by(raw: bytes) -> bytes:
+    """The verdict's name in a value of ``services``."""
+    return raw[4:]
+
+
 def target_bytes(address: bytes, port: int) -> bytes:
     """A target as it lies in values."""
     return address + _PORT.pack(port)
@@ -99,7 +122,7 @@ def row_sets(version: int) -> dict[str, SetSpec]:
         SetSpec(f"ids{version}", (MARK, *where), (MARK, MARK, MARK)),
         SetSpec(f"hairpin{version}", (address, address)),
         SetSpec(f"cluster_ips{version}", (address,)),
-        SetSpec(f"services{version}", where, (), counted=True),
+        SetSpec(f"services{version}", where, (MARK, MARK, MARK), counted=True),
     )
     return {spec.name: spec for spec in specs}
 

@@ -1,7 +1,8 @@
 """The table as nft prints it: for logs, ``pycnictl dump``, tests, and the equal ruleset that benchmarks load. Pure.
 
 ``nft -f`` loads it, unless a service has session affinity: nft 1.0.6 has no words for a map read inside a key, though
-it lists such rules; they are printed with the inner map in parentheses.
+it lists such rules; they are printed with the inner map in parentheses. The step from a frontend by a name to its
+verdict (see ``layout``) is left out: ``services<N>`` is printed as a verdict map.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from pycni_proxy.nft.layout import (
     CHAINS,
     HOOKS,
     TABLE,
+    VERDICTS,
     VERSIONS,
     affinity_map,
     fixed_chains,
     frontend_key,
     generation,
     id_place,
+    named_by,
     networks,
     range_set,
     target_parts,
@@ -71,6 +74,8 @@ def _set_lines(facts: NodeFacts, version: int, tables: Mapping[str, Mapping[Any,
         name = spec.name[:-1]
         lines += _block(kinds[name][0], spec.name, kinds[name][1], *(["counter"] if spec.counted else []))
         rows = tables.get(spec.name, {})
+        if name == "services":
+            rows = {key: tables[VERDICTS][named_by(value)] for key, value in rows.items()}
         lines[-1:] = [*_elements(_row(name, key, rows[key]) for key in sorted(rows)), "\t}"]
     return lines
 

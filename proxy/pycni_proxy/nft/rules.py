@@ -52,7 +52,10 @@ def instructions(rule: str, mark: int) -> bytes:
 
 
 def nft_text(rule: str, mark: int) -> str:
-    """A rule in nft's language. What reads a map inside a key, nft itself can only list: it is shown with ``( )``."""
+    """A rule in nft's language. What reads a map inside a key, nft itself can only list: it is shown with ``( )``.
+
+    The two steps from a frontend to its chain are shown as one, by a verdict map ``services<N>``.
+    """
     word, *rest = rule.split()
     return _TEXT[word](rest, mark)
 
@@ -129,7 +132,10 @@ def _serve(rest: list[str], _: int) -> bytes:
         if how == "local":
             out += _outside_loopback(version)
         out += _address(version, 0, source=False) + x.lookup(f"node_ports{version}", 0)
-    return out + _frontend(version, how, 0) + x.lookup(f"services{version}", 0, x.VERDICT)
+    # The name lies behind a filling; see below.
+    filling = x.meta(x.META_MARK, 1) + x.meta(x.META_MARK, 2)
+    found = x.lookup(f"services{version}", 3, 0) + x.lookup("verdicts", 1, x.VERDICT)
+    return out + filling + _frontend(version, how, 3) + found
 
 
 def _outside_loopback(version: int) -> bytes:

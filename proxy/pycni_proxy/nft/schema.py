@@ -17,6 +17,8 @@ from pycni_proxy.nft.layout import (
     HOOKS,
     TABLE,
     TABLE_ROW,
+    VERDICT_MAP,
+    VERDICTS,
     VERSIONS,
     affinity_map,
     fixed_chains,
@@ -42,7 +44,10 @@ def schema(facts: NodeFacts) -> Schema:
         generation=generation(facts),
         table_row=TABLE_ROW,
         chains=CHAINS,
-        sets={spec.name: spec for version in versions for spec in sets_in_order(version)},
+        sets={
+            VERDICTS: VERDICT_MAP,
+            **{spec.name: spec for version in versions for spec in sets_in_order(version)},
+        },
         kept=tuple(affinity_map(version) for version in versions),
         fixed=tuple(_fixed(facts, versions)),
         fixed_chains=fixed_chains(facts),
@@ -51,7 +56,8 @@ def schema(facts: NodeFacts) -> Schema:
 
 
 def _fixed(facts: NodeFacts, versions: list[int]) -> Iterator[bytes]:
-    number = 0
+    number = 1
+    yield add_set(TABLE, VERDICT_MAP, number)
     for version in versions:
         for spec in (*sets_in_order(version), affinity_map(version)):
             number += 1
