@@ -16,12 +16,13 @@ import hashlib
 from typing import NamedTuple
 
 from pycni.model.family import Family, Network
-from pycni.model.service import Kind, NodeFacts, Verdict
+from pycni.model.service import NodeFacts, Verdict
 from pycni_proxy.nft.layout import REFUSE, VERSIONS
 
 INSIDE = 1024
 """Where the indexes of a frontend's cluster-wide pool start, beside the local one's."""
-_EMPTY = {Verdict.REJECT: REFUSE, Verdict.DROP: "drop"}
+EMPTY = {Verdict.REJECT: REFUSE, Verdict.DROP: "drop"}
+"""Where frontends without targets lead."""
 
 
 class Choice(NamedTuple):
@@ -31,14 +32,16 @@ class Choice(NamedTuple):
     """See ``rules``."""
     size: int
     """Indexes; 0: no targets."""
-    empty: Verdict = Verdict.REJECT
+    empty: str = REFUSE
+    """Where it leads then."""
 
 
 class Shape(NamedTuple):
     """All of a frontend that its chains depend on."""
 
-    family: Family
-    kind: Kind
+    version: int
+    """4 or 6."""
+    cluster_ip: bool
     node_port: bool
     pool: Choice
     inside: Choice | None
@@ -64,7 +67,9 @@ class Chains:
     def __init__(self, facts: NodeFacts) -> None:
         self._facts = facts
         self._known: dict[Shape, Entry] = {}
-        self._outside = {family: self._masquerade_rule(family) for family in facts.families}
+        self._outside = {
+            VERSIONS[family]: self._masquerade_rule(VERSIONS[family]) for family in facts.families
+        }
 
     def entry(self, shape: Shape) -> Entry:
         """Verdict and chains of a shape."""
@@ -76,16 +81,16 @@ class Chains:
                 self._known[shape] = found
         return found
 
-    def _masquerade_rule(self, family: Family) -> tuple[str, ...]:
+    def _masquerade_rule(self, version: int) -> tuple[str, ...]:
         """What marks connections to a ClusterIP."""
         if self._facts.masquerade_all:
             return ("mark",)
-        if any(Family.of(net) is family for net in self._facts.cluster_networks):
-            return (f"outside {VERSIONS[family]} mark",)
+        if self._outside_known(version):
+            return (f"outside {version} mark",)
         return ()
 
     def _balance(self, shape: Shape, chains: dict[str, tuple[str, ...]]) -> str:
-        if shape.kind is Kind.CLUSTER_IP:
+        if shape.cluster_ip:
             return self._pool("cluster", shape, shape.pool, 0, chains)
         if not shape.local_only:
             return self._pool("others", shape, shape.pool, 0, chains)
@@ -93,30 +98,30 @@ class Chains:
         offset = 0 if shape.inside is None else INSIDE
         near = self._pool("plain", shape, inside, offset, chains)
         here = self._pool("plain", shape, shape.pool, 0, chains)
-        version = VERSIONS[shape.family]
-        rules = [f"node mark goto {near}"] if near not in _EMPTY.values() else [f"node {_go(near)}"]
-        if shape.inside is not None and self._outside_known(shape.family):
+        version = shape.version
+        rules = [f"node mark goto {near}"] if near not in EMPTY.values() else [f"node {_go(near)}"]
+        if shape.inside is not None and self._outside_known(shape.version):
             rules.append(f"cluster {version} {_go(near)}")
         name = f"local{version}-{_digest(near, here)}{shape.own and '-' + shape.own}"
         chains[name] = (*rules, _go(here))
         return name
 
-    def _outside_known(self, family: Family) -> bool:
-        return any(Family.of(net) is family for net in self._facts.cluster_networks)
+    def _outside_known(self, version: int) -> bool:
+        return any(net.version == version for net in self._facts.cluster_networks)
 
     def _pool(
         self, kind: str, shape: Shape, choice: Choice, offset: int, chains: dict[str, tuple[str, ...]]
     ) -> str:
         """The chain that translates to one of a pool's targets, or the verdict when it has none."""
         if not choice.size:
-            return _EMPTY[choice.empty]
-        version = VERSIONS[shape.family]
+            return choice.empty
+        version = shape.version
         where = "port" if shape.node_port else "vip"
         name = f"{kind}{version}-{where}-{choice.how}-{choice.size}"
         name += f"-{offset}" if offset else ""
         name += f"-{shape.affinity_s}s" if shape.affinity_s else ""
         name += f"-{shape.own}" if shape.own else ""
-        mark = {"cluster": self._outside[shape.family], "others": ("mark",), "plain": ()}[kind]
+        mark = {"cluster": self._outside[version], "others": ("mark",), "plain": ()}[kind]
         to = f"{version} {where}"
         how = f"{choice.how} {choice.size} {offset}"
         if not shape.affinity_s:
@@ -135,12 +140,14 @@ class Chains:
         """Source ranges in front of a verdict."""
         if shape.ranges is None:
             return then
-        mine = [net for net in shape.ranges if Family.of(net) is shape.family]
+        mine = [net for net in shape.ranges if net.version == shape.version]
         rules = [f"from {net} {_go(then)}" for net in mine]
-        addresses = [packed for packed in self._facts.addresses if Family.of_packed(packed) is shape.family]
+        addresses = [
+            packed for packed in self._facts.addresses if VERSIONS[Family.of_packed(packed)] == shape.version
+        ]
         if any(_holds(net, packed) for net in mine for packed in addresses):
             rules.insert(0, f"node {_go(then)}")
-        name = f"ranges{VERSIONS[shape.family]}-{_digest(*rules)}{shape.own and '-' + shape.own}"
+        name = f"ranges{shape.version}-{_digest(*rules)}{shape.own and '-' + shape.own}"
         chains[name] = (*rules, "drop")
         return name
 

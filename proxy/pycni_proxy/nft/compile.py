@@ -18,12 +18,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pycni.model.family import Family
 from pycni.model.service import Decision, Frontend, Kind, NodeFacts, Options, Packet, Pool
 from pycni_proxy.base import Tables
 from pycni_proxy.nft import evaluate
-from pycni_proxy.nft.chains import INSIDE, Chains, Choice, Shape
+from pycni_proxy.nft.chains import EMPTY, INSIDE, Chains, Choice, Shape
 from pycni_proxy.nft.layout import (
     CHAINS,
+    INDEX,
     TABLE_ROW,
     VERDICTS,
     VERSIONS,
@@ -31,8 +33,8 @@ from pycni_proxy.nft.layout import (
     generation,
     id_bytes,
     index,
+    port_bytes,
     row_sets,
-    target_bytes,
     verdict_name,
     verdict_value,
 )
@@ -68,7 +70,8 @@ class NftCompiler:
         """See ``base.Compiler``."""
         if frontend.key.family not in self._facts.families:
             return f"this node has no {frontend.key.family.label}"
-        if any(len(pool.targets) > _MOST for pool in frontend.pools):
+        inside = frontend.inside
+        if len(frontend.pool.targets) > _MOST or (inside is not None and len(inside.targets) > _MOST):
             return f"more than {_MOST} endpoints"
         return ""
 
@@ -102,7 +105,8 @@ class NftCompiler:
         return table_text(self._facts, tables)
 
     def _add(self, frontend: Frontend, tables: Tables, packed: dict[int, _Targets]) -> None:
-        key, options, version = frontend.key, frontend.options, VERSIONS[frontend.key.family]
+        key, options = frontend.key, frontend.options
+        version = 4 if key.family is Family.V4 else 6
         where = frontend_bytes(key)
         pools = []
         for offset, pool in ((0, frontend.pool), (INSIDE, frontend.inside)):
@@ -114,7 +118,20 @@ class NftCompiler:
             pools.append(mine)
             if mine.places:
                 mine.put(tables, version, where, offset)
-        entry = self._chains.entry(_shape(frontend, [pool.choice for pool in pools], where))
+        exact = pools[0].exact or pools[-1].exact
+        entry = self._chains.entry(
+            Shape(
+                version,
+                frontend.kind is Kind.CLUSTER_IP,
+                not key.address,
+                pools[0].choice,
+                pools[1].choice if len(pools) > 1 else None,
+                frontend.local_only,
+                frontend.source_ranges,
+                options.affinity_s,
+                where.hex() if exact else "",
+            )
+        )
         if entry.chains:
             tables.setdefault(CHAINS, {}).update(entry.chains)
         tables.setdefault(VERDICTS, {})[verdict_name(entry.verdict)] = entry.verdict
@@ -127,7 +144,7 @@ class _Targets:
     """The targets of one pool, packed once for all frontends that share it."""
 
     def __init__(self, pool: Pool, options: Options) -> None:
-        self.places = [target_bytes(target.address, target.port) for target in pool.targets]
+        self.places = [address + port_bytes(port) for address, port, _ in pool.targets]
         self._local = [target.address for target in pool.targets if target.local]
         self._affinity = bool(options.affinity_s)
         self._order: Sequence[int] = range(len(self.places))
@@ -138,7 +155,8 @@ class _Targets:
         how = _HOW.get(options.scheduler, "random")
         if how == "source" and _PORT_FLAG in options.sched_flags:
             how = "source-port"
-        self.choice = Choice(how, count) if count else Choice("", 0, pool.empty)
+        self.exact = how == "turn" and count > 0
+        self.choice = Choice(how, count) if count else Choice("", 0, EMPTY[pool.empty])
 
     def put(self, tables: Tables, version: int, where: bytes, offset: int) -> None:
         """Add the rows of one frontend, its indexes starting at ``offset``."""
@@ -146,7 +164,7 @@ class _Targets:
         places = self.places
         if not self._affinity:
             for rank, number in enumerate(self._order, offset):
-                rows[index(rank) + where] = places[number]
+                rows[INDEX[rank] + where] = places[number]
         else:
             ids = _ids(places, offset)
             for name, place in zip(ids, places, strict=True):
@@ -158,21 +176,6 @@ class _Targets:
             hairpin = tables.setdefault(f"hairpin{version}", {})
             for address in self._local:
                 hairpin[address + address] = None
-
-
-def _shape(frontend: Frontend, choices: list[Choice], where: bytes) -> Shape:
-    exact = any(choice.how == "turn" for choice in choices)
-    return Shape(
-        family=frontend.key.family,
-        kind=frontend.kind,
-        node_port=not frontend.key.address,
-        pool=choices[0],
-        inside=choices[1] if len(choices) > 1 else None,
-        local_only=frontend.local_only,
-        ranges=frontend.source_ranges,
-        affinity_s=frontend.options.affinity_s,
-        own=where.hex() if exact else "",
-    )
 
 
 def _ids(places: Sequence[bytes], offset: int) -> list[bytes]:

@@ -103,9 +103,10 @@ def named_by(raw: bytes) -> bytes:
     return raw[4:]
 
 
-def target_bytes(address: bytes, port: int) -> bytes:
-    """A target as it lies in values."""
-    return address + _PORT.pack(port)
+@lru_cache(maxsize=4096)
+def port_bytes(port: int) -> bytes:
+    """A port as it lies behind an address in values of ``targets``."""
+    return _PORT.pack(port)
 
 
 def target_parts(raw: bytes) -> tuple[bytes, int]:
