@@ -47,7 +47,7 @@ class ProxyReport:
     @property
     def reason(self) -> str:
         """Why the kernel is not as the services say; "" when it is."""
-        return self._failure or self._waiting or "; ".join(filter(None, self._troubles.values()))
+        return "; ".join(filter(None, (self._failure, self._waiting, *self._troubles.values())))
 
     def well(self) -> bool:
         """Whether load balancers should send traffic here: programmed once, and failing for a short while at most."""
