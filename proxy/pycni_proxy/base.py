@@ -13,7 +13,7 @@ gives every virtual address to one service only.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pycni.model.service import Decision, Frontend, FrontendKey, NodeFacts, Packet, Target
 from pycni.reconcile.delta import Delta
@@ -66,6 +66,14 @@ class Compiler(Protocol):
 
     def text(self, tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
         """The tables in the domain's notation (nft text, ``ipvsadm -Sn`` lines), sorted."""
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A compiler that serves some frontends otherwise than they wish, rather than refuse them."""
+
+    def remark(self, frontend: Frontend) -> str:
+        """Which wish of a frontend served here is not granted, and what holds instead; "" when all are."""
 
 
 class Driver(Protocol):

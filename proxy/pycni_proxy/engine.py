@@ -21,7 +21,7 @@ from pycni.model.kube import SERVICE, EndpointSlice, Service
 from pycni.model.service import Frontend, FrontendKey, HealthCheck, NodeFacts, Resolved
 from pycni.store import Snapshot
 from pycni.view.services import ServiceIndex, resolve
-from pycni_proxy.base import Changes, Dataplane, Tables
+from pycni_proxy.base import Changes, Dataplane, Remarking, Tables
 from pycni_proxy.claims import Claims
 from pycni_proxy.ledger import Ledger
 
@@ -56,6 +56,8 @@ class _Plane(NamedTuple):
     name: str
     dataplane: Dataplane
     ledger: Ledger
+    remark: Callable[[Frontend], str] | None
+    """See ``base.Remarking``."""
 
 
 class Engine:
@@ -75,7 +77,12 @@ class Engine:
         self._resolved: dict[str, Resolved] = {}
         self._served: dict[str, tuple[Frontend, ...]] = {}
         self._planes = [
-            _Plane(plane.name, plane, Ledger(plane.compiler.tables, plane.compiler.shared))
+            _Plane(
+                plane.name,
+                plane,
+                Ledger(plane.compiler.tables, plane.compiler.shared),
+                plane.compiler.remark if isinstance(plane.compiler, Remarking) else None,
+            )
             for plane in planes
         ]
         self._stale = True
@@ -232,6 +239,10 @@ class Engine:
                 reason = plane.dataplane.compiler.refusal(frontend)
                 then = f"served by {home.name}" if home is not None else "not served"
                 lines.append(f"{frontend.kind.label} {frontend.key}: {plane.name} cannot: {reason}; {then}")
+            for plane in self._homes(frontend):
+                remark = "" if plane.remark is None else plane.remark(frontend)
+                if remark:
+                    lines.append(f"{frontend.kind.label} {frontend.key}: {plane.name}: {remark}")
         if lines:
             self._problems[key] = tuple(lines)
         else:
