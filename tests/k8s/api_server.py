@@ -419,7 +419,8 @@ class ApiServer:
             await writer.drain()
             wait_s = min(left, self.bookmark_s) if self.bookmark_s else left
             try:
-                await asyncio.wait_for(news.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for may swallow a cancellation
+                    await news.wait()
             except TimeoutError:
                 if self.bookmark_s:
                     _chunk(writer, json.dumps(bookmark(str(world.version))).encode() + b"\n")
