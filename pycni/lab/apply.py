@@ -21,6 +21,7 @@ from pycni.lab import apply_check, apply_settle, dns, pods, resolv, serve_client
 from pycni.lab.apply_check import Intent
 from pycni.lab.dns_server import DnsServer
 from pycni.lab.objects import Key, Mappings, Objects, key_of
+from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.topology import LabError, LabSpec
 from pycni.model.kube import NAMESPACE, NODE, POD, SERVICE
@@ -51,6 +52,15 @@ class Cluster:
     def objects(self) -> State:
         """Everything there is."""
         return self._objects.load()
+
+    def served(self) -> list[ServedPod]:
+        """The pods that listen."""
+        objects, records = self.objects(), self._lab.pods()
+        return [
+            pod
+            for node in self._lab.record.nodes
+            for pod in apply_settle.serving(node, objects, records, self._spec.families)
+        ]
 
     # what the lab itself puts in
 
@@ -156,7 +166,6 @@ class Cluster:
 
     def _carry_out(self, before: State, intent: Intent) -> list[Key]:
         """Make the pods, store everything. Returns the pods that are ending."""
-        self.problems = []
         made = self._make(intent.new)
         after = {**self._marked(intent.objects, intent.ended, None), **made}
         self._settle(before, after)
@@ -209,15 +218,17 @@ class Cluster:
     def _settle(self, before: State, after: Mapping[Key, Mappings]) -> None:
         """Serve, complete, store, tell DNS. A new pod listens before it is in a Service, a gone one until after."""
         records = self._lab.pods()
-        self._serve({**before, **after}, records)
-        complete = apply_settle.settled(after, time.time())
+        self.problems = self._serve({**before, **after}, records)
+        pools = [topology.BALANCER_NETWORKS[family] for family in self._spec.families]
+        complete, problems = apply_settle.settled(_dated(before, after), pools, time.time())
+        self.problems += problems
         self._objects.write(before, complete)
         if any(key.kind == POD and key not in after for key in before):
             self._serve(after, records)
         self._tell_dns(complete)
 
-    def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> None:
-        self.problems = [
+    def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> list[str]:
+        return [
             line
             for node in self._lab.nodes()
             for line in serve_client.tell(
@@ -339,6 +350,16 @@ def _ends(pod: Mappings) -> float:
         return math.inf
     begun = datetime.fromisoformat(meta["deletionTimestamp"]).timestamp()
     return begun + float(meta.get("deletionGracePeriodSeconds") or 0)
+
+
+def _dated(before: Mapping[Key, Mappings], after: Mapping[Key, Mappings]) -> State:
+    """What is new was made now."""
+    return {
+        key: value
+        if key in before or "creationTimestamp" in value["metadata"]
+        else {**value, "metadata": {**value["metadata"], "creationTimestamp": _now()}}
+        for key, value in after.items()
+    }
 
 
 def _space(name: str) -> Key:

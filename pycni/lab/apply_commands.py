@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from pycni.lab import apply_tables, processes
+from pycni.lab import apply_tables
 from pycni.lab.apply import Cluster
-from pycni.lab.ask import Tally
+from pycni.lab.ask_client import ask_from
 from pycni.lab.commands import print_json
 from pycni.lab.objects import Key, key_of
 from pycni.lab.report import writable
@@ -68,14 +66,11 @@ def delete(args: argparse.Namespace) -> int:
 def get(args: argparse.Namespace) -> int:
     """List objects."""
     kind = _kind(args.kind) if args.kind else ""
-    objects = {
-        key: value
-        for key, value in Cluster(Lab.open(args.name)).objects().items()
-        if kind in {"", key.kind} and args.namespace in {"", key.namespace}
-    }
+    objects = Cluster(Lab.open(args.name)).objects()
+    shown = [key for key in objects if kind in {"", key.kind} and args.namespace in {"", key.namespace}]
     if args.json:
-        return print_json({"items": list(objects.values())})
-    print(writable(apply_tables.tables(objects), sys.stdout))
+        return print_json({"items": [objects[key] for key in shown]})
+    print(writable(apply_tables.tables(objects, shown), sys.stdout))
     return 0
 
 
@@ -102,24 +97,6 @@ def ask(args: argparse.Namespace) -> int:
     else:
         print(writable(apply_tables.histogram(found), sys.stdout))
     return 1 if found.failures else 0
-
-
-def ask_from(
-    lab: Lab, source: str, target: str, *, protocol: str = "TCP", count: int = 1, timeout: float = 2.0
-) -> Tally:
-    """Ask ``HOST:PORT`` from a pod, a node, ``fabric`` or ``client``. Raises LabError."""
-    host, _colon, port = target.rpartition(":")
-    if not host or not port.isdigit():
-        raise LabError(f"{target!r}: expected HOST:PORT", usage=True)
-    words = [sys.executable, "-P", "-m", "pycni.lab.ask", host.strip("[]"), port, protocol]
-    argv = lab.exec_argv(source, [*words, str(count), str(timeout)])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(processes.import_roots())}
-    done = subprocess.run(
-        argv, capture_output=True, env=environment, check=False, timeout=30 + count * (timeout + 5)
-    )
-    if done.returncode:
-        raise LabError(f"cannot ask from {source}: {done.stderr.decode(errors='replace').strip()[-500:]}")
-    return msgspec.json.decode(done.stdout, type=Tally)
 
 
 def read(files: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:

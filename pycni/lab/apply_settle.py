@@ -8,15 +8,17 @@ endpoints really changed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from pycni.ipam.pools import LABEL, allocate
 from pycni.lab.objects import Key, Mappings, decoded, key_of
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.topology import pod_key
-from pycni.model.family import Family
-from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, EndpointSlice, KubeNode, Pod, Service
+from pycni.model.family import Family, Network
+from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, SERVICE, EndpointSlice, KubeNode, Pod, Service
 from pycni.view import slices
 from pycni.wire.manifest import TRIGGERED, encode_slice
 
@@ -24,10 +26,19 @@ LISTEN = "pycni/listen"
 """Annotation of a pod: ``off`` when nobody is to listen in it, as after a crash of its server."""
 
 
-def settled(objects: Mapping[Key, Mappings], now: float) -> dict[Key, Mappings]:
-    """The objects with the EndpointSlices of all Services with a selector. ``now``: seconds since the epoch.
+class Settled(NamedTuple):
+    """The outcome."""
 
-    Slices that somebody else gave a Service are used as they are: such a Service gets none of ours.
+    objects: dict[Key, Mappings]
+    problems: tuple[str, ...]
+    """Services that cannot get what they ask for, one line each."""
+
+
+def settled(objects: Mapping[Key, Mappings], pools: Sequence[Network], now: float) -> Settled:
+    """The objects with the EndpointSlices of all Services with a selector, and with balancers' addresses.
+
+    Slices that somebody else gave a Service are used as they are: such a Service gets none of ours. ``pools``: where
+    Services of type LoadBalancer get their addresses from. ``now``: seconds since the epoch.
     """
     result = {key: value for key, value in objects.items() if not _is_ours(key, value)}
     kept = {key: value for key, value in objects.items() if key not in result}
@@ -40,7 +51,26 @@ def settled(objects: Mapping[Key, Mappings], now: float) -> dict[Key, Mappings]:
             for derived in slices.derive(item, pods, nodes):
                 value = _dated(derived, kept, now)
                 result[key_of(value)] = value
-    return dict(sorted(result.items()))
+    problems = _balance(result, pools)
+    return Settled(dict(sorted(result.items())), problems)
+
+
+def _balance(objects: dict[Key, Mappings], pools: Sequence[Network]) -> tuple[str, ...]:
+    """Give Services of type LoadBalancer their addresses, take them from others. Returns what cannot be."""
+    services = {
+        item.meta.key: item
+        for key, value in objects.items()
+        if key.kind == SERVICE and isinstance(item := decoded(value), Service)
+    }
+    found = allocate(services, pools)
+    for name, service in services.items():
+        key = Key(SERVICE, *name.split("/"))
+        wanted = found.ingress.get(name, () if service.type != LABEL else service.ingress)
+        if wanted == service.ingress:
+            continue
+        entries = [{"ip": entry.ip, "ipMode": "Proxy" if entry.proxy else "VIP"} for entry in wanted]
+        objects[key] = {**objects[key], "status": {"loadBalancer": {"ingress": entries}}}
+    return found.problems
 
 
 def with_status(pod: Mappings, record: PodRecord, *, ready: bool, created: str) -> Mappings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from pycni.lab.ask import Tally
@@ -32,9 +32,10 @@ _HEADS = {
 }
 
 
-def tables(objects: Mapping[Key, Mappings]) -> str:
-    """A table per kind, with the kind above it when there are several."""
+def tables(objects: Mapping[Key, Mappings], shown: Container[Key]) -> str:
+    """A table per kind, with the kind above it when there are several. ``shown``: those of the objects to show."""
     endpoints = endpoints_of(objects)
+    objects = {key: value for key, value in objects.items() if key in shown}
     blocks = []
     kinds = list(dict.fromkeys(key.kind for key in objects))
     for kind in kinds:

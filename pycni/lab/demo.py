@@ -7,6 +7,7 @@ import time
 
 from pycni.lab import report
 from pycni.lab.cleanup import known
+from pycni.lab.demo_service import apply_service, show_service
 from pycni.lab.report import Progress
 from pycni.lab.run import Lab
 from pycni.lab.state import PodRecord
@@ -29,10 +30,16 @@ def demo(spec: LabSpec, progress: Progress) -> bool:
     try:
         tell("\n" + report.tree(lab.status()))
         _show_tables(lab, progress)
+        serves = spec.proxy != "none" and spec.pods > 0
+        if serves:
+            tell()
+            apply_service(lab, progress)
         matrix = lab.matrix()
         tell("\nWho reaches whom, by real packets in both directions:\n" + report.grid(matrix))
         tell(report.verdict(matrix))
         ok = matrix.ok
+        if serves:
+            ok &= show_service(lab, progress)
         ok &= _kill_an_agent(lab, progress)
     finally:
         with progress.step("\ndown: agents, etcd, namespaces"):
@@ -80,8 +87,8 @@ def _kill_an_agent(lab: Lab, progress: Progress) -> bool:
 
 
 def _far_pair(lab: Lab) -> tuple[PodRecord | None, PodRecord | None]:
-    """Two pods on different nodes."""
-    pods = lab.pods()
+    """Two pods on different nodes, of those that ``lab up`` made."""
+    pods = [pod for pod in lab.pods() if pod.name.startswith("pod")]
     for target in pods[1:]:
         if target.node != pods[0].node:
             return pods[0], target

@@ -23,6 +23,10 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
     pods: tuple[tuple[str, str], ...]
     """(pod, its node), in the order of the nodes."""
+    services: tuple[str, ...] = ()
+    """``namespace/name`` of the Services that were tried."""
+    outside: tuple[str, ...] = ()
+    """Hosts that are neither: the client outside."""
     reasons: Mapping[Check, str]
     """"" for success."""
     seconds: float = 0.0

@@ -90,6 +90,16 @@ def equip_node(spec: LabSpec, index: int, namespace: str) -> None:
     with socket_in(namespace) as sock:
         bring_up(sock, "lo")
         bring_up(sock, UPLINK, *topology.underlay_addresses(spec, index).values())
+        if spec.proxy != "none":
+            _add_way_out(spec, sock)
+
+
+def _add_way_out(spec: LabSpec, sock: NetlinkSocket) -> None:
+    """A default route to the fabric, where it ends: without one a node cannot send to a virtual address at all."""
+    uplink = index_of(sock, UPLINK)
+    for gateway in topology.underlay_addresses(spec, 0).values():
+        route = rtnl.new_route(bytes(gateway.max_prefixlen // 8), 0, oif=uplink, gateway=gateway.ip.packed)
+        sock.request(route, "add route", f"default via {gateway.ip}")
 
 
 def introduce(spec: LabSpec, nodes: Sequence[str]) -> None:

@@ -76,14 +76,16 @@ def services(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def grid(matrix: Matrix) -> str:
     """Rows: from; columns: to, by number. One character per pair over all kinds and families.
 
-    With many hosts a node stands for itself and its pods.
+    Services have a column and, for their name, an empty row. With many hosts a node stands for itself and its pods.
     """
     place = dict(matrix.pods)
     hosts = [*matrix.nodes, *place]
     cells = matrix.pairs()
-    if len(hosts) > GRID_HOSTS:
+    if len(hosts) + len(matrix.services) > GRID_HOSTS:
         cells = _by_node(cells, place)
         hosts, place = list(matrix.nodes), dict.fromkeys(matrix.nodes, "and its pods")
+    place |= dict.fromkeys(matrix.outside, "outside") | dict.fromkeys(matrix.services, "service")
+    hosts += [*matrix.outside, *matrix.services]
     width = max((len(host) for host in hosts), default=0)
     wide = len(str(len(hosts)))
     away = max((len(node) for node in place.values()), default=0)
@@ -91,7 +93,8 @@ def grid(matrix: Matrix) -> str:
     lines = [f"{'from / to':<{wide + width + away + 3}} {head}"]
     for number, source in enumerate(hosts, 1):
         row = " ".join(_cell(cells, source, target).rjust(wide) for target in hosts)
-        lines.append(f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} {row}")
+        line = f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} "
+        lines.append((line + ("" if source in matrix.services else row)).rstrip())
     lines.append(f"{OK} all kinds pass  {PART} some fail  {BAD} all fail  {UNASKED} not asked")
     return "\n".join(lines)
 
@@ -115,10 +118,14 @@ def verdict(matrix: Matrix) -> str:
         lines.append(f"... and {len(failed) - LISTED} more (--json lists all)")
     checks = len(matrix.reasons)
     summary = f"all {checks} checks pass" if matrix.ok else f"{len(failed)} of {checks} checks FAIL"
-    kinds = ", ".join(dict.fromkeys(check.kind for check in matrix.reasons))
+    kinds = ", ".join(dict.fromkeys(_kind(check, matrix) for check in matrix.reasons))
     families = ", ".join(dict.fromkeys(check.family.label for check in matrix.reasons))
     lines.append(f"{summary}: {kinds} over {families} in {matrix.seconds:.2f} s")
     return "\n".join(lines)
+
+
+def _kind(check: Check, matrix: Matrix) -> str:
+    return f"services by {check.kind.partition(' ')[0]}" if check.target in matrix.services else check.kind
 
 
 def _failure(check: Check, reason: str, place: Mapping[str, str]) -> str:

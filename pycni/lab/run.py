@@ -361,7 +361,9 @@ class Lab:
 
     def matrix(self, timeout: float = DEFAULT_TIMEOUT_S) -> Matrix:
         """Try who reaches whom. Raises LabError when there is no pod."""
-        return survey.run_matrix(self.spec, self.nodes(), self.pods(), timeout)
+        cluster, nodes, there = Cluster(self), self.nodes(), self.pods()
+        tries = survey.service_tries(self.spec, nodes, there, cluster.objects(), cluster.served())
+        return survey.run_matrix(self.spec, nodes, there, tries, timeout)
 
     def status(self) -> dict[str, Any]:
         """The object ``lab status --json`` prints."""

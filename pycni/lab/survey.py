@@ -9,22 +9,31 @@ from typing import Any
 
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import apply_tables, inside, topology
+from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, plan
+from pycni.lab.matrix_services import Asker, Try, judge
+from pycni.lab.matrix_services import plan as plan_services
 from pycni.lab.node import LabNode, Readiness
 from pycni.lab.objects import Key, Mappings
+from pycni.lab.probe import Check
 from pycni.lab.processes import ProcessId
+from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
 from pycni.model.family import Family
 
+TOGETHER = 200
+"""Questions to Services under way at once from one node."""
 ASKING = 8
 """Nodes asked for their readiness at the same time: one that hangs must not hold up the rest."""
 
 
-def run_matrix(spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord], timeout: float) -> Matrix:
-    """Try who reaches whom. Raises LabError when there is no pod."""
+def run_matrix(
+    spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord], tries: Sequence[Try], timeout: float
+) -> Matrix:
+    """Try who reaches whom. ``tries``: of Services. Raises LabError when there is no pod."""
     there = sorted((pod for pod in pods if pod.ips), key=lambda pod: topology.node_index(pod.node))
     if not there:
         raise LabError(f"lab {spec.name} has no pods to check; add one with: {command('pod add', spec.name)}")
@@ -34,12 +43,68 @@ def run_matrix(spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord
     pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there]
     with nodes[0].driver.probes([*node_hosts, *pod_hosts], timeout) as prober:
         reasons = prober.run(plan(node_hosts, pod_hosts))
+    reasons |= _ask_services(spec, by_name, there, tries, timeout)
     return Matrix(
         nodes=tuple(host.name for host in node_hosts),
         pods=tuple((pod.name, pod.node) for pod in there),
+        services=tuple(dict.fromkeys(item.check.target for item in tries)),
+        outside=(topology.CLIENT,) if any(item.check.source == topology.CLIENT for item in tries) else (),
         reasons=reasons,
         seconds=time.monotonic() - started,
     )
+
+
+def service_tries(
+    spec: LabSpec,
+    nodes: Sequence[LabNode],
+    pods: Sequence[PodRecord],
+    objects: Mapping[Key, Mappings],
+    served: Sequence[ServedPod],
+) -> list[Try]:
+    """What to try of the lab's Services; nothing without a data plane for them."""
+    if spec.proxy == "none":
+        return []
+    askers = [Asker(node.name, node.name, spec.families) for node in nodes]
+    askers += [Asker(pod.name, pod.node, spec.families) for pod in pods if pod.ips]
+    askers.append(Asker(topology.CLIENT, "", spec.families))
+    addresses = {
+        node.name: {family: str(address.ip) for family, address in node.addresses.items()} for node in nodes
+    }
+    return plan_services(objects, served, askers, addresses)
+
+
+def _ask_services(
+    spec: LabSpec,
+    nodes: Mapping[str, LabNode],
+    pods: Sequence[PodRecord],
+    tries: Sequence[Try],
+    timeout: float,
+) -> dict[Check, str]:
+    """Ask from every node's kernel at once, from each a bounded number at a time."""
+    homes = {pod.name: (pod.node, pod.namespace) for pod in pods}
+    homes |= {node.name: (node.name, node.namespace) for node in nodes.values()}
+    homes[topology.CLIENT] = ("", topology.client_namespace(spec.name))
+    groups: dict[str, list[Try]] = {}
+    for item in tries:
+        groups.setdefault(homes[item.check.source][0], []).append(item)
+
+    def run(place: str) -> dict[Check, str]:
+        found: dict[Check, str] = {}
+        for part in (
+            groups[place][first : first + TOGETHER] for first in range(0, len(groups[place]), TOGETHER)
+        ):
+            questions = [(homes[item.check.source][1], *item[1:4]) for item in part]
+            node = nodes.get(place)
+            answers = (
+                ask(questions, timeout) if node is None else node.driver.call(place, ask, questions, timeout)
+            )
+            found |= {item.check: judge(item, said) for item, said in zip(part, answers, strict=True)}
+        return found
+
+    with ThreadPoolExecutor(ASKING) as pool:
+        parts = list(pool.map(run, groups))
+    asked = {check: reason for part in parts for check, reason in part.items()}
+    return {item.check: asked[item.check] for item in tries}
 
 
 def missing_routes(nodes: Sequence[LabNode]) -> list[str]:

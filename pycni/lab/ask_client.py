@@ -1,0 +1,32 @@
+"""Asking a service from somewhere in a lab: runs ``ask`` there and reads its tally."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+
+from pycni.lab import processes
+from pycni.lab.ask import Tally
+from pycni.lab.run import Lab
+from pycni.lab.topology import LabError
+
+
+def ask_from(
+    lab: Lab, source: str, target: str, *, protocol: str = "TCP", count: int = 1, timeout: float = 2.0
+) -> Tally:
+    """Ask ``HOST:PORT`` from a pod, a node, ``fabric`` or ``client``. Raises LabError."""
+    host, _colon, port = target.rpartition(":")
+    if not host or not port.isdigit():
+        raise LabError(f"{target!r}: expected HOST:PORT", usage=True)
+    words = [sys.executable, "-P", "-m", "pycni.lab.ask", host.strip("[]"), port, protocol]
+    argv = lab.exec_argv(source, [*words, str(count), str(timeout)])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(processes.import_roots())}
+    done = subprocess.run(
+        argv, capture_output=True, env=environment, check=False, timeout=30 + count * (timeout + 5)
+    )
+    if done.returncode:
+        raise LabError(f"cannot ask from {source}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+    return msgspec.json.decode(done.stdout, type=Tally)
