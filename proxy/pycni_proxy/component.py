@@ -32,10 +32,10 @@ from pycni.agent.metrics import Registry
 from pycni.agent.settings import Settings
 from pycni.agent.underlay import detect
 from pycni.errors import PycniError
-from pycni.kernel import conntrack as kernel_conntrack
+from pycni.ipam.endpoints import EndpointStore
 from pycni.kernel.monitor import Event, Lost, Monitor
 from pycni.model.family import Family
-from pycni.model.kube import ENDPOINT_SLICE, NODE, SERVICE, UDP, KubeNode
+from pycni.model.kube import ENDPOINT_SLICE, NODE, SERVICE, KubeNode
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
 from pycni.model.service import NodeFacts
@@ -43,7 +43,7 @@ from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal
 from pycni.store import Snapshot, Store
 from pycni.wire import rtnl
-from pycni_proxy import conntrack, planes, status
+from pycni_proxy import component_work, conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
 from pycni_proxy.facts import differences, node_facts
 from pycni_proxy.healthcheck import HealthChecks
@@ -112,7 +112,8 @@ class ProxyComponent:
         self._addresses_changed = True
         self._full_at = float("-inf")
         self._poked_at: float | None = None
-        self._swept = self._cleared = False
+        self._endpoints: EndpointStore | None = None
+        self._swept = self._cleared = self._followed = False
         self._applied = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.history = status.History()
@@ -140,11 +141,16 @@ class ProxyComponent:
         """What the agent's control socket answers about services."""
         return {"/services": self._answer}
 
+    def follow_pods(self, endpoints: EndpointStore) -> None:
+        """The pods of this node, once the agent has their records; for data planes that serve pods one by one."""
+        self._endpoints, self._followed = endpoints, False
+        self._runner.poke()
+
     async def _close(self) -> None:
         await self._checks.close()
         engine, self._engine = self._engine, None
         if engine is not None:
-            await self._work(partial(_close_planes, engine))
+            await self._work(partial(component_work.close, engine))
 
     # --- a pass ----------------------------------------------------------------------------------------------
 
@@ -195,6 +201,9 @@ class ProxyComponent:
         facts = node_facts(self._settings, self._own_node(), self._underlay, self._pods)
         if self._engine is None or facts != self._engine.facts:
             await self._make(facts)
+        if self._engine is not None and self._endpoints is not None and not self._followed:
+            await self._work(partial(component_work.follow_pods, self._engine, self._endpoints))
+            self._followed = True
         return ""
 
     async def _make(self, facts: NodeFacts) -> None:
@@ -204,12 +213,13 @@ class ProxyComponent:
         old, self._engine = self._engine, None
         self._full_at = float("-inf")
         if old is not None:
-            await self._work(partial(_close_planes, old))
+            await self._work(partial(component_work.close, old))
         if self._choice is None:
             self._choice = await self._work(partial(planes.choose, self._settings.proxy_mode, self._load))
             for note in self._choice.notes:
                 log.warning("services: %s", note)
         names = self._choice.names
+        self._followed = False
         self._engine = await self._work(lambda: Engine(facts, planes.make(names, facts, self._load)))
 
     async def _after(self, engine: Engine, result: SyncResult, poked: float | None) -> None:
@@ -237,17 +247,14 @@ class ProxyComponent:
             watched = conntrack.relevant(result.services.values())
         else:
             watched = conntrack.everything(item for items in engine.frontends().values() for item in items)
-        stale = conntrack.Stale(watched, engine.facts)
-        for family in watched.families:
-            job = partial(kernel_conntrack.sweep, family, UDP, watched.ports(family), stale)
-            try:
-                looked, gone = await self._work(job)
-            except PycniError as error:
-                self._swept = False
-                self.report.trouble("UDP connections", describe(error))
-                return
-            if gone:
-                log.info("UDP connections: %d of %d led to endpoints that are gone", gone, looked)
+        try:
+            looked, gone = await self._work(partial(component_work.forget_connections, watched, engine.facts))
+        except PycniError as error:
+            self._swept = False
+            self.report.trouble("UDP connections", describe(error))
+            return
+        if gone:
+            log.info("UDP connections: %d of %d led to endpoints that are gone", gone, looked)
         self._swept = True
         self.report.trouble("UDP connections", "")
 
@@ -288,7 +295,7 @@ class ProxyComponent:
         if engine is None:
             return None
         try:
-            wait = await self._work(partial(_poll_planes, engine))
+            wait = await self._work(partial(component_work.poll, engine))
         except PycniError as error:
             self.report.trouble("upkeep of services", describe(error))
             return READ_S
@@ -374,14 +381,3 @@ class ProxyComponent:
                 loop.call_soon_threadsafe(call)
 
         return moved
-
-
-def _close_planes(engine: Engine) -> None:
-    for plane in engine.planes:
-        plane.driver.close()
-
-
-def _poll_planes(engine: Engine) -> float | None:
-    """All drivers' periodic work; seconds until the first wants it again."""
-    waits = [plane.driver.poll() for plane in engine.planes]
-    return min((wait for wait in waits if wait is not None), default=None)

@@ -115,6 +115,6 @@ def leftovers(keep: Sequence[str], load_: Load = load) -> tuple[list[str], list[
             continue
         try:
             gone += [f"{name}: {line}" for line in factory.leftovers()]
-        except* PycniError as group:
+        except* (PycniError, OSError) as group:
             failed += [f"{name}: {error}" for error in group.exceptions]
     return gone, failed

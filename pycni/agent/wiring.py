@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
@@ -23,6 +23,7 @@ from pycni.agent.settings_file import password
 
 if TYPE_CHECKING:
     from pycni.agent.network import NetworkComponent
+    from pycni.ipam.endpoints import EndpointStore
     from pycni.sources.kube_client import KubeClient
     from pycni.sources.kube_leases import KubeLeaseSource
     from pycni.sources.leases import LeaseSource
@@ -39,6 +40,8 @@ async def wire(context: Context) -> Tasks:
     settings = context.settings
     client = _kube_client(context) if _asks_kubernetes(settings) else None
     network: NetworkComponent | None = None
+    listeners: list[Callable[[EndpointStore], None]] = []
+    """Who wants the records of pods, once the CNI side has opened them."""
     if "network" in settings.components:
         context.health.expect(SERVING)
         # Refused here, before anything waits for etcd; the component looks again, with the network's families.
@@ -46,12 +49,12 @@ async def wire(context: Context) -> Tasks:
         leases = _kube_leases(context, client) if settings.kube_subnet_mgr and client else _leases(context)
         network = _network(context, leases, store)
         # The fabric first: while the kernel takes its entries there is time for the rest.
-        tasks |= {"network": network.run(), "cni": _serve_cni(context, network)}
+        tasks |= {"network": network.run(), "cni": _serve_cni(context, network, listeners)}
     if "proxy" in settings.components:
         from pycni.agent import wiring_proxy  # noqa: PLC0415
 
         podnet = network.podnet if network is not None else None
-        tasks |= await wiring_proxy.make(context, store, client, podnet)
+        tasks |= await wiring_proxy.make(context, store, client, podnet, listeners)
     return tasks
 
 
@@ -126,9 +129,11 @@ def _network(context: Context, source: LeaseSource | KubeLeaseSource, store: Sto
     return made
 
 
-async def _serve_cni(context: Context, network: NetworkComponent) -> NoReturn:
+async def _serve_cni(
+    context: Context, network: NetworkComponent, listeners: Sequence[Callable[[EndpointStore], None]]
+) -> NoReturn:
     module = await asyncio.to_thread(importlib.import_module, "pycni.agent.wiring_cni")
-    await module.serve(context, network)
+    await module.serve(context, network, listeners)
     raise AssertionError("serving is eternal")
 
 

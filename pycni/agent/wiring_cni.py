@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from pycni.agent.cni_ops import CniOps
@@ -33,11 +34,18 @@ STOP_SECONDS = 5.0
 """How long CNI calls under way may take when the agent stops."""
 
 
-async def serve(context: Context, network: NetworkComponent) -> NoReturn:
-    """Serve CNI calls for ever. Raises ConfigError when the socket cannot be had, OSError for the state folder."""
+async def serve(
+    context: Context, network: NetworkComponent, listeners: Sequence[Callable[[EndpointStore], None]] = ()
+) -> NoReturn:
+    """Serve CNI calls for ever. ``listeners`` get the records of pods before the first call is served.
+
+    Raises ConfigError when the socket cannot be had, OSError for the state folder.
+    """
     settings, exits = context.settings, context.exits
     endpoints = EndpointStore(settings.state_dir)
     exits.callback(endpoints.close)
+    for listener in listeners:
+        listener(endpoints)
     pools = Pools(settings.ipam_data_dir, in_use=endpoints.in_use)
     exits.callback(pools.close)
     driver = PodDriver()

@@ -20,6 +20,7 @@ from pycni.errors import ConfigError
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 
 if TYPE_CHECKING:
+    from pycni.ipam.endpoints import EndpointStore
     from pycni.model.podnet import PodNetwork
     from pycni.sources.kube import KubeSource
     from pycni.sources.kube_client import KubeClient
@@ -33,12 +34,20 @@ NOT_HEADLESS = "!service.kubernetes.io/headless"
 
 
 async def make(
-    context: Context, store: Store, client: KubeClient | None, podnet: Callable[[], PodNetwork | None] | None
+    context: Context,
+    store: Store,
+    client: KubeClient | None,
+    podnet: Callable[[], PodNetwork | None] | None,
+    listeners: list[Callable[[EndpointStore], None]],
 ) -> Tasks:
-    """The tasks. Raises ConfigError for a control socket that cannot be had."""
+    """The tasks. ``listeners`` gets who wants to know this node's pods.
+
+    Raises ConfigError for a control socket that cannot be had.
+    """
     module, _, attribute = COMPONENTS["proxy"].partition(":")
     kind = getattr(await asyncio.to_thread(importlib.import_module, module), attribute)
     component = kind(context.settings, store, health=context.health, metrics=context.metrics, podnet=podnet)
+    listeners.append(component.follow_pods)
     await _serve_control(context, component.routes())
     return {**_sources(context, store, client), "proxy": component.run()}
 
