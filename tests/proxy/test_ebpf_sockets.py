@@ -9,16 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-
 import msgspec
 import pytest
-from tests.proxy import ebpf_rig
-from tests.proxy.ebpf_rig import CLIENT, NODE, PORT, Rig, frontend, send, server_address, vip
 
 from pycni.model.family import Family
 from pycni.model.kube import TCP, UDP
 from pycni.model.service import Kind, Packet, Verdict
 from pycni_proxy.ebpf import layout
+from tests.proxy import ebpf_rig
+from tests.proxy.ebpf_rig import CLIENT, NODE, PORT, Rig, frontend, send, server_address, vip
 
 pytestmark = pytest.mark.root
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)
@@ -187,7 +186,10 @@ def test_with_ports_in_the_hash_one_source_meets_several(rig: Rig, family: Famil
 @FAMILIES
 def test_dh_sends_everybody_to_one_endpoint_per_service(rig: Rig, family: Family) -> None:
     rig.apply(*(frontend(number, family, range(SERVERS), scheduler="dh") for number in range(16)))
-    found = [{rig.ask_tcp(vip(number, family), where=where) for where in ("client", "node")} for number in range(16)]
+    found = [
+        {rig.ask_tcp(vip(number, family), where=where) for where in ("client", "node")}
+        for number in range(16)
+    ]
     assert all(len(item) == 1 for item in found)
     assert len(set.union(*found)) >= 3
 
@@ -246,8 +248,8 @@ def test_namespaces_that_are_not_the_nodes_are_left_alone(rig: Rig, family: Fami
         sock.connect((server_address(0, family), 80))
         sock.settimeout(0.3)
         # Translated, server 1 would answer; nobody listens at port 80 itself.
-        with pytest.raises(OSError, match="refused|timed out"):
-            sock.send(b"?")
+        sock.send(b"?")
+        with pytest.raises((ConnectionRefusedError, TimeoutError)):
             sock.recv(1)
 
 

@@ -7,7 +7,7 @@ plane as well. So no packet depends on the socket layer alone, and what it refus
 
     sock-pools      (pool, number) -> eight targets; pool is a hash of the targets, so a change makes a new pool, and a
                     frontend is switched from the old one to the new one by a single update
-    sock-maglev     pool -> lookup table, for the scheduler that wants it
+    sock-maglev     (pool, number) -> 4,096 rows of a lookup table, for the scheduler that wants it
     sock-nodes      addresses at which node ports are served
     sock-frontends  address, port, protocol -> pool, scheduler, affinity
 
@@ -95,8 +95,9 @@ class SockCompiler:
             own[layout.pack_frontend(frontend.key)] = meta.pack()
             if packed:
                 pools.update(layout.chunks(meta.pool, everybody).items())
-            if meta.scheduler == layout.MH and packed and meta.pool not in tables_of_maglev:
-                tables_of_maglev[meta.pool] = maglev.pack(packed)
+            if meta.scheduler == layout.MH and packed:
+                for number, block in enumerate(maglev.pack(tuple(packed))):
+                    tables_of_maglev[layout.chunk_key(meta.pool, number)] = block
         found: Tables = {POOLS: pools, MAGLEV: tables_of_maglev, FRONTENDS: own}
         return {name: rows for name, rows in found.items() if rows}
 
@@ -178,13 +179,17 @@ def _meta(frontend: Frontend, targets: list[bytes], everybody: list[bytes]) -> M
     if not targets:
         return Meta(bytes(12), 0, service, flags=layout.REFUSE)
     scheduler = SCHEDULERS.get(options.scheduler, layout.RANDOM)
-    ports = "flag-2" in options.sched_flags and scheduler in {layout.SH, layout.MH}
+    flags = 0
+    if "flag-2" in options.sched_flags and scheduler in {layout.SH, layout.MH}:
+        flags |= layout.HASH_PORTS
+    if scheduler == layout.MH:
+        flags |= maglev.size_class(len(targets)) << layout.MAGLEV_SHIFT
     return Meta(
         layout.pool_id(everybody),
         len(targets),
         service,
         affinity_s=options.affinity_s,
         scheduler=scheduler,
-        flags=layout.HASH_PORTS if ports else 0,
+        flags=flags,
         draining=min(len(everybody) - len(targets), 0xFFFF),
     )

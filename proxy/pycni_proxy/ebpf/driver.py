@@ -22,11 +22,13 @@ from pycni.ipam.endpoints import EndpointStore
 from pycni.kernel import bpf, bpf_build, bpf_places
 from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source
+from pycni.model.kube import UDP
 from pycni.model.service import FrontendKey, NodeFacts
+from pycni.reconcile.delta import Delta
 from pycni_proxy.base import Changes, Counters, Tables, TargetState
 from pycni_proxy.ebpf import layout, stale
 from pycni_proxy.ebpf.addresses import NodeAddresses
-from pycni_proxy.ebpf.compile import FRONTENDS, MAP_OF, NODES, POOLS
+from pycni_proxy.ebpf.compile import FRONTENDS, MAP_OF, NODES
 from pycni_proxy.ebpf.layout import Meta
 from pycni_proxy.ebpf.namespaces import Namespaces
 
@@ -98,7 +100,7 @@ class SockDriver:
     def apply(self, changes: Changes) -> None:
         """Write differences, then have the programs run. Raises KernelError, BuildError, OSError."""
         by_table = dict(changes)
-        self._note_gone(by_table.get(POOLS))
+        datagrams = self._datagram_targets(by_table.get(FRONTENDS))
         for table, name in MAP_OF.items():
             delta = by_table.get(table)
             if delta is not None:
@@ -109,6 +111,10 @@ class SockDriver:
                 self._maps[name].remove(delta.remove)
                 if table == FRONTENDS:
                     self._maps["turns"].remove(delta.remove)
+        for key, before in datagrams.items():
+            raw = self._maps["frontends"].get(key)
+            kept = () if raw is None else map(layout.nameless, self._pool(Meta.unpack(raw)))
+            self._gone |= before.difference(kept)
         self._commit()
 
     def counters(self) -> Mapping[FrontendKey, Counters]:
@@ -181,13 +187,14 @@ class SockDriver:
         self._maps["nodes"].update(dict.fromkeys(wanted - there, bytes(4)))
         self._maps["nodes"].remove(there - wanted)
 
-    def _note_gone(self, delta: object) -> None:
-        """Remember targets that a changed pool has lost, for ``poll``."""
-        removed = getattr(delta, "remove", {})
-        added = getattr(delta, "add", {})
-        lost = set(_targets(removed.values()))
-        if lost:
-            self._gone |= lost - set(_targets(added.values()))
+    def _datagram_targets(self, delta: Delta[bytes, bytes] | None) -> dict[bytes, set[bytes]]:
+        """Targets of UDP frontends as they are before a change, by the frontends' keys."""
+        found: dict[bytes, set[bytes]] = {}
+        for key in () if delta is None else (*delta.change, *delta.remove):
+            raw = self._maps["frontends"].get(key) if key[18] == UDP else None
+            if raw is not None:
+                found[key] = {layout.nameless(item) for item in self._pool(Meta.unpack(raw))}
+        return found
 
     def _leads_to(self, socket: int, target: bytes) -> bool:
         """Whether a socket reached a target through no service of ours, or through one that still has it."""
@@ -214,13 +221,3 @@ class SockDriver:
             if meta.scheduler == layout.LC:
                 wanted |= {layout.open_key(meta.service, layout.nameless(item)) for item in self._pool(meta)}
         self._maps["open"].remove(zero - wanted)
-
-
-def _targets(rows: Iterable[bytes]) -> Iterable[bytes]:
-    """Address and port of every target in rows of pools."""
-    empty = bytes(20)
-    for row in rows:
-        for at in range(0, len(row), 20):
-            target = layout.nameless(row[at : at + 20])
-            if target != empty:
-                yield target

@@ -21,8 +21,11 @@ _NO_PREALLOC = 1
 
 CHUNK = 8
 """Targets per row of a pool."""
-MAGLEV_SIZE = 4093
-"""Rows of a Maglev table: the prime IPVS takes by default (net/netfilter/ipvs/ip_vs_mh.c)."""
+MAGLEV_SIZES = (4093, 16381, 65521)
+"""Rows of a Maglev table, primes, for up to 32 targets, up to 64, and more. The first is what IPVS takes by default
+(net/netfilter/ipvs/ip_vs_mh.c); larger tables keep what moves with one of N targets under 2/N (up to about 150)."""
+MAGLEV_BLOCK = 4096
+"""Rows of a Maglev table per row of the map."""
 LC_EXACT = 64
 """Up to as many targets, least connections looks at all; beyond, at as many from a random one on."""
 MOST_TARGETS = 65535
@@ -30,7 +33,7 @@ MOST_TARGETS = 65535
 MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
     ("frontends", _HASH, 20, 32, 1 << 18, _NO_PREALLOC),
     ("pools", _HASH, 16, 20 * CHUNK, 1 << 18, _NO_PREALLOC),
-    ("maglev", _HASH, 12, 8192, 1 << 14, _NO_PREALLOC),
+    ("maglev", _HASH, 16, 2 * MAGLEV_BLOCK, 1 << 15, _NO_PREALLOC),
     ("nodes", _HASH, 16, 4, 1 << 10, _NO_PREALLOC),
     ("served", _HASH, 8, 4, 1 << 12, _NO_PREALLOC),
     ("turns", _HASH, 20, 8, 1 << 18, _NO_PREALLOC),
@@ -43,7 +46,8 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
 """(name, kind, bytes of a key, bytes of a value, most entries, flags), in the order of the enumeration in sock.c."""
 
 RANDOM, RR, LC, SH, DH, MH = range(6)
-REFUSE, HASH_PORTS = 1, 2
+REFUSE, HASH_PORTS, MAGLEV_SHIFT = 1, 2, 2
+"""Flags; from bit MAGLEV_SHIFT on which of ``MAGLEV_SIZES``."""
 SCHEDULER_NAMES = ("random", "rr", "lc", "sh", "dh", "mh")
 
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -120,7 +124,7 @@ def pool_id(targets: Sequence[bytes]) -> bytes:
 
 
 def chunk_key(pool: bytes, number: int) -> bytes:
-    """Key of the ``number``-th row of a pool."""
+    """Key of the ``number``-th row of a pool, or of its Maglev table."""
     return pool + number.to_bytes(4, sys.byteorder)
 
 

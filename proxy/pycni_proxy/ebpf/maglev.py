@@ -8,14 +8,15 @@ by at most one row.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Sequence
 
-from pycni_proxy.ebpf.layout import MAGLEV_SIZE
+from pycni_proxy.ebpf.layout import MAGLEV_BLOCK, MAGLEV_SIZES
 
 
-def table(targets: Sequence[bytes], size: int = MAGLEV_SIZE) -> list[int]:
+def table(targets: Sequence[bytes], size: int) -> list[int]:
     """For each of ``size`` (a prime) rows the index of a target. ``targets`` are distinct names, at least one.
 
     Turns go in the order of the names, so that equal sets give equal tables.
@@ -40,6 +41,20 @@ def table(targets: Sequence[bytes], size: int = MAGLEV_SIZE) -> list[int]:
                 return rows
 
 
-def pack(targets: Sequence[bytes], size: int = MAGLEV_SIZE) -> bytes:
-    """The table as a map's value: 16 bits a row, 8,192 bytes for the usual size."""
-    return struct.pack(f"={size}H", *table(targets, size)).ljust(-(-2 * size // 8) * 8, b"\0")
+def size_class(count: int) -> int:
+    """Which of ``MAGLEV_SIZES`` a pool of so many targets gets."""
+    return 0 if count <= 32 else 1 if count <= 64 else 2
+
+
+@functools.lru_cache(maxsize=64)
+def pack(targets: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The table in blocks as the map holds them: 16 bits a row, the last block filled up with zeros.
+
+    A few are remembered: the engine compiles a service before and after each change.
+    """
+    size = MAGLEV_SIZES[size_class(len(targets))]
+    raw = struct.pack(f"={size}H", *table(targets, size))
+    return tuple(
+        raw[at : at + 2 * MAGLEV_BLOCK].ljust(2 * MAGLEV_BLOCK, b"\0")
+        for at in range(0, len(raw), 2 * MAGLEV_BLOCK)
+    )

@@ -10,9 +10,10 @@
 enum { FRONTENDS, POOLS, MAGLEV, NODES, SERVED, TURNS, OPEN, AFFINITY, FLOWS, REVERSE, SOCKETS };
 enum { RANDOM, RR, LC, SH, DH, MH };
 enum { REFUSE = 1, HASH_PORTS = 2 };
+#define MAGLEV_SHIFT 2
 
 #define CHUNK 8
-#define MAGLEV_SIZE 4093
+#define MAGLEV_BLOCK 4096
 #define LC_LOOKS 64
 #define FLOW_NS (120ull * 1000000000ull) /* nf_conntrack_udp_timeout_stream */
 #define REFUSED (-111)                   /* -ECONNREFUSED */
@@ -90,18 +91,17 @@ INLINE int served(u64 client) {
     return map_lookup(MAP(SERVED), &client) || map_lookup(MAP(SERVED), &everybody);
 }
 
+/* The frontend a destination meets; for a node port the key becomes that of its row. */
 INLINE struct meta *find_frontend(struct frontend *key) {
     struct meta *found = map_lookup(MAP(FRONTENDS), key);
-    if (found)
+    if (found || !map_lookup(MAP(NODES), &key->addr))
         return found;
-    if (!map_lookup(MAP(NODES), &key->addr))
-        return 0;
-    struct frontend any = {.port = key->port, .protocol = key->protocol, .node_port = 1};
     /* The family stays in the key: node ports may be of one family only. */
-    any.addr.w[2] = key->addr.w[0] == 0 && key->addr.w[1] == 0 ? key->addr.w[2] : 0;
-    if (any.addr.w[2] != 0xffff0000)
-        any.addr.w[2] = 0;
-    return map_lookup(MAP(FRONTENDS), &any);
+    int mapped = !key->addr.w[0] && !key->addr.w[1] && key->addr.w[2] == 0xffff0000;
+    key->addr.w[0] = key->addr.w[1] = key->addr.w[3] = 0;
+    key->addr.w[2] = mapped ? 0xffff0000 : 0;
+    key->node_port = 1;
+    return map_lookup(MAP(FRONTENDS), key);
 }
 
 INLINE struct target *slot(struct meta *m, u32 index) {
@@ -191,11 +191,11 @@ INLINE int choose(struct meta *m, struct frontend *key, u64 client, u64 socket, 
         index = mix(fold(&key->addr)) % m->count;
         break;
     case MH: {
-        u16 *table = map_lookup(MAP(MAGLEV), m->pool);
-        u32 row = mix(source) % MAGLEV_SIZE;
-        asm volatile("" : "+r"(row)); /* the bound is for the verifier, which does not follow the division */
-        index = table && row < MAGLEV_SIZE ? table[row] : mix(source);
-        index %= m->count;
+        u32 hash = mix(source), size = m->flags >> MAGLEV_SHIFT;
+        u32 row = hash % (size == 0 ? 4093 : size == 1 ? 16381 : 65521);
+        struct chunk_key block = {.pool = {m->pool[0], m->pool[1], m->pool[2]}, .number = row / MAGLEV_BLOCK};
+        u16 *table = map_lookup(MAP(MAGLEV), &block);
+        index = (table ? table[row % MAGLEV_BLOCK] : hash) % m->count;
         break;
     }
     default:
@@ -282,7 +282,8 @@ INLINE int connecting(struct bpf_sock_addr *ctx, struct frontend *key, struct ta
         count_closed(st);
         st->frontend.protocol = 0;
     }
-    struct meta *m = find_frontend(key);
+    struct frontend row = *key;
+    struct meta *m = find_frontend(&row);
     if (!m)
         return 0;
     if (!m->count)
@@ -292,7 +293,7 @@ INLINE int connecting(struct bpf_sock_addr *ctx, struct frontend *key, struct ta
     if (!st)
         return 0; /* no memory: better not translated than not translated back */
     u64 socket = socket_cookie(ctx);
-    if (!pick(m, key, client, socket, out, &st->work))
+    if (!pick(m, &row, client, socket, out, &st->work))
         return 0;
     st->target = *out;
     st->service = m->service;
@@ -310,7 +311,8 @@ INLINE int sending(struct bpf_sock_addr *ctx, struct frontend *key, struct targe
     u64 client = netns_cookie(ctx);
     if (!sk || !key->protocol || !served(client))
         return 0;
-    struct meta *m = find_frontend(key);
+    struct frontend row = *key;
+    struct meta *m = find_frontend(&row);
     if (!m || !m->count)
         return 0;
     u64 now = ktime();
@@ -333,7 +335,7 @@ INLINE int sending(struct bpf_sock_addr *ctx, struct frontend *key, struct targe
         stays = contains(m, 0, m->count, &fresh.target, &st->work) ||
                 contains(m, m->count, m->draining, &fresh.target, &st->work);
     }
-    if (!stays && !pick(m, key, client, who.socket, &fresh.target, &st->work))
+    if (!stays && !pick(m, &row, client, who.socket, &fresh.target, &st->work))
         return 0;
     map_update(MAP(FLOWS), &who, &fresh, 0);
     remember(who.socket, &fresh.target, key);
