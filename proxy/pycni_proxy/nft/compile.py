@@ -7,7 +7,8 @@ step, index -> id -> target, where the id is the target's own and outlives chang
 remembered with finds the same target or, when that is gone, nothing.
 
 Schedulers: ``rr`` and ``wrr`` (all weights are equal) in exact turn; ``sh`` and ``dh`` by a hash of the source or
-destination address; ``mh`` by a hash of the source into Maglev's table; ``flag-2`` hashes the source port too. Those
+destination address; ``mh`` by a hash of the source into a table of
+slots; ``flag-2`` hashes the source port too. Those
 that count connections (lc, wlc, sed, nq ...) cannot be had from nf_tables: targets are drawn at random, and ``remark``
 says so.
 """
@@ -39,7 +40,7 @@ from pycni_proxy.nft.layout import (
     verdict_value,
 )
 from pycni_proxy.nft.listing import table_text
-from pycni_proxy.nft.maglev import SLOTS, table
+from pycni_proxy.nft.slots import SLOTS, table
 
 _HOW = {"rr": "turn", "wrr": "turn", "sh": "source", "dh": "destination", "mh": "source"}
 _PORT_FLAG = "flag-2"
