@@ -56,7 +56,7 @@ def test_up_killed_in_the_middle_is_cleaned_by_down(lab_name: str, moment: str) 
     inside = processes.inside(netns.inodes(netns.found(lab_name)))
     done = ctl("lab", "down", "--name", lab_name)
     assert done.returncode == 0
-    assert "removed 3 namespaces" in done.stdout or moment == "pycnid"
+    assert "removed 4 namespaces" in done.stdout or moment == "pycnid"
     assert remains(lab_name, inside) == []
 
 

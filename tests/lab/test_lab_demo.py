@@ -27,7 +27,12 @@ def test_the_demo_shows_a_proven_network_and_leaves_nothing(lab_name: str) -> No
         "6 pods by CNI ADD",
         "└─ node3  172.20.0.3  vxlan  10.244.",
         "dev flannel.1",
-        "all 264 checks pass",
+        "all 616 checks pass",
+        "services by tcp",
+        "15 default/web      service",
+        "60 of 60 answered",
+        "web-1 is deleted with 0.4 s of grace and replaced by web-4",
+        " asked, 0 failed; ",
         " 0 lost; ",
         "nothing is left behind",
     ):
