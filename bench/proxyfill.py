@@ -1,21 +1,33 @@
-"""Load services into the kernel of this namespace and leave them there: ``python -m bench.proxyfill PLANE COUNT``."""
+"""Load services into the kernel of this namespace and leave them there.
+
+python -m bench.proxyfill nftables|ipvs COUNT
+python -m bench.proxyfill ebpf COUNT BPFFS CGROUP CLIENT     with nftables behind it, as in the agent
+"""
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 from bench.proxyload import facts, filled
+from pycni_proxy import ebpf, planes
+from pycni_proxy.ebpf.driver import Places, SockDriver
 from pycni_proxy.engine import Engine
-
-PACKAGES = {"nftables": "pycni_proxy.nft", "ipvs": "pycni_proxy.ipvs", "ebpf": "pycni_proxy.ebpf"}
 
 
 def main() -> None:
     plane, count = sys.argv[1], int(sys.argv[2])
-    made = importlib.import_module(PACKAGES[plane]).make(facts())
-    Engine(facts(), [made]).sync(filled(count).snapshot())
-    made.driver.close()
+    made = []
+    if plane == "ebpf":
+        bpffs, cgroup, client = sys.argv[3:]
+        first = ebpf.make(facts(), Places(bpffs=bpffs, cgroup=cgroup))
+        assert isinstance(first.driver, SockDriver)
+        first.driver.namespaces.add(client)
+        made = [first]
+        plane = "nftables"
+    made += planes.make([plane], facts())
+    Engine(facts(), made).sync(filled(count).snapshot())
+    for item in made:
+        item.driver.close()
 
 
 if __name__ == "__main__":

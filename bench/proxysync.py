@@ -9,7 +9,6 @@ floor of the same round is the tool that takes the equal ruleset from ``TEXTFILE
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import resource
 import subprocess
@@ -18,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.proxyfill import PACKAGES
 from bench.proxyload import default_slice, facts, filled, service
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 from pycni.store import Store
+from pycni_proxy import planes
 from pycni_proxy.engine import Engine
 
 
@@ -49,7 +48,7 @@ def main() -> None:
         int(sys.argv[4]),
         int(sys.argv[5]),
     )
-    factory = importlib.import_module(PACKAGES[plane])
+    factory = planes.load(plane)
     store = filled(count)
     gc.collect()
     gc.freeze()

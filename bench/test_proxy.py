@@ -142,9 +142,19 @@ def load_nftables(where: VipNode, count: int) -> None:
     where.run(where.node, f"{sys.executable} -m bench.proxyfill nftables {count}")
 
 
+def load_ebpf(where: VipNode, count: int) -> None:
+    where.use_sockets()
+    client = netns.path(where.client)
+    where.run(
+        where.node,
+        f"{sys.executable} -m bench.proxyfill ebpf {count} {where.folder} {where.cgroup} {client}",
+    )
+
+
 PLANES: dict[str, Callable[[VipNode, int], None]] = {
     "iptables chains": load_iptables,
     "nftables": load_nftables,
+    "ebpf": load_ebpf,
 }
 
 
@@ -159,10 +169,10 @@ class Variant:
 
     def round(self) -> None:
         """Some connections each way."""
-        self.direct += self.where.connect(endpoint(1, 0), TARGET_PORT, CONNECTS).seconds
-        found = self.where.connect(virtual(1), PORT, CONNECTS)
+        found, plain = self.where.connect((virtual(1), PORT), (endpoint(1, 0), TARGET_PORT), CONNECTS)
         self.through += found.seconds
         self.rates.append(found.rate)
+        self.direct += plain.seconds
 
     @property
     def median(self) -> float:

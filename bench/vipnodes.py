@@ -7,6 +7,7 @@ Everything is made for one variant (a data plane at a number of services) and st
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -14,11 +15,13 @@ import sys
 from typing import NamedTuple
 
 from bench.proxyload import ENDPOINTS, TARGET_PORT, endpoint
-from pycni.kernel import netns
+from pycni.kernel import bpf_places, netns
 from tests.cni.node import ROOT
 from tests.cni.runtimes import inside
 
 CLIENT = "10.255.0.2"
+_DETACH = 2
+"""MNT_DETACH."""
 
 
 class Times(NamedTuple):
@@ -35,6 +38,8 @@ class VipNode:
 
     def __init__(self, name: str) -> None:
         self.node, self.client, self.server = f"{name}n", f"{name}c", f"{name}s"
+        self.folder = f"/run/{name}-bpf"
+        self.cgroup = ""
         self._made: list[str] = []
         self._serving: subprocess.Popen[str] | None = None
         try:
@@ -87,12 +92,21 @@ class VipNode:
         )
         return done.stdout
 
-    def connect(self, host: str, port: int, count: int) -> Times:
-        """Time connections from the client."""
-        answer = json.loads(
-            self.run(self.client, f"{sys.executable} -m bench.viptime connect {host} {port} {count}")
+    def connect(self, through: tuple[str, int], direct: tuple[str, int], count: int) -> tuple[Times, Times]:
+        """Time connections from the client through a virtual address and, in turns, to a direct one."""
+        words = f"{through[0]} {through[1]} {direct[0]} {direct[1]} {count} {self.cgroup}"
+        answer = json.loads(self.run(self.client, f"{sys.executable} -m bench.viptime pair {words}"))
+        first, second = (
+            Times([ns / 1e9 for ns in answer[way]["ns"]], count / answer[way]["seconds"])
+            for way in ("through", "direct")
         )
-        return Times([ns / 1e9 for ns in answer["ns"]], count / answer["seconds"])
+        return first, second
+
+    def use_sockets(self) -> None:
+        """Make what an eBPF data plane of this node's own needs: a control group and a bpf file system."""
+        self.cgroup = os.path.join(bpf_places.cgroup2(), self.node)
+        os.mkdir(self.cgroup)
+        os.mkdir(self.folder)
 
     def close(self) -> None:
         """Take everything away."""
@@ -101,6 +115,11 @@ class VipNode:
             self._serving.wait()
             assert self._serving.stdout is not None
             self._serving.stdout.close()
+        if self.cgroup:
+            ctypes.CDLL(None).umount2(self.folder.encode(), _DETACH)
+            os.rmdir(self.folder)
+            os.rmdir(self.cgroup)
+            self.cgroup = ""
         for space in reversed(self._made):
             netns.delete(space)
         self._made.clear()

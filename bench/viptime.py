@@ -1,44 +1,95 @@
 """Connections for benchmarks: a server that accepts and forgets, a client that times how long connecting takes.
 
-python -m bench.viptime serve PORT                  until it is killed; "ready" on stdout
-python -m bench.viptime connect HOST PORT COUNT     nanoseconds per connect(2), JSON; CPU seconds of the client
+    python -m bench.viptime serve PORT
+        until it is killed; "ready" on stdout
+    python -m bench.viptime pair HOST PORT DIRECT PORT COUNT [CGROUP]
+        nanoseconds per connect(2) to a virtual and to a direct address, and seconds for all of each, JSON
+
+The two ways take turns, a block each, in two processes: what connects through the virtual address is a member of
+``CGROUP`` (whose programs translate), what connects directly is not and passes no program. The client has one
+processor, the server the other, so that who wakes whom where is the same for all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 _RESET = struct.pack("ii", 1, 0)
+BLOCK = 50
+CLIENT_CPU, SERVER_CPU = 0, 1
 
 
 def serve(port: int) -> None:
     """Accept and close at once, on every address."""
+    pin(SERVER_CPU)
     with socket.create_server(("0.0.0.0", port), backlog=1024) as listener:
         print("ready", flush=True)
         while True:
             listener.accept()[0].close()
 
 
-def connect(host: str, port: int, count: int) -> None:
-    """One connection after another, each reset so that no TIME_WAIT fills the tables."""
-    took = []
+def pin(cpu: int) -> None:
+    """Stay on one processor, where there are two."""
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {cpu})
+
+
+def block(host: str, port: int, took: list[int]) -> float:
+    """One connection after another, each reset so that no TIME_WAIT fills the tables; seconds for all."""
     started = time.perf_counter()
-    for _ in range(count):
+    for _ in range(BLOCK):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             sock.settimeout(5)
             before = time.perf_counter_ns()
             sock.connect((host, port))
             took.append(time.perf_counter_ns() - before)
-    print(json.dumps({"ns": took, "seconds": time.perf_counter() - started}))
+    return time.perf_counter() - started
+
+
+def pair(through: tuple[str, int], direct: tuple[str, int], count: int, cgroup: str) -> dict[str, Any]:
+    """Both ways in turns."""
+    pin(CLIENT_CPU)
+    turn, done = socket.socketpair()
+    child = os.fork()
+    if not child:
+        turn.close()
+        plain: list[int] = []
+        spent = 0.0
+        while done.recv(1):
+            spent += block(*direct, plain)
+            done.send(b"!")
+        with done.makefile("w") as answer:
+            json.dump({"ns": plain, "seconds": spent}, answer)
+        os._exit(0)
+    done.close()
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text("0")
+    took: list[int] = []
+    seconds = 0.0
+    for _ in range(count // BLOCK):
+        seconds += block(*through, took)
+        turn.send(b"?")
+        turn.recv(1)
+    turn.shutdown(socket.SHUT_WR)
+    with turn.makefile() as answer:
+        other = json.load(answer)
+    turn.close()
+    os.waitpid(child, 0)
+    return {"through": {"ns": took, "seconds": seconds}, "direct": other}
 
 
 if __name__ == "__main__":
+    words = sys.argv[2:]
     if sys.argv[1] == "serve":
-        serve(int(sys.argv[2]))
+        serve(int(words[0]))
     else:
-        connect(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        group = words[5] if len(words) > 5 else ""
+        print(json.dumps(pair((words[0], int(words[1])), (words[2], int(words[3])), int(words[4]), group)))
