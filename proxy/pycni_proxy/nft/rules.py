@@ -57,7 +57,7 @@ def nft_text(rule: str, mark: int) -> str:
     The two steps from a frontend to its chain are shown as one, by a verdict map ``services<N>``.
     """
     word, *rest = rule.split()
-    return _TEXT[word](rest, mark)
+    return _TEXT[word](rest, mark).replace("goto drop", "drop")
 
 
 class Chosen(NamedTuple):
@@ -259,7 +259,7 @@ _PACK: Mapping[str, _Pack] = {
 def _frontend_text(version: str, where: str) -> str:
     address = f"{_IP[int(version)]} daddr"
     if where != "vip":
-        address += f" & {'0.0.0.0' if version == '4' else '::'}"
+        address = f"({address} & {'0.0.0.0' if version == '4' else '::'})"
     return f"{address} . meta l4proto . th dport"
 
 
@@ -317,7 +317,9 @@ def _learn_text(rest: list[str], _: int) -> str:
 
 
 def _source_text(rest: list[str]) -> str:
-    return f"{_IP[ipaddress.ip_network(rest[0]).version]} saddr {rest[0]} goto {rest[2]}"
+    net = ipaddress.ip_network(rest[0])
+    source = f"{_IP[net.version]} saddr {net}" if net.prefixlen else f"meta nfproto ipv{net.version}"
+    return f"{source} goto {rest[2]}"
 
 
 def _mark_text(mark: int) -> str:

@@ -1,8 +1,8 @@
 """A table from hashes to targets in which only the hashes of a target that goes find another one. Pure.
 
 Rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998): in each slot every
-target has a score of its own, and the highest has the slot. It stands where IPVS has Maglev's table: shares are a little
-less even (one in twenty with five targets), but no flow moves between targets that stay, however many there are.
+target has a score of its own, and the highest has the slot. It stands where IPVS has Maglev's table: shares are a
+little less even (one in twenty with five targets), but no flow moves between targets that stay, however many there are.
 """
 
 from __future__ import annotations
