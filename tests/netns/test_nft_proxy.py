@@ -100,7 +100,7 @@ def listing(netns):
             rules = chains[text.split()[1]] = []
         elif text.startswith(("set ", "map ", "table ")):
             rules = []
-        else:
+        elif text not in {"", "}"}:
             text = re.sub(r' comment "[^"]*"$', "", text)
             rules.append(
                 text.removeprefix("meta l4proto { 6, 17, 132 } ").removeprefix(
