@@ -79,6 +79,8 @@ class Case(NamedTuple):
     facts: NodeFacts = FACTS
     families: tuple[Family, ...] = FAMILIES
     protocols: tuple[int, ...] = (TCP, UDP)
+    owned: bool = False
+    """Untouched packets to addresses a service has: where IPVS serves, these are the node's own, and it refuses."""
     problems: int = 0
     """How many lines the engine reports, data planes' remarks left out."""
 

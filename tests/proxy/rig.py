@@ -19,6 +19,7 @@ from pycni.model.kube import ENDPOINT_SLICE, SERVICE, TCP, UDP, EndpointSlice, S
 from pycni.model.service import UNTOUCHED, Decision, NodeFacts, Packet
 from pycni.store import Store
 from pycni_proxy.base import Dataplane
+from pycni_proxy.ebpf.driver import SockDriver
 from pycni_proxy.engine import Engine
 from tests.proxy.topology import NODE, PODS, Topology, source_of, topology
 from tests.proxy.traffic import Dial, Outcome, Traffic
@@ -105,6 +106,10 @@ class Rig:
             self.close()
             planes = self.inside(lambda: self._make(facts))
             self.engine = Engine(facts, planes)
+            for plane in planes:
+                if isinstance(plane.driver, SockDriver):
+                    for pod in PODS:
+                        plane.driver.namespaces.add(self.spaces.path(pod))
             self._facts = facts
             self._store = Store()
             self._tracker = self._store.track(SERVICE, ENDPOINT_SLICE)
@@ -172,13 +177,17 @@ def _apart(wanted: Mapping[object, object], actual: Mapping[object, object]) -> 
 
 
 @contextlib.contextmanager
-def rig(make: Make, protocols: tuple[int, ...] = (TCP, UDP), prefix: str = "") -> Iterator[Rig]:
-    """The whole rig; ``make`` is called on the engine's thread in the node's namespace."""
+def rig(make: Make, protocols: tuple[int, ...] = (), prefix: str = "", cgroup: str = "") -> Iterator[Rig]:
+    """The whole rig; ``make`` is called on the engine's thread in the node's namespace.
+
+    ``protocols``: what servers listen on, TCP and UDP unless told otherwise. ``cgroup``: folder of the control group
+    clients and servers live in.
+    """
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(topology(prefix))
-        traffic = Traffic()
+        traffic = Traffic(cgroup)
         stack.callback(traffic.close)
-        traffic.listen(spaces.listeners(protocols))
+        traffic.listen(spaces.listeners(protocols or (TCP, UDP)))
         fd = netns.open_netns(spaces.path("node"))
         stack.callback(os.close, fd)
         thread = stack.enter_context(

@@ -126,7 +126,7 @@ def _verdicts() -> None:
     ])  # fmt: skip
     case("other ports of outer addresses are not touched", svc(lb="lb", external="ext", ports=tuple(
         ServicePortSpec(port=8000, name=port.name, protocol=port.protocol) for port in PORTS
-    )), eps("a"), [("c", "lb", "elsewhere"), ("out", "ext", "elsewhere")])  # fmt: skip
+    )), eps("a"), [("c", "lb", "elsewhere"), ("out", "ext", "elsewhere")], owned=True)  # fmt: skip
 
 
 def _policies() -> None:
@@ -250,23 +250,38 @@ def _others() -> None:
     case("several ports of a service are apart", svc(ports=(PORTS[0], both)), eps("a", ports=(
         SlicePort(port=8080, name="t"), SlicePort(port=9090, name="m"),
     )), [("c", "vip", "a"), ("c", "vip:81", "a"), ("c", "vip:82", "reject")], protocols=(TCP,))  # fmt: skip
-    case("node ports with ranges are at all addresses inside, never at localhost", svc(type="NodePort"), eps("a"), [
-        ("out", "second", "a~"), ("c", "second", "a~"), ("out", "node", "closed"), ("node", "lo", "closed"),
-    ], facts=with_facts(node_port_ranges=(
-        net("192.168.1.0/24"), net("fd00:b::/64"), net("127.0.0.0/8"), net("::1/128")
-    )))  # fmt: skip
-    case("masquerade-all hides pods from cluster IPs too", svc(), eps("a", "x"), [
-        ("c", "vip", "a~ x~"), ("node", "vip", "a~ x~"), ("out", "vip", "a~ x~"),
-    ], facts=with_facts(masquerade_all=True))  # fmt: skip
     case("without known pod networks cluster IPs keep every source", svc(), eps("a"), [
         ("out", "vip", "a"), ("c", "vip", "a"), ("a", "vip", "a~"),
     ], facts=with_facts(cluster_networks=()))  # fmt: skip
-    case("without a known service network other addresses are not touched", svc(), eps("a"), [
-        ("c", "vip:81", "reject"), ("c", "vip", "a"),
-    ], facts=with_facts(service_networks=()))  # fmt: skip
+    _other_facts()
+
+
+def _other_facts() -> None:
+    """One node with everything else set otherwise: each change of facts makes data planes anew."""
+    facts = with_facts(
+        node_port_ranges=(net("192.168.1.0/24"), net("fd00:b::/64"), net("127.0.0.0/8"), net("::1/128")),
+        masquerade_all=True,
+        service_networks=(),
+        any_external_ip=True,
+        proxy_name="mine",
+    )
+    case("node ports with ranges are at all addresses inside, never at localhost", svc(type="NodePort"), eps("a"), [
+        ("out", "second", "a~"), ("c", "second", "a~"), ("out", "node", "closed"), ("node", "lo", "closed"),
+    ], facts=facts)  # fmt: skip
+    case("masquerade-all hides pods from cluster IPs too", svc(), eps("a", "x"), [
+        ("c", "vip", "a~ x~"), ("node", "vip", "a~ x~"), ("out", "vip", "a~ x~"),
+    ], facts=facts)  # fmt: skip
+    case("masquerade-all hides nobody from a Local address", svc(lb="lb", external_local=True), eps("a"), [
+        ("out", "lb", "a"), ("c", "lb", "a"),
+    ], facts=facts)  # fmt: skip
+    case("without a known service network the ports of cluster IPs are still refused", svc(), eps("a"), [
+        ("c", "vip:81", "reject"), ("c", "vip", "a~"),
+    ], facts=facts)  # fmt: skip
     case("every external IP may be allowed", svc(external="stray"), eps("a"), [
         ("out", "stray", "a~"), ("c", "stray", "a~"),
-    ], facts=with_facts(any_external_ip=True))  # fmt: skip
-    case("a proxy with a name serves what names it", svc(labels={LABEL: "mine"}), eps("a"), [
-        ("c", "vip", "a"),
-    ], facts=with_facts(proxy_name="mine"))  # fmt: skip
+    ], facts=facts)  # fmt: skip
+    case("a proxy with a name serves what names it and no other's", [
+        svc(labels={LABEL: "mine"}), svc("other", cluster_ips=VIP2, external="stray", labels={LABEL: "other"}),
+    ], (*eps("a", labels={LABEL: "mine"}), *eps("b", name="other")), [
+        ("c", "vip", "a~"), ("c", "stray", "elsewhere"),
+    ], facts=facts)  # fmt: skip

@@ -1,0 +1,38 @@
+"""Services mean the same on IPVS: the semantics suite in a User-Mode Linux guest, whose kernel has it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxy.semantics import rows
+from tests.proxy.uml_boot import boot
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+
+@pytest.fixture(scope="module")
+def suite() -> dict[str, Any]:
+    # Not below /tmp: the guest has a /tmp of its own.
+    folder = Path(tempfile.mkdtemp(prefix="pyt-uml-", dir="/var/tmp"))
+    try:
+        found = boot(folder, "tests.proxy.uml_semantics", timeout=240)["suite"]
+    finally:
+        shutil.rmtree(folder)
+    assert "failed" not in found, found["failed"]
+    return found
+
+
+def test_ipvs_serves_alone(suite):
+    assert suite["planes"] == "ipvs"
+    assert set(suite["cases"]) == {case.name for case in rows()}
+
+
+@pytest.mark.parametrize("name", [case.name for case in rows()])
+def test_semantics_on_ipvs(suite, name):
+    disagreements = suite["cases"][name]
+    assert not disagreements, f"{suite['planes']}:\n" + "\n".join(disagreements)
