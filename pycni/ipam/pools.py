@@ -84,13 +84,15 @@ def is_ours(service: Service, classes: Collection[str] = DEFAULT_CLASSES) -> boo
 
 def _of_others(services: Mapping[str, Service], classes: Collection[str]) -> dict[Address, str]:
     """Addresses that are somebody else's: external IPs, and those another controller gave."""
-    taken: dict[Address, str] = {}
+    claims: dict[Address, set[str]] = {}
     for key, service in services.items():
         others = list(service.external_ips)
         if service.type == LABEL and not is_ours(service, classes):
             others += [entry.ip for entry in service.ingress]
-        taken.update((ip_address(text), key) for text in others)
-    return taken
+        for text in others:
+            claims.setdefault(ip_address(text), set()).add(key)
+    # Claimed by several it is nobody's own: no single key, whoever asks.
+    return {address: ", ".join(sorted(keys)) for address, keys in claims.items()}
 
 
 def _keep(service: Service, pools: Sequence[Network], taken: Mapping[Address, str]) -> dict[Family, Address]:

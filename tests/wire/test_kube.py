@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycni.errors import ConfigError
@@ -445,6 +445,7 @@ TREES = st.recursive(
 KINDS = st.sampled_from(sorted(kube.API_VERSIONS))
 
 
+@settings(deadline=None)
 @given(KINDS, TREES, TREES, TREES)
 def test_whatever_tree_comes_is_an_object_or_one_configerror(kind, meta, spec, status):
     obj = {
@@ -471,6 +472,7 @@ def test_whatever_tree_comes_is_an_object_or_one_configerror(kind, meta, spec, s
     assert (event.skipped is None) == (not page.skipped)
 
 
+@settings(deadline=None)
 @given(KINDS, st.binary(max_size=60))
 def test_whatever_bytes_come_are_one_configerror_or_a_value(kind, raw):
     decode_status(raw)

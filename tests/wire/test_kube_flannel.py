@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycni.errors import ConfigError
@@ -141,6 +141,7 @@ VALUES = st.sampled_from(["true", "192.0.2.1", "2001:db8::1", "null", "{}", '{"a
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(NAMES), VALUES),
     st.lists(st.sampled_from(["10.1.0.0/24", "fd00::/64"]), max_size=3),
