@@ -222,8 +222,9 @@ class UmlDriver:
         words = [sys.executable, "-PB", "-m", "pycni.lab.uml_guest", str(file)]
         init.write_text(f"#!/bin/sh\nexec env {shlex.join([*variables, *words])}\n")
         init.chmod(0o755)
+        # Without gro a guest drops what comes in segments still to be cut.
         devices = [
-            f"vec{number}:transport=hybrid,ifname={tap},mtu={mtu},mac=02:70:79:{number:02x}:00:{index:02x}"
+            f"vec{number}:transport=hybrid,ifname={tap},mtu={mtu},gro=1,mac=02:70:79:{number:02x}:00:{index:02x}"
             for number, (tap, mtu) in enumerate(zip(taps, (self._spec.mtu, 1500), strict=True))
         ]
         root = ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}"]

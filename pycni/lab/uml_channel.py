@@ -29,6 +29,9 @@ OUTPUT, ERROR, EXIT = b"o", b"e", b"x"
 """Bytes of standard output and error; a signed word: exit code, or a signal's number negated."""
 
 PIECE = 1 << 16
+"""Bytes of output in a frame."""
+INPUT_PIECE = 1 << 14
+"""Bytes of input in a frame: so few that they are taken also while both ends are sending."""
 CONNECT_S = 10.0
 UNREACHABLE = 255
 """Exit code when the guest does not answer, as ssh(1) has it."""
@@ -155,7 +158,7 @@ class _Client:
         elif kind == GRANT:
             self._granted = True
         elif kind == FAILURE:
-            _write(2, payload + b"\n")
+            raise ConnectionError(json.loads(payload)["text"])
 
     def _signals(self, numbers: bytes) -> None:
         for number in numbers:
@@ -177,7 +180,7 @@ def _noted(_number: int, _frame: object) -> None:
 
 def _read(fd: int) -> bytes:
     try:
-        return os.read(fd, PIECE)
+        return os.read(fd, INPUT_PIECE)
     except OSError:  # a terminal that went away
         return b""
 
@@ -220,7 +223,7 @@ def _in_raw_mode(client: _Client, request: dict[str, object], *, raw: bool) -> i
     import tty  # noqa: PLC0415
 
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
     try:
         return client.run(request)
     finally:

@@ -1,14 +1,14 @@
 """The command server of a guest: runs programs, functions, probes and pings that the lab asks for.
 
-Life of a request: the server forks a handler per connection, which has imported all code already. The handler reads the
-request and serves it until it is done or the connection ends; a program whose client has gone is killed. So a client on
-the machine stands for its program in the guest: it ends with it, in the same way, and takes it along when killed.
+Life of a request: every connection has a thread, which reads one request and serves it until it is done or the
+connection ends; a program whose client has gone is killed. So a client on the machine stands for its program in the
+guest: it ends with it, in the same way, and takes it along when killed. Threads and not processes, because a fork of
+this much costs a guest a tenth of a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,9 +19,9 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import traceback
 from collections.abc import Callable
-from functools import partial
 from io import FileIO
 from typing import Any, NoReturn
 
@@ -58,8 +58,10 @@ CLIENTS = "/run/pycni-guest/clients"
 """A file per client with the identity of its program."""
 NOT_FOUND = 127
 """Exit code when there is no such program, as shells have it."""
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_BIRTHS = threading.Lock()
+"""Held from before a program is started until it is in ``_programs``."""
+_programs: set[int] = set()
+"""Children that their threads wait for; all others are orphans that process 1 has to reap."""
 
 
 def serve(listener: socket.socket) -> NoReturn:
@@ -78,37 +80,35 @@ def serve(listener: socket.socket) -> NoReturn:
             _reap()
         if listener in ready:
             sock, _peer = listener.accept()
-            with sock:
-                if os.fork() == 0:
-                    listener.close()
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    os.close(read)
-                    os.close(write)
-                    _handle(Channel(watchful(sock)))
+            threading.Thread(target=_handle, args=(Channel(watchful(sock)),), daemon=True).start()
 
 
 def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    """Reap orphans, as far as no program comes first that has its own thread."""
+    with _BIRTHS:
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in _programs:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
-def _handle(channel: Channel) -> NoReturn:
-    """One connection, in a process of its own."""
-    code = 1
+def _handle(channel: Channel) -> None:
+    """One connection, on a thread of its own."""
     try:
         first = channel.receive()
         if first is not None and first[0] == REQUEST:
             _answer(channel, msgspec.json.decode(first[1], type=Request))
-        code = 0
     except ConnectionError:
         pass  # the client has gone: there is nobody to tell
-    except Exception:  # noqa: BLE001  # of a request alone: the next one has a process of its own
+    except Exception:  # noqa: BLE001  # of this request alone
         traceback.print_exc()
     finally:
+        channel.close()
         sys.stderr.flush()
-        os._exit(code)
 
 
 def _answer(channel: Channel, request: Request) -> None:
@@ -195,7 +195,7 @@ def _run(channel: Channel, command: Command) -> None:
             file.write(msgspec.json.encode(program.identity))
         program.carry(channel)
     finally:
-        program.kill()
+        program.close()
         os.unlink(record)
 
 
@@ -213,22 +213,30 @@ class _Program:
             _resize(self._main, *command.window)
         streams = subprocess.PIPE if side is None else side
         folder = command.folder if os.path.isdir(command.folder) else "/"
-        try:
-            self._child = subprocess.Popen(
-                list(command.argv),
+        words = [*(("setsid", "--ctty") if side is not None else ()), *command.argv]
+
+        def start() -> subprocess.Popen[bytes]:
+            # With these options Python uses vfork, which spares a guest the copying of page tables.
+            return subprocess.Popen(
+                words,
                 stdin=streams,
                 stdout=streams,
                 stderr=streams,
                 env=dict(command.environment),
                 cwd=folder,
-                start_new_session=True,
-                preexec_fn=partial(_prepare, os.getpid(), fd, terminal=side is not None),  # noqa: PLW1509  # one thread
+                start_new_session=side is None,
             )
+
+        try:
+            with _BIRTHS:
+                self._child = kernel_netns.run_in(fd, start) if fd >= 0 else start()
+                _programs.add(self._child.pid)
         finally:
             for opened in (fd, side if side is not None else -1):
                 if opened >= 0:
                     os.close(opened)
-        self.identity = processes.identify(self._child.pid)
+        # It may have ended already; a start of 0 is nobody's.
+        self.identity = ProcessId(self._child.pid, processes.start_time(self._child.pid) or 0)
         self._pending = b""
         self._outputs: dict[int, bytes] = {}
         if side is not None:
@@ -266,14 +274,34 @@ class _Program:
         for stream in list(self._outputs):
             while stream in self._outputs and self._forward(stream, channel):
                 pass
-        status = self._child.wait()
-        channel.send(EXIT, pack_status(status))
+        channel.send(EXIT, pack_status(self._wait()))
 
-    def kill(self) -> None:
-        """End it, if it has not ended."""
-        if self._child.poll() is None:
-            self._child.kill()
-            self._child.wait()
+    def close(self) -> None:
+        """End it, if it has not ended, and close its streams."""
+        if self._child.returncode is None:
+            self._signal(signal.SIGKILL)
+            self._wait()
+        _programs.discard(self._child.pid)
+        _reap()
+        if self._terminal:
+            os.close(self._main)
+            if self._input is not None:
+                os.close(self._input)
+        for pipe in (self._child.stdin, self._child.stdout, self._child.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # killed and reaped by ``inside.end_processes``
+            os.kill(self._child.pid, number)
+
+    def _wait(self) -> int:
+        try:
+            _pid, status = os.waitpid(self._child.pid, 0)
+            self._child.returncode = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:  # ``inside.end_processes`` killed and reaped it
+            self._child.returncode = -signal.SIGKILL
+        return self._child.returncode
 
     def _forward(self, stream: int, channel: Channel) -> bool:
         """Send on what a stream holds; whether there was anything."""
@@ -311,8 +339,8 @@ class _Program:
                 self._pending = payload
             elif kind == INPUT:
                 self._end_input()
-            elif kind == SIGNAL and self._child.poll() is None:
-                self._child.send_signal(payload[0])
+            elif kind == SIGNAL:
+                self._signal(payload[0])
             elif kind == WINDOW and self._terminal:
                 _resize(self._main, *unpack_size(payload))
 
@@ -322,17 +350,6 @@ class _Program:
         elif self._child.stdin is not None:
             self._child.stdin.close()
             self._input = None
-
-
-def _prepare(handler: int, netns: int, *, terminal: bool) -> None:
-    """In the child, before the program: it ends with its handler, has its namespace and its terminal."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != handler:
-        os._exit(1)
-    if netns >= 0:
-        kernel_netns.setns(netns)
-    if terminal:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _resize(terminal: int, rows: int, columns: int) -> None:

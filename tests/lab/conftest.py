@@ -75,3 +75,11 @@ def wired() -> Iterator[LabSpec]:
 def node_path(spec: LabSpec, index: int) -> str:
     """Path of a node's namespace."""
     return kernel_netns.path(node_namespace(spec.name, node_name(index)))
+
+
+@pytest.fixture(scope="session")
+def uml_lab() -> Iterator[Lab]:
+    """Two nodes of User-Mode Linux, vxlan, both families, four pods. Tests leave it as they found it."""
+    lab = Lab.up(LabSpec(name=unique_name(), driver="uml", nodes=2, family="dual", pods=2))
+    yield lab
+    lab.down()
