@@ -85,16 +85,31 @@ def folder(node: str, part: str, root: str = BPFFS) -> str:
     return os.path.join(root, OURS, name + _suffix(), part)
 
 
-def existing(part: str, root: str = BPFFS) -> list[str]:
-    """Folders for a part that are there for the node this thread is in, whatever its name was then."""
+def existing(part: str = "", root: str = BPFFS) -> list[str]:
+    """Folders that are there for the node this thread is in, whatever its name was then; "" for all parts together."""
     suffix = _suffix()
     try:
         names = os.listdir(os.path.join(root, OURS))
     except FileNotFoundError:
         return []
     mine = [name for name in sorted(names) if (name.endswith(suffix) if suffix else "@" not in name)]
-    folders = [os.path.join(root, OURS, name, part) for name in mine]
+    folders = [os.path.join(root, OURS, name, part).rstrip("/") for name in mine]
     return [folder for folder in folders if os.path.isdir(folder)]
+
+
+def remove_node(file: str, root: str = BPFFS) -> list[str]:
+    """Remove all pins of the node whose network namespace a file names, before that goes; says what went.
+
+    For labs, whose nodes can be taken away with their agents killed. Raises KernelError.
+    """
+    if not os.path.isdir(os.path.join(root, OURS)):
+        return []
+    fd = netns.open_netns(file)
+    try:
+        folders = netns.run_in(fd, lambda: existing(root=root))
+    finally:
+        os.close(fd)
+    return [name for folder in folders for name in remove_tree(folder)]
 
 
 def remove_tree(path: str) -> list[str]:

@@ -7,10 +7,13 @@ completely also when its start was cut off by kill -9, when its record is lost o
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pycni.errors import KernelError
+from pycni.kernel import bpf_places
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import netns, processes, topology
 from pycni.lab.processes import ProcessId
@@ -46,6 +49,9 @@ def wipe(state: LabState) -> Wiped:
         mine = list(record.processes.values())
     ended = end_processes(spaces, mine, daemons_of=state.name)
     for space in spaces:
+        # Programs of a node's agent stay in the kernel without it, and after this nobody could tell whose they are.
+        with contextlib.suppress(KernelError):
+            bpf_places.remove_node(kernel_netns.path(space))
         kernel_netns.delete(space)
     state.remove()
     return Wiped(len(spaces), ended)

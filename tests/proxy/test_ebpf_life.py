@@ -205,6 +205,17 @@ def test_leftovers_finds_what_a_killed_agent_left_and_not_another_nodes(rig: Rig
         other.driver.close()
 
 
+def test_a_nodes_pins_can_be_removed_by_its_namespace(rig: Rig) -> None:
+    rig.apply(frontend(0, V4, [0]))
+    assert bpf_places.remove_node(namespaces.path(rig.names["client"]), rig.bpffs) == []
+    assert rig.ask_tcp(vip(0, V4)) == 0
+    gone = bpf_places.remove_node(namespaces.path(rig.names["node"]), rig.bpffs)
+    assert len(gone) == 11 + 2 * len(PROGRAMS)
+    assert not any(attached(rig).values())
+    assert not os.path.exists(f"{rig.bpffs}/pycni")
+    assert bpf_places.remove_node(namespaces.path(rig.names["node"]), rig.bpffs) == []
+
+
 def test_two_nodes_on_one_kernel_serve_their_own_sockets_only(rig: Rig) -> None:
     rig.apply(frontend(0, V4, [0]))
     other = rig.within("servers", lambda: ebpf.make(rig.facts, rig.places))
