@@ -138,7 +138,7 @@ def test_the_rules_are_what_nft_makes_of_the_text(full, netns, netns_factory):
         "node_ports6",
         "service_networks6",
     ):
-        assert elements(netns, name) == elements(other, name), name
+        assert set() < elements(other, name) <= elements(netns, name), name
     assert len(elements(netns, "services4")) == sum(one.key.family is V4 for one in EVERY_SHAPE.values())
 
 
