@@ -65,7 +65,8 @@ def _values(file: str, raw: bytes) -> Iterator[Any]:
         raise ConfigError(file, "document 1", _excerpt(raw), f"is not JSON: {exc}") from exc
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
-        line = raw.decode(errors="replace").split("\n")[mark.line : mark.line + 1] if mark else []
+        before = raw.decode(errors="replace").split("\n")[: mark.line + 1] if mark else []
+        line = [text for text in before if text.strip()][-1:]
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(exc, "problem", None) or getattr(exc, "reason", None) or str(exc)
         raise ConfigError(
