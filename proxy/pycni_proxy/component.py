@@ -224,9 +224,11 @@ class ProxyComponent:
 
     async def _after(self, engine: Engine, result: SyncResult, poked: float | None) -> None:
         """What follows from services that are programmed."""
-        loop = asyncio.get_running_loop()
+        took = result.resolve_s + result.apply_s
+        if poked is not None:
+            took = asyncio.get_running_loop().time() - poked
+        await self._forget_connections(engine, result)
         self._applied.set()
-        took = loop.time() - poked if poked is not None else result.resolve_s + result.apply_s
         self.history.note(result, took, time.time())
         self._metrics.passed(result, result.resolve_s + result.apply_s, first=not self._cleared)
         names = self._choice.names if self._choice is not None else ()
@@ -236,7 +238,6 @@ class ProxyComponent:
         await self._checks.update(
             engine.health_checks(), ["0.0.0.0" if family is Family.V4 else "::" for family in families]
         )
-        await self._forget_connections(engine, result)
         await self._surroundings.look()
         if not self._cleared:
             await self._clear(names)
