@@ -79,8 +79,6 @@ def admit(value: Mappings, objects: Mapping[Key, Mappings], families: Sequence[F
     if kind not in TYPES:
         raise ConfigError(obj, "spec.type", kind, f"expected {', '.join(TYPES)}")
     result = {**before, **value, "spec": spec}
-    if before and "status" not in value:
-        result["status"] = before.get("status", {})
     if kind == "ExternalName":
         if not isinstance(spec.get("externalName"), str) or not spec["externalName"]:
             raise ConfigError(obj, "spec.externalName", spec.get("externalName"), "expected a DNS name")
