@@ -301,7 +301,7 @@ class KindFollower:
                     if count % BURST == 0:
                         await asyncio.sleep(0)
                     if not self._version:
-                        break
+                        return
         except ConfigError:
             self._version = ""  # what this line wanted to say is lost
             raise
@@ -338,7 +338,16 @@ class KindFollower:
             self.malformed.pop(event.key, None)
             self._sink.changed(event.key, event.object)
         if event.resource_version:
-            self._version = event.resource_version
+            self._advance(event.resource_version)
+
+    def _advance(self, version: str) -> None:
+        """Versions only grow; where one does not, the API's store was replaced by an older one."""
+        held = self._version
+        if version.isdecimal() and held.isdecimal() and int(version) < int(held):
+            log.warning("following %s: version %s after %s; listing again", self.name, version, held)
+            self._version = ""
+        else:
+            self._version = version
 
     def _report(self, skipped: Skipped) -> None:
         """Say once what makes no sense."""

@@ -43,7 +43,8 @@ NETCONF, CONFIG = "netconf", "config"
 class KubeLeaseSource:
     """The interface of ``sources.leases.LeaseSource``. Times are in seconds; one event loop.
 
-    ``look_s``: how often the file is looked at. ``set_condition``: whether our node's condition NodeNetworkUnavailable
+    ``look_s``: how often the file is looked at. ``check_s``: how often our node object is read though nothing was heard
+    of it. ``set_condition``: whether our node's condition NodeNetworkUnavailable
     is set to False. ``grace_s``: see ``kube_nodes``. Raises ConfigError for a wrong ``prefix``.
     """
 
@@ -57,6 +58,7 @@ class KubeLeaseSource:
         set_condition: bool = True,
         look_s: float = 2.0,
         retry_s: float = 30.0,
+        check_s: float = 300.0,
         grace_s: float = 60.0,
         silence_s: float = SILENCE_S,
         rng: random.Random | None = None,
@@ -77,6 +79,7 @@ class KubeLeaseSource:
         self._set_condition = set_condition
         self._look_s = look_s
         self._retry_s = retry_s
+        self._check_s = check_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads nodes over time, guards nothing
         self._nodes = NodeLeases(node_name, self._names, grace_s=grace_s)
         self._nodes.on_own = self._saw_own
@@ -296,11 +299,18 @@ class KubeLeaseSource:
         loop = asyncio.get_running_loop()
         quiet_after = 0.0
         while True:
-            await self._news.wait()
+            check = False
+            try:
+                async with asyncio.timeout(self._check_s * self._rng.uniform(0.8, 1.0)):
+                    await self._news.wait()
+            except TimeoutError:
+                check = True
             self._news.clear()
             written = self.written
             try:
                 async with self._lock:
+                    if check:
+                        self._own = await self._read_node()
                     await self._look_after()
             except StoreError as exc:
                 self._trouble.warn(f"annotations of node {self._name}: {exc}; trying again")

@@ -4,7 +4,8 @@ The *world* keeps objects with resourceVersions and a history, and answers lists
 tokens), watches (bookmarks, 410 for forgotten versions), GET, POST, PUT, PATCH (merge, strategic for what we send) and
 DELETE. A *script* takes the next requests that match: each step is one misbehaviour. Every request is recorded.
 
-As a program (``python api_server.py PORT_FILE [OBJECTS.json]``) it serves a world to other processes until it is killed.
+As a program (``python api_server.py HOST PORT OBJECTS.json``) it serves a world to other processes until it is killed,
+and says so on stdout.
 """
 
 from __future__ import annotations
@@ -398,6 +399,9 @@ class ApiServer:
             if since < world.forgotten:
                 await self._reply(writer, Reply(410, status(410, "Expired", "too old resource version")))
                 return True
+            if since > world.version:
+                await self._reply(writer, Reply(504, status(504, "Timeout", "Too large resource version")))
+                return True
             _start(writer)
             await writer.drain()
         ends = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds", "300"))
@@ -520,15 +524,13 @@ async def serving(**options: Any) -> AsyncIterator[ApiServer]:
         yield server
 
 
-async def _main(port_file: str, objects: str = "") -> None:
-    async with ApiServer() as server:
-        if objects:
-            with open(objects) as file:
-                for plural, found in json.load(file).items():
-                    for obj in found:
-                        server.world.put(plural, obj)
-        with open(port_file, "w") as file:
-            file.write(f"{server.port}\n")
+async def _main(host: str, port: str, objects: str) -> None:
+    async with ApiServer(host=host, port=int(port)) as server:
+        with open(objects) as file:
+            for plural, found in json.load(file).items():
+                for obj in found:
+                    server.world.put(plural, obj)
+        print(f"serving {server.url}", flush=True)
         await asyncio.Event().wait()
 
 

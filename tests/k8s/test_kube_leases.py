@@ -221,6 +221,16 @@ def test_our_own_writing_seen_late_is_not_written_again(tmp_path):
     scenario(tmp_path, play)
 
 
+def test_our_node_is_looked_at_though_nothing_is_heard_of_it(tmp_path):
+    async def play(server, source, store):
+        del source, store
+        # Changed behind the watch's back, as when the API's store was put back to an older state.
+        del annotations(server)[f"{P}public-ip"]
+        await until(lambda: f"{P}public-ip" in annotations(server))
+
+    scenario(tmp_path, play, check_s=0.3)
+
+
 def test_another_pod_network_ends_the_lease(tmp_path):
     async def main():
         async with ApiServer() as server:

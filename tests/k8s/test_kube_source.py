@@ -136,7 +136,7 @@ def test_a_cut_watch_goes_on_from_the_last_version_heard_of():
         async with ApiServer() as server:
             server.world.put("services", service("a"))
             lines = [event("ADDED", stored("b", "105")), bookmark("108")]
-            server.script("services", Lines(lines, then="cut"), watch=True)
+            server.script("services", Lines(lines, then="cut"), Lines([], then="stall"), watch=True)
             async with following(server) as (source, store):
                 await until(lambda: len(server.asked("services", watch=True)) == 2)
                 assert names(store) == ["a", "b"], "nothing is forgotten while away"
@@ -182,6 +182,8 @@ GONE = [
     ),
     ("an invalid version", Reply(400, status(400, "BadRequest", "invalid resource version"))),
     ("a line that is no event", Lines([b"<html>\n"])),
+    ("a version of the past", Lines([bookmark("7")], then="stall")),
+    ("a time-out of the API", Reply(504, status(504, "Timeout", "Too large resource version"))),
 ]
 
 
