@@ -81,6 +81,9 @@ class Case(NamedTuple):
     protocols: tuple[int, ...] = (TCP, UDP)
     owned: bool = False
     """Untouched packets to addresses a service has: where IPVS serves, these are the node's own, and it refuses."""
+    direct: bool = False
+    """Direct server return is asked for: who can do it keeps the source, who cannot translates as ever. The pods of the
+    rig have no tunnels, so where it is granted only the evaluators are asked."""
     problems: int = 0
     """How many lines the engine reports, data planes' remarks left out."""
 

@@ -215,6 +215,16 @@ def _annotations() -> None:
         case(f"scheduler {name}", svc(type="NodePort", annotations={"scheduler": name, **flags}), eps("a", "x"), [
             ("c", "vip", "a x", how), ("out", "node", "a~ x~", how),
         ])  # fmt: skip
+    straight = tuple(ServicePortSpec(port=80, name=port.name, protocol=port.protocol) for port in PORTS)
+    same = tuple(SlicePort(port=80, name=port.name, protocol=port.protocol) for port in PORTS)
+    case("dsr: addresses from outside keep the source where it is granted",
+         svc(lb="lb", external="ext", ports=straight, annotations={"dsr": "tunnel"}), eps("a", ports=same), [
+        ("out", "lb", "a"), ("out", "ext", "a"),
+    ], direct=True)  # fmt: skip
+    case("dsr: cluster IPs are translated", svc(lb="lb", ports=straight, annotations={"dsr": "tunnel"}),
+         eps("a", ports=same), [("c", "vip", "a"), ("out", "vip", "a~")])  # fmt: skip
+    case("dsr: a port that differs is translated, and reported", svc(lb="lb", annotations={"dsr": "tunnel"}),
+         eps("a"), [("out", "lb", "a~")], problems=1)  # fmt: skip
     case("an unknown scheduler is reported and the default serves", svc(annotations={"scheduler": "best"}),
          eps("a", "x"), [("c", "vip", "a x")], problems=1)  # fmt: skip
 

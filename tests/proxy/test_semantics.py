@@ -10,6 +10,7 @@ from tests.proxy.dataplanes import plain, sockets
 from tests.proxy.judge import run
 from tests.proxy.rig import Rig
 from tests.proxy.semantics import rows
+from tests.proxy.stories import STORIES
 
 NATIVE = {"nftables": lambda: plain("nftables"), "ebpf": sockets}
 
@@ -23,4 +24,10 @@ def node(request) -> Iterator[Rig]:
 @pytest.mark.parametrize("case", rows(), ids=lambda case: case.name)
 def test_semantics(node, case):
     disagreements = run(node, case)
+    assert not disagreements, f"{node.planes}:\n" + "\n".join(disagreements)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_over_time(node, name):
+    disagreements = STORIES[name](node)
     assert not disagreements, f"{node.planes}:\n" + "\n".join(disagreements)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.proxy.semantics import rows
+from tests.proxy.stories import STORIES
 from tests.proxy.uml_boot import boot
 
+NAMES = [*(case.name for case in rows()), *STORIES]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
@@ -29,10 +31,10 @@ def suite() -> dict[str, Any]:
 
 def test_ipvs_serves_alone(suite):
     assert suite["planes"] == "ipvs"
-    assert set(suite["cases"]) == {case.name for case in rows()}
+    assert set(suite["cases"]) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", [case.name for case in rows()])
+@pytest.mark.parametrize("name", NAMES)
 def test_semantics_on_ipvs(suite, name):
     disagreements = suite["cases"][name]
     assert not disagreements, f"{suite['planes']}:\n" + "\n".join(disagreements)

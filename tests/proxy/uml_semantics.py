@@ -12,6 +12,7 @@ from pycni.model.kube import SCTP, TCP, UDP
 from tests.proxy.dataplanes import plain
 from tests.proxy.judge import run
 from tests.proxy.semantics import rows
+from tests.proxy.stories import STORIES
 from tests.proxy.uml_boot import answer
 
 READ_BACK = 16
@@ -37,6 +38,11 @@ def suite() -> dict[str, Any]:
                 found[case.name] = run(node, case._replace(protocols=mine), read_back=number % READ_BACK == 0)
             except BaseException:
                 found[case.name] = [traceback.format_exc()]
+        for name, story in STORIES.items():
+            try:
+                found[name] = story(node)
+            except BaseException:
+                found[name] = [traceback.format_exc()]
         return {
             "cases": found, "planes": node.planes, "protocols": spoken, "seconds": time.monotonic() - started
         }  # fmt: skip
