@@ -117,6 +117,9 @@ def an_address_moves(rig: Rig) -> list[str]:
     return found
 
 
+KEEPS_LONGER = frozenset({"affinity ends with its time"})
+"""Not for IPVS: its kernel keeps a client's entry as long as it remembers a connection made by it (UDP: five minutes)."""
+
 STORIES: Mapping[str, Callable[[Rig], list[str]]] = {
     "what drains keeps its connections and gets no new ones": draining,
     "connections go on while endpoints and services come and go": neighbours,
