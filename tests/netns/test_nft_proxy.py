@@ -18,7 +18,7 @@ from pycni_proxy import nft
 from pycni_proxy.ledger import Ledger
 from pycni_proxy.nft.compile import NftCompiler
 from pycni_proxy.nft.driver import NftDriver
-from pycni_proxy.nft.layout import CHAINS, affinity_map, frontend_bytes
+from pycni_proxy.nft.layout import CHAINS, SHARDS, TARGETS, affinity_map, frontend_bytes, shard_of
 from tests.netns.fabric_nodes import run
 from tests.unit.nft_world import EVERY_SHAPE, FACTS, V4, V6, asking, frontend
 from tests.unit.service_world import net
@@ -151,16 +151,22 @@ def elements(netns, name):
 
 def test_rules_of_affinity_are_listed_without_a_crash(full, netns):
     chains = listing(netns)
-    (lines,) = [lines for name, lines in chains.items() if name == "cluster4-vip-random-3-60s"]
+    lines = chains[sharded("cluster4-vip-random-3-60s", EVERY_SHAPE["affinity"])]
     assert "update @affinity4 { ip daddr . meta l4proto . th dport . ip saddr timeout 1m" in lines[1]
     assert lines[2].startswith("delete @affinity4 { ip daddr . meta l4proto . th dport . ip saddr")
     assert "numgen random mod 3" in lines[3]
     assert run(netns, "nft -j list ruleset").startswith("{")
 
 
+def sharded(name, one):
+    """A chain's name with the letter of the frontend's map of targets."""
+    return name.replace("-", SHARDS[shard_of(frontend_bytes(one.key))] + "-", 1)
+
+
 def test_what_people_read_names_what_it_is(full, netns):
-    text = run(netns, "nft list chain inet pycni_proxy cluster4-vip-random-5")
-    assert 'comment "dnat 4 vip random 5 0"' in text
+    one = EVERY_SHAPE["cluster ip"]
+    text = run(netns, f"nft list chain inet pycni_proxy {sharded('cluster4-vip-random-5', one)}")
+    assert f'comment "dnat 4 {SHARDS[shard_of(frontend_bytes(one.key))]} vip random 5 0"' in text
 
 
 def test_a_service_that_goes_takes_its_rows_along(full):
@@ -189,14 +195,20 @@ def test_a_refused_change_changes_nothing(full):
     [
         "flush ruleset",
         "delete element inet pycni_proxy services4 { 10.96.0.1 . tcp . 80 }",
-        "flush chain inet pycni_proxy cluster4-vip-random-5",
+        "flush chain inet pycni_proxy {cluster4-vip-random-5}",
         "flush chain inet pycni_proxy postrouting",
         "add rule inet pycni_proxy services4 drop",
         "add chain inet pycni_proxy strange",
-        "flush map inet pycni_proxy targets6",
+        "flush map inet pycni_proxy {targets6}",
     ],
 )
 def test_what_others_damaged_is_mended_by_a_full_pass(full, netns, damage):
+    one = EVERY_SHAPE["cluster ip"]
+    names = {"{cluster4-vip-random-5}": sharded("cluster4-vip-random-5", one), "{targets6}": TARGETS[6][0]}
+    full.put("v6", *(frontend(f"fd00:96::2:{n}", 1) for n in range(50)))
+    full.take()
+    for name, there in names.items():
+        damage = damage.replace(name, there)
     run(netns, f"nft {damage}")
     assert full.driver.read() != full.ledger.tables
     assert full.adopt() > 0

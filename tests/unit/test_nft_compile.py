@@ -1,5 +1,7 @@
 """Which rows frontends become in the nftables table, and what those rows do."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -11,6 +13,7 @@ from pycni_proxy.nft.chains import INSIDE
 from pycni_proxy.nft.compile import NftCompiler
 from pycni_proxy.nft.layout import (
     CHAINS,
+    TARGETS,
     VERDICTS,
     frontend_bytes,
     frontend_key,
@@ -25,12 +28,24 @@ from tests.unit.nft_world import EVERY_SHAPE, FACTS, V4, V6, asking, frontend, t
 from tests.unit.service_world import net, pack
 
 
+def unsharded(text):
+    """Words and chain names without the letter of their map of targets."""
+    text = re.sub(r"\b(dnat|recall|forget|learn|pick) ([46]) [0-9a-f] ", r"\1 \2 ", text)
+    return re.sub(r"\b(cluster|others|plain)([46])[0-9a-f]-", r"\1\2-", text)
+
+
+def targets(tables, version):
+    """All rows of targets of a family."""
+    return {key: value for name in TARGETS[version] for key, value in tables.get(name, {}).items()}
+
+
 def chain_of(tables, one):
-    """The chain a frontend leads to, and its rules."""
+    """The chain a frontend leads to, and its rules; ``unsharded``."""
     name = tables[VERDICTS][
         named_by(tables[f"services{4 if one.key.family is V4 else 6}"][frontend_bytes(one.key)])
     ]
-    return name, tables.get(CHAINS, {}).get(name)
+    rules = tables.get(CHAINS, {}).get(name)
+    return unsharded(name), None if rules is None else tuple(map(unsharded, rules))
 
 
 def rows(*frontends, facts=FACTS):
@@ -85,10 +100,11 @@ def test_local_traffic_is_told_apart_by_its_source():
         "cluster 4 goto plain4-port-random-3-1024",
         "goto plain4-port-random-1",
     )
-    assert tables[CHAINS]["plain4-port-random-3-1024"] == (f"dnat 4 port random 3 {INSIDE}",)
-    assert tables[CHAINS]["plain4-port-random-1"] == ("dnat 4 port random 1 0",)
+    chains = {unsharded(name): tuple(map(unsharded, rules)) for name, rules in tables[CHAINS].items()}
+    assert chains["plain4-port-random-3-1024"] == (f"dnat 4 port random 3 {INSIDE}",)
+    assert chains["plain4-port-random-1"] == ("dnat 4 port random 1 0",)
     where = frontend_bytes(one.key)
-    assert {target_parts(tables["targets4"][index(INSIDE + n) + where])[0] for n in range(3)} == {
+    assert {target_parts(targets(tables, 4)[index(INSIDE + n) + where])[0] for n in range(3)} == {
         target(V4, n).address for n in (1, 2, 3)
     }
 
@@ -129,11 +145,14 @@ def test_masquerading_of_cluster_ips_follows_the_facts(fields, rules):
 
 
 def test_services_of_one_shape_share_their_chain():
-    some = [frontend(f"10.96.0.{n}", n, n + 1) for n in range(1, 9)]
+    some = [frontend(f"10.96.{n >> 8}.{n & 255}", n % 200, n % 200 + 1) for n in range(1, 1001)]
     tables = rows(*some)
-    assert len(tables[CHAINS]) == 1
-    assert len(tables["services4"]) == 8
-    assert len(tables["targets4"]) == 16
+    assert len(tables[CHAINS]) == len(TARGETS[4])
+    assert {unsharded(name) for name in tables[CHAINS]} == {"cluster4-vip-random-2"}
+    assert len(tables["services4"]) == 1000
+    sizes = [len(tables[name]) for name in TARGETS[4]]
+    assert sum(sizes) == 2000
+    assert max(sizes) < 2 * min(sizes)
 
 
 def test_services_in_turn_have_chains_of_their_own():
@@ -146,9 +165,9 @@ def test_an_id_is_a_targets_own_and_survives_changes_of_the_list():
 
     def ids(*numbers):
         tables = rows(frontend("10.96.0.7", *numbers, options=asking(affinity=60)))
-        assert {key[4:] for key in tables["targets4"]} == {where}
-        assert {value[-4:] for value in tables["ids4"].values()} == {key[:4] for key in tables["targets4"]}
-        return {value: key[:4] for key, value in tables["targets4"].items()}
+        assert {key[4:] for key in targets(tables, 4)} == {where}
+        assert {value[-4:] for value in tables["ids4"].values()} == {key[:4] for key in targets(tables, 4)}
+        return {value: key[:4] for key, value in targets(tables, 4).items()}
 
     many, fewer = ids(1, 2, 3, 4, 5), ids(2, 3, 5)
     assert len(set(many.values())) == 5
@@ -159,7 +178,7 @@ def test_an_id_is_a_targets_own_and_survives_changes_of_the_list():
 def test_an_id_of_one_pool_is_none_of_the_other():
     tables = rows(EVERY_SHAPE["affinity, local"])
     places = {}
-    for key, value in tables["targets4"].items():
+    for key, value in targets(tables, 4).items():
         places.setdefault(value, set()).add(int.from_bytes(key[:4], "little") >> 31)
     assert places[target(V4, 2).address + bytes.fromhex("1f900000")] == {0, 1}
 
@@ -167,7 +186,7 @@ def test_an_id_of_one_pool_is_none_of_the_other():
 def test_targets_with_one_checksum_are_told_apart(monkeypatch):
     monkeypatch.setattr("pycni_proxy.nft.compile.zlib.crc32", lambda _: 0x3FFFFFFF)
     tables = rows(frontend("10.96.0.7", 1, 2, 3, options=asking(affinity=60)))
-    assert len(tables["targets4"]) == 3
+    assert len(targets(tables, 4)) == 3
     assert len(set(tables["ids4"].values())) == 3
 
 

@@ -2,10 +2,10 @@
 
 Life: ``Chains.entry`` turns what matters of a frontend for its chains (its ``Shape``) into the verdict of its row in
 ``services`` and the chains it needs. A chain's name tells its contents, so that all services of one shape share one:
-ten thousand ClusterIPs with five endpoints each need one chain. Services that ask to be served in exact turn have
-chains of their own, because the kernel counts per rule.
+ten thousand ClusterIPs with five endpoints each need one chain for each map of targets. Services that ask to be served
+in exact turn have chains of their own, because the kernel counts per rule.
 
-    <kind><N>-<vip|port>-<how>-<count>[-<offset>][-<affinity>s]      kind cluster, others or plain (by masquerading)
+    <kind><N><S>-<vip|port>-<how>-<count>[-<offset>][-<affinity>s]   kind cluster, others or plain (by masquerading)
     local<N>-...      externalTrafficPolicy Local: by source to the cluster-wide pool, or to the local one
     ranges<N>-...     loadBalancerSourceRanges in front of one of those
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pycni.model.family import Family, Network
 from pycni.model.service import NodeFacts, Verdict
-from pycni_proxy.nft.layout import REFUSE, VERSIONS
+from pycni_proxy.nft.layout import REFUSE, SHARDS, VERSIONS
 
 INSIDE = 1024
 """Where the indexes of a frontend's cluster-wide pool start, beside the local one's."""
@@ -41,6 +41,8 @@ class Shape(NamedTuple):
 
     version: int
     """4 or 6."""
+    shard: int
+    """See ``layout.shard_of``."""
     cluster_ip: bool
     node_port: bool
     pool: Choice
@@ -117,12 +119,13 @@ class Chains:
             return choice.empty
         version = shape.version
         where = "port" if shape.node_port else "vip"
-        name = f"{kind}{version}-{where}-{choice.how}-{choice.size}"
+        shard = SHARDS[shape.shard]
+        name = f"{kind}{version}{shard}-{where}-{choice.how}-{choice.size}"
         name += f"-{offset}" if offset else ""
         name += f"-{shape.affinity_s}s" if shape.affinity_s else ""
         name += f"-{shape.own}" if shape.own else ""
         mark = {"cluster": self._outside[version], "others": ("mark",), "plain": ()}[kind]
-        to = f"{version} {where}"
+        to = f"{version} {shard} {where}"
         how = f"{choice.how} {choice.size} {offset}"
         if not shape.affinity_s:
             chains[name] = (*mark, f"dnat {to} {how}")

@@ -28,6 +28,7 @@ from pycni_proxy.nft.layout import (
     CHAINS,
     INDEX,
     TABLE_ROW,
+    TARGETS,
     VERDICTS,
     VERSIONS,
     frontend_bytes,
@@ -36,6 +37,7 @@ from pycni_proxy.nft.layout import (
     index,
     port_bytes,
     row_sets,
+    shard_of,
     verdict_name,
     verdict_value,
 )
@@ -109,6 +111,7 @@ class NftCompiler:
         key, options = frontend.key, frontend.options
         version = 4 if key.family is Family.V4 else 6
         where = frontend_bytes(key)
+        shard = shard_of(where)
         pools = []
         for offset, pool in ((0, frontend.pool), (INSIDE, frontend.inside)):
             if pool is None:
@@ -118,11 +121,12 @@ class NftCompiler:
                 mine = packed[id(pool)] = _Targets(pool, options)
             pools.append(mine)
             if mine.places:
-                mine.put(tables, version, where, offset)
+                mine.put(tables, TARGETS[version][shard], where, offset)
         exact = pools[0].exact or pools[-1].exact
         entry = self._chains.entry(
             Shape(
                 version,
+                shard,
                 frontend.kind is Kind.CLUSTER_IP,
                 not key.address,
                 pools[0].choice,
@@ -159,20 +163,21 @@ class _Targets:
         self.exact = how == "turn" and count > 0
         self.choice = Choice(how, count) if count else Choice("", 0, EMPTY[pool.empty])
 
-    def put(self, tables: Tables, version: int, where: bytes, offset: int) -> None:
-        """Add the rows of one frontend, its indexes starting at ``offset``."""
-        rows = tables.setdefault(f"targets{version}", {})
+    def put(self, tables: Tables, name: str, where: bytes, offset: int) -> None:
+        """Add the rows of one frontend to the map ``name``, its indexes starting at ``offset``."""
+        rows = tables.setdefault(name, {})
+        version = name[len("targets")]
         places = self.places
         if not self._affinity:
-            for rank, number in enumerate(self._order, offset):
-                rows[INDEX[rank] + where] = places[number]
+            for rank, which in enumerate(self._order, offset):
+                rows[INDEX[rank] + where] = places[which]
         else:
             ids = _ids(places, offset)
-            for name, place in zip(ids, places, strict=True):
-                rows[name + where] = place
+            for number, place in zip(ids, places, strict=True):
+                rows[number + where] = place
             named = tables.setdefault(f"ids{version}", {})
-            for rank, number in enumerate(self._order, offset):
-                named[index(rank) + where] = id_bytes(ids[number])
+            for rank, which in enumerate(self._order, offset):
+                named[index(rank) + where] = id_bytes(ids[which])
         if self._local:
             hairpin = tables.setdefault(f"hairpin{version}", {})
             for address in self._local:

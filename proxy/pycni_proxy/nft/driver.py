@@ -16,6 +16,7 @@ from pycni.wire.nftset import Value
 from pycni_proxy.base import Changes, Counters, Tables, TargetState
 from pycni_proxy.nft.layout import (
     TABLE,
+    TARGETS,
     VERDICT_MAP,
     VERSIONS,
     frontend_bytes,
@@ -24,6 +25,7 @@ from pycni_proxy.nft.layout import (
     index,
     named_by,
     row_sets,
+    shard_of,
     target_parts,
 )
 from pycni_proxy.nft.rules import target_rule
@@ -32,10 +34,10 @@ from pycni_proxy.nft.schema import schema
 _TRIED = (
     "mark",
     "node goto refuse",
-    "recall 4 vip 1",
-    "forget 4 vip",
-    "learn 4 port source-port 2 0 1",
-    "dnat 4 vip turn 2 0",
+    "recall 4 0 vip 1",
+    "forget 4 0 vip",
+    "learn 4 0 port source-port 2 0 1",
+    "dnat 4 0 vip turn 2 0",
 )
 """Rules with every instruction that only services need."""
 
@@ -69,6 +71,7 @@ class NftDriver:
         """See ``base.Driver``. Connections are not counted per target."""
         version, where = VERSIONS[key.family], frontend_bytes(key)
         sets = row_sets(version)
+        targets = sets[TARGETS[version][shard_of(where)]]
         try:
             named = _data(self._table.element(sets[f"services{version}"], where))
             verdict = self._table.element(VERDICT_MAP, named_by(named))
@@ -83,7 +86,7 @@ class NftDriver:
                 place = index(number)
                 if chosen is not None and chosen.by_id:
                     place = id_place(_data(self._table.element(sets[f"ids{version}"], place + where)))
-                found.add(target_parts(_data(self._table.element(sets[f"targets{version}"], place + where))))
+                found.add(target_parts(_data(self._table.element(targets, place + where))))
         local = self._table.elements(sets[f"hairpin{version}"])
         return [
             TargetState(Target(address, port, address + address in local), 1, -1)

@@ -15,6 +15,7 @@ from pycni.model.service import UNTOUCHED, Decision, FrontendKey, NodeFacts, Pac
 from pycni_proxy.nft.layout import (
     CHAINS,
     REFUSE,
+    TARGETS,
     VERDICTS,
     VERSIONS,
     fixed_chains,
@@ -23,6 +24,7 @@ from pycni_proxy.nft.layout import (
     index,
     named_by,
     networks,
+    shard_of,
     target_parts,
 )
 
@@ -97,7 +99,7 @@ class _Walk:
                 return self.chain(name)
             case ["drop"]:
                 return _DROPPED
-            case ["dnat" | "learn", _, where, _, count, offset, *_]:
+            case ["dnat" | "learn", _, _, where, _, count, offset, *_]:
                 return self._translated(words[0] == "learn", where, int(count), int(offset))
         return None
 
@@ -111,7 +113,8 @@ class _Walk:
         return None if named is None else self.chain(self._tables[VERDICTS][named_by(named)])
 
     def _translated(self, remembered: bool, where: str, count: int, offset: int) -> Decision:
-        frontend, targets, hairpin = self._where[where], self._table("targets"), self._table("hairpin")
+        frontend, hairpin = self._where[where], self._table("hairpin")
+        targets = self._tables[TARGETS[self._version][shard_of(frontend)]]
         chosen, rewritten = set(), set()
         for number in range(offset, offset + count):
             place = index(number)

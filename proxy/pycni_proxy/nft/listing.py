@@ -71,7 +71,7 @@ def _set_lines(facts: NodeFacts, version: int, tables: Mapping[str, Mapping[Any,
     kind = f"typeof {where} . {ip} saddr : meta mark . meta mark"
     lines += _block("map", memory.name, kind, f"size {memory.dynamic}", "flags dynamic,timeout")
     for spec in sets_in_order(version):
-        name = spec.name[:-1]
+        name = spec.name.partition(str(version))[0]
         lines += _block(kinds[name][0], spec.name, kinds[name][1], *(["counter"] if spec.counted else []))
         rows = tables.get(spec.name, {})
         if name == "services":

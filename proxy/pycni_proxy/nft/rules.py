@@ -2,7 +2,8 @@
 
 Life of a rule: ``compile`` and ``layout`` write it down as words; ``instructions`` packs it for the kernel, which keeps
 the words as the rule's comment, so that a restarted agent (and ``nft list``) reads them back; ``evaluate`` interprets
-them; ``nft_text`` prints what they mean. N is 4 or 6, WHERE ``vip`` or ``port`` (a node port: the address is cleared).
+them; ``nft_text`` prints what they mean. N is 4 or 6, S names one of the maps of targets, WHERE is
+``vip`` or ``port`` (a node port: the address is cleared).
 
     family N goto C             packets of this family
     serve N vip|port|local      a frontend's verdict: by address; by node port at the addresses of @node_ports;
@@ -18,11 +19,11 @@ them; ``nft_text`` prints what they mean. N is 4 or 6, WHERE ``vip`` or ``port``
     goto C / drop / reset / unreachable / masquerade
     hairpin N goto C            source and destination are the same target of this node
     marked goto C
-    dnat N WHERE HOW COUNT OFFSET              translate to one of COUNT targets, indexes from OFFSET on
-    recall N WHERE SECONDS                     translate to the remembered target, if it still is one
-    forget N WHERE                             drop a memory that did not help
-    learn N WHERE HOW COUNT OFFSET SECONDS     choose, remember, translate
-    pick N WHERE HOW COUNT OFFSET              choose by id without remembering (the memory is full)
+    dnat N S WHERE HOW COUNT OFFSET            translate to one of COUNT targets, indexes from OFFSET on
+    recall N S WHERE SECONDS                   translate to the remembered target, if it still is one
+    forget N S WHERE                           drop a memory that did not help
+    learn N S WHERE HOW COUNT OFFSET SECONDS   choose, remember, translate
+    pick N S WHERE HOW COUNT OFFSET            choose by id without remembering (the memory is full)
 
 HOW: ``random``; ``turn`` (one after the other); hashes of ``source``, ``source-port`` (source address and port) or
 ``destination``, with a fixed seed, so that every node and every life of the agent chooses the same.
@@ -72,7 +73,7 @@ class Chosen(NamedTuple):
 def target_rule(rule: str) -> Chosen | None:
     """What a rule chooses from; None for one that chooses nothing."""
     word, *rest = rule.split()
-    return Chosen(int(rest[3]), int(rest[4]), word == "learn") if word in {"dnat", "learn"} else None
+    return Chosen(int(rest[4]), int(rest[5]), word == "learn") if word in {"dnat", "learn"} else None
 
 
 # Instructions.
@@ -178,10 +179,15 @@ def _hairpin(rest: list[str], _: int) -> bytes:
 
 
 def _dnat(rest: list[str], _: int) -> bytes:
-    version, where, how, count, offset = int(rest[0]), rest[1], rest[2], int(rest[3]), int(rest[4])
+    version, shard, where, how, count, offset = _choosing(rest)
     words = _SIZE[version] // 4
     key = _choice(version, how, count, offset, 0) + _frontend(version, where, 1)
-    return _family(version) + key + x.lookup(f"targets{version}", 0, 0) + x.dnat(version, 0, words)
+    return _family(version) + key + x.lookup(f"targets{version}{shard}", 0, 0) + x.dnat(version, 0, words)
+
+
+def _choosing(rest: list[str]) -> tuple[int, str, str, str, int, int]:
+    version, shard, where, how, count, offset = rest[:6]
+    return int(version), shard, where, how, int(count), int(offset)
 
 
 # With affinity the registers are (IPv6 in parentheses), so that every key lies in one piece and is loaded once:
@@ -197,33 +203,39 @@ def _client(version: int, where: str) -> bytes:
     return _family(version) + _frontend(version, where, 3) + _address(version, words + 5, source=True)
 
 
-def _by_id(version: int) -> bytes:
+def _by_id(version: int, shard: str) -> bytes:
     """Translate to the target with the id in register 2."""
-    return x.lookup(f"targets{version}", 2, 0) + x.dnat(version, 0, _SIZE[version] // 4)
+    return x.lookup(f"targets{version}{shard}", 2, 0) + x.dnat(version, 0, _SIZE[version] // 4)
 
 
 def _recall(rest: list[str], _: int) -> bytes:
-    version, where, timeout = int(rest[0]), rest[1], int(rest[2]) * 1000
+    version, shard, where, timeout = int(rest[0]), rest[1], rest[2], int(rest[3]) * 1000
     name = f"affinity{version}"
     # What is remembered keeps its value, only its time starts anew: any registers will do. Should it end between the
     # two instructions, protocol and port are remembered, which is no id.
     again = x.remember(name, 3, 3 + _SIZE[version] // 4, timeout)
-    return _client(version, where) + x.meta(x.META_MARK, 2) + x.lookup(name, 3, 1) + again + _by_id(version)
+    return (
+        _client(version, where)
+        + x.meta(x.META_MARK, 2)
+        + x.lookup(name, 3, 1)
+        + again
+        + _by_id(version, shard)
+    )
 
 
 def _forget(rest: list[str], _: int) -> bytes:
     version = int(rest[0])
-    return _client(version, rest[1]) + x.forget(f"affinity{version}", 3, 3 + _SIZE[version] // 4)
+    return _client(version, rest[2]) + x.forget(f"affinity{version}", 3, 3 + _SIZE[version] // 4)
 
 
 def _learn(rest: list[str], _: int) -> bytes:
-    version, where, how, count, offset = int(rest[0]), rest[1], rest[2], int(rest[3]), int(rest[4])
+    version, shard, where, how, count, offset = _choosing(rest)
     # The choice may load an address where the client belongs, so it comes first.
     out = x.meta(x.META_MARK, 1) + _choice(version, how, count, offset, 2) + _client(version, where)
     out += x.lookup(f"ids{version}", 2, 0)
-    if len(rest) > 5:
-        out += x.remember(f"affinity{version}", 3, 1, int(rest[5]) * 1000)
-    return out + _by_id(version)
+    if len(rest) > 6:
+        out += x.remember(f"affinity{version}", 3, 1, int(rest[6]) * 1000)
+    return out + _by_id(version, shard)
 
 
 _Pack = Callable[[list[str], int], bytes]
@@ -288,9 +300,9 @@ def _serve_text(rest: list[str], _: int) -> str:
 
 
 def _dnat_text(rest: list[str], _: int) -> str:
-    version, where = rest[0], rest[1]
-    key = f"{_choice_text(version, *rest[2:5])} . {_frontend_text(version, where)}"
-    return f"{_PROTOCOLS} dnat {_IP[int(version)]} to {key} map @targets{version}"
+    version, shard, where = rest[:3]
+    key = f"{_choice_text(version, *rest[3:6])} . {_frontend_text(version, where)}"
+    return f"{_PROTOCOLS} dnat {_IP[int(version)]} to {key} map @targets{version}{shard}"
 
 
 def _client_text(version: str, where: str) -> str:
@@ -298,21 +310,21 @@ def _client_text(version: str, where: str) -> str:
 
 
 def _recall_text(rest: list[str], _: int) -> str:
-    version, where, seconds = rest
+    version, shard, where, seconds = rest
     client = _client_text(version, where)
     known = f"({client} map @affinity{version})"
-    found = f"{known} . {_frontend_text(version, where)} map @targets{version}"
+    found = f"{known} . {_frontend_text(version, where)} map @targets{version}{shard}"
     again = f"update @affinity{version} {{ {client} timeout {seconds}s : {known} }}"
     return f"{again} dnat {_IP[int(version)]} to {found}"
 
 
 def _learn_text(rest: list[str], _: int) -> str:
-    version, where = rest[0], rest[1]
+    version, shard, where = rest[:3]
     client, frontend = _client_text(version, where), _frontend_text(version, where)
-    known = f"({_choice_text(version, *rest[2:5])} . {frontend} map @ids{version})"
-    out = f"dnat {_IP[int(version)]} to {known} . {frontend} map @targets{version}"
-    if len(rest) > 5:
-        out = f"update @affinity{version} {{ {client} timeout {rest[5]}s : {known} }} {out}"
+    known = f"({_choice_text(version, *rest[3:6])} . {frontend} map @ids{version})"
+    out = f"dnat {_IP[int(version)]} to {known} . {frontend} map @targets{version}{shard}"
+    if len(rest) > 6:
+        out = f"update @affinity{version} {{ {client} timeout {rest[6]}s : {known} }} {out}"
     return out
 
 
@@ -352,7 +364,7 @@ _TEXT: Mapping[str, _Text] = {
     "dnat": _dnat_text,
     "recall": _recall_text,
     "forget": lambda rest, _: (
-        f"delete @affinity{rest[0]} {{ {_client_text(rest[0], rest[1])} : meta l4proto }}"
+        f"delete @affinity{rest[0]} {{ {_client_text(rest[0], rest[2])} : meta l4proto }}"
     ),
     "learn": _learn_text,
     "pick": _learn_text,
