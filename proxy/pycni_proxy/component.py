@@ -46,6 +46,7 @@ from pycni.wire import rtnl
 from pycni_proxy import component_work, conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
 from pycni_proxy.facts import differences, node_facts
+from pycni_proxy.guard import TableGuard
 from pycni_proxy.healthcheck import HealthChecks
 from pycni_proxy.metrics import ProxyMetrics
 from pycni_proxy.metrics_services import READ_S, ServiceMetrics
@@ -135,6 +136,7 @@ class ProxyComponent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(eternal("services", self._runner.run()))
                 tasks.create_task(eternal("services' upkeep", self._keep()))
+                tasks.create_task(TableGuard(self._look_at_everything).run(exits, self._work))
         raise AssertionError("unreachable: the tasks are eternal")
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -340,6 +342,11 @@ class ProxyComponent:
     def _poke(self) -> None:
         if self._poked_at is None:
             self._poked_at = asyncio.get_running_loop().time()
+        self._runner.poke()
+
+    def _look_at_everything(self) -> None:
+        """The next pass reads the kernel back, and comes at once."""
+        self._full_at = float("-inf")
         self._runner.poke()
 
     def _announced(self, events: list[Event | Lost]) -> None:

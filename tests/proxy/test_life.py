@@ -124,6 +124,17 @@ def test_another_data_plane_takes_over_under_fire_and_nothing_is_left(node, spac
         assert not os.path.exists("/sys/fs/bpf/pycni/node")
 
 
+def test_a_flushed_ruleset_is_put_back_at_once(node, spaces, traffic):
+    node.put(service("web", VIP), piece("web", A))
+    node.start()
+    assert traffic.dial([dial(spaces, "c", VIP)])[0].verdict == "answer"
+    subprocess.run([*netns.exec_prefix(node.space), "nft", "flush", "ruleset"], check=True)
+    flushed = time.monotonic()
+    wait_for(lambda: traffic.dial([dial(spaces, "c", VIP, timeout=0.2)])[0].verdict == "answer", "an answer")
+    assert time.monotonic() - flushed < 5
+    assert "somebody removed the table" in node.said()
+
+
 def test_cleanup_leaves_nothing_and_refuses_beside_a_running_agent(node, spaces, traffic):
     node.put(service("web", VIP), piece("web", A))
     node.start()
