@@ -34,7 +34,7 @@ def virtual(number: int) -> str:
 
 def endpoint(number: int, index: int, generation: int = 0) -> str:
     """The address of an endpoint; another ``generation`` is another pod."""
-    value = number * ENDPOINTS + index + generation * 1_000_000
+    value = (number * ENDPOINTS + index + generation * 300_007) % (127 << 16)
     return f"10.{128 + (value >> 16)}.{value >> 8 & 255}.{value & 255}"
 
 

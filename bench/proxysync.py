@@ -1,9 +1,9 @@
 """One process of a proxy benchmark, inside a node's namespace: full syncs, single changes, memory; JSON on stdout.
 
-    python -m bench.proxysync PLANE COUNT TEXTFILE ROUNDS CHANGES
+    python -m bench.proxysync PLANE COUNT FOLDER ROUNDS CHANGES
 
-A full sync is everything from objects in the store to the kernel's answer: resolve, compile, read back, apply. The
-floor of the same round is the tool that takes the equal ruleset from ``TEXTFILE`` (written here in the first round).
+A full sync is everything from objects in the store to the kernel's answer: resolve, compile, read back, apply. After
+each one but the last the equal ruleset is loaded by the kernel's own tools into the emptied kernel: the floor.
 """
 
 from __future__ import annotations
@@ -30,71 +30,95 @@ def resident_mib() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) / 1024
 
 
-def floor(plane: str, lines: list[str], path: Path) -> list[list[str]]:
-    """The commands that load the equal ruleset with the kernel's own tools; the first time it is written down."""
-    path.write_text("\n".join(lines) + "\n")
-    if plane == "nftables":
-        return [["nft", "-f", str(path)]]
-    if plane == "ipvs":
-        return [["ipvsadm", "-R"]]
-    return []
+class Floor:
+    """The equal ruleset as text for the kernel's own tools."""
+
+    def __init__(self, plane: str, lines: list[str], folder: Path) -> None:
+        self.plane = plane
+        self._commands: list[tuple[list[str], Path]] = []
+        if plane == "nftables":
+            self._add("nft", ["nft", "-f", "-"], lines, folder)
+        elif plane == "ipvs":
+            sets = [line for line in lines if line.startswith("create ")]
+            sets += [line for line in lines if line.startswith("add ")]
+            services = [line for line in lines if line.startswith("-A ")]
+            services += [line for line in lines if line.startswith("-a ")]
+            vips = [line.removeprefix("ip ") for line in lines if line.startswith("ip ")]
+            self._add("ip", ["ip", "-batch", "-"], ["link add pycni-ipvs0 type dummy", *vips], folder)
+            self._add("ipset", ["ipset", "restore"], sets, folder)
+            self._add("ipvsadm", ["ipvsadm", "-R"], services, folder)
+
+    def _add(self, name: str, command: list[str], lines: list[str], folder: Path) -> None:
+        path = folder / name
+        path.write_text("\n".join(lines) + "\n")
+        self._commands.append((command, path))
+
+    def load(self) -> float:
+        """Load it; seconds."""
+        started = time.perf_counter()
+        for command, path in self._commands:
+            with path.open() as stdin:
+                done = subprocess.run(command, stdin=stdin, stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}: {done.stderr[:500]}")
+        return time.perf_counter() - started
+
+    def unload(self) -> None:
+        """Empty the kernel of what ``load`` made."""
+        if self.plane == "ipvs":
+            for words in ("ipvsadm -C", "ipset destroy", "ip link del pycni-ipvs0"):
+                subprocess.run(words.split(), check=True)
+        elif self.plane == "nftables":
+            subprocess.run(["nft", "flush", "ruleset"], check=True)
 
 
-def main() -> None:
-    plane, count, text, rounds, changes = (
-        sys.argv[1],
-        int(sys.argv[2]),
-        Path(sys.argv[3]),
-        int(sys.argv[4]),
-        int(sys.argv[5]),
-    )
+def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> dict[str, Any]:
+    """Everything of one size, in this namespace, which has to be empty and is left full."""
     factory = planes.load(plane)
     store = filled(count)
     gc.collect()
     gc.freeze()
     found: dict[str, Any] = {"plane": plane, "count": count, "sync_s": [], "cpu_s": [], "floor_s": []}
-    engine = Engine(facts(), [factory.make(facts())])
+    floor: Floor | None = None
     for number in range(rounds):
-        factory.leftovers()
         engine = Engine(facts(), [factory.make(facts())])
         cpu = time.process_time()
         started = time.perf_counter()
         engine.sync(store.snapshot())
         found["sync_s"].append(time.perf_counter() - started)
         found["cpu_s"].append(time.process_time() - cpu)
-        if number == 0:
-            lines = engine.planes[0].compiler.text(engine.tables(plane))
-        if number < rounds - 1:
-            factory.leftovers()
-            for command in floor(plane, lines, text):
-                started = time.perf_counter()
-                with text.open() as stdin:
-                    subprocess.run(command, stdin=stdin, check=True)
-                found["floor_s"].append(time.perf_counter() - started)
-    found["changes_s"] = one_by_one(store, engine, count, changes)
-    found["new_s"] = new_services(store, engine, count, changes)
+        if number == rounds - 1:
+            break
+        driver = engine.planes[0].driver
+        floor = floor or Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
+        driver.remove()
+        driver.close()
+        found["floor_s"].append(floor.load())
+        floor.unload()
+    found["changes_s"] = replace_endpoints(store, engine, count, changes)
+    found["new_s"] = add_services(store, engine, count, changes)
     found["rss_mib"] = resident_mib()
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(found))
+    return found
 
 
-def one_by_one(store: Store, engine: Engine, count: int, changes: int) -> list[float]:
+def replace_endpoints(store: Store, engine: Engine, count: int, changes: int) -> list[float]:
     """Replace one endpoint of one service, again and again; seconds from the put to the kernel's answer."""
     tracker = store.track(SERVICE, ENDPOINT_SLICE)
     tracker.take()
     took = []
     for number in range(changes):
         which = 1 + number * 7919 % count
-        new = default_slice(which, generation=1 + number % 3)
+        new = default_slice(which, generation=number + 1)
         started = time.perf_counter()
         store.put(ENDPOINT_SLICE, f"bench/s{which}-x", new)
         result = engine.sync(store.snapshot(), tracker.take())
         took.append(time.perf_counter() - started)
-        assert result.operations or number % 3 == 0, f"nothing was done for s{which}"
+        assert result.operations, f"nothing was done for s{which}"
     return took
 
 
-def new_services(store: Store, engine: Engine, count: int, changes: int) -> list[float]:
+def add_services(store: Store, engine: Engine, count: int, changes: int) -> list[float]:
     """Add services one after another; the same."""
     tracker = store.track(SERVICE, ENDPOINT_SLICE)
     tracker.take()
@@ -104,10 +128,15 @@ def new_services(store: Store, engine: Engine, count: int, changes: int) -> list
         started = time.perf_counter()
         store.put(SERVICE, f"bench/s{number}", one)
         store.put(ENDPOINT_SLICE, f"bench/s{number}-x", its)
-        engine.sync(store.snapshot(), tracker.take())
+        result = engine.sync(store.snapshot(), tracker.take())
         took.append(time.perf_counter() - started)
+        assert result.operations, f"nothing was done for s{number}"
     return took
 
 
 if __name__ == "__main__":
-    main()
+    print(
+        json.dumps(
+            measure(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+        )
+    )

@@ -23,9 +23,9 @@ import pytest
 
 from bench import plots
 from bench.iptables_chains import lines
-from bench.proxyload import PORT, TARGET_PORT, endpoint, virtual
+from bench.proxyload import PORT, TARGET_PORT, virtual
 from bench.rows import milliseconds, quantile, row
-from bench.vipnodes import VipNode
+from bench.vipnodes import SERVER, VipNode
 from pycni.kernel import netns
 from tests.cni.node import ROOT
 from tests.cni.runtimes import inside
@@ -52,7 +52,7 @@ def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> 
     """Run ``bench.proxysync`` in a namespace of its own."""
     with namespace(f"pyb{os.getpid()}y") as name:
         subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        words = [plane, str(count), str(folder / "ruleset"), str(rounds), str(changes)]
+        words = [plane, str(count), str(folder), str(rounds), str(changes)]
         done = subprocess.run(
             [*inside(name), sys.executable, "-m", "bench.proxysync", *words],
             cwd=ROOT,
@@ -169,7 +169,7 @@ class Variant:
 
     def round(self) -> None:
         """Some connections each way."""
-        found, plain = self.where.connect((virtual(1), PORT), (endpoint(1, 0), TARGET_PORT), CONNECTS)
+        found, plain = self.where.connect((virtual(1), PORT), (SERVER, TARGET_PORT), CONNECTS)
         self.through += found.seconds
         self.rates.append(found.rate)
         self.direct += plain.seconds

@@ -33,7 +33,9 @@ def _lines(table: str, key: Any, value: Any) -> Iterator[str]:
         yield f"ip address add {show(key)}/{len(key) * 8} dev {DEVICE}"
     elif table == "sets":
         marks = " skbinfo" if value.marks else ""
-        yield f"create {key} {value.type} family {'inet' if value.family is Family.V4 else 'inet6'}{marks}"
+        family = f"family {'inet' if value.family is Family.V4 else 'inet6'}"
+        kind = "range 0-65535" if value.type.startswith("bitmap:") else family
+        yield f"create {key} {value.type} {kind}{marks}"
     elif table == "rules":
         family, name = key
         tool = "iptables" if family is Family.V4 else "ip6tables"
