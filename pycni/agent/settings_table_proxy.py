@@ -142,7 +142,7 @@ _IPVS: tuple[Setting, ...] = (
         "hairpin-mode",
         kinds.BOOLEAN,
         False,
-        "ipvs: let every endpoint reach itself through its service; else those with service.hairpin.",
+        "Accepted for kube-router's sake: endpoints always reach themselves through their service here.",
     ),
     Setting(
         "ipvs-graceful-termination",
@@ -161,7 +161,7 @@ _IPVS: tuple[Setting, ...] = (
         "ipvs-permit-all",
         kinds.BOOLEAN,
         True,
-        "ipvs: let everything in that is for a service's address; else only its ports.",
+        "ipvs: accept traffic to services in INPUT before the rules of others.",
     ),
     Setting(
         "excluded-cidrs",

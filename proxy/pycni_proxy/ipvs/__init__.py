@@ -52,9 +52,10 @@ def missing() -> str:
 def make(facts: NodeFacts, options: IpvsOptions | None = None) -> Dataplane:
     """A data plane for this node. Raises KernelError, ConfigError.
 
-    ``options`` says what the operator chose; schedulers, families and switches are reduced to what the kernel has.
+    ``options`` says what the operator chose (None: the facts say it); schedulers, families and switches are reduced to
+    what the kernel has.
     """
-    chosen = options or IpvsOptions()
+    chosen = options or _chosen(facts)
     here = msgspec.structs.replace(
         chosen,
         schedulers=_schedulers(chosen),
@@ -64,6 +65,16 @@ def make(facts: NodeFacts, options: IpvsOptions | None = None) -> Dataplane:
     )
     driver = IpvsDriver(facts, here, tools.backend())
     return Dataplane("ipvs", IpvsCompiler(facts, here), driver)
+
+
+def _chosen(facts: NodeFacts) -> IpvsOptions:
+    wanted = facts.ipvs
+    return IpvsOptions(
+        graceful=wanted.graceful,
+        grace_s=wanted.graceful_s,
+        permit_all=wanted.permit_all,
+        excluded=wanted.excluded,
+    )
 
 
 def leftovers() -> list[str]:
