@@ -119,7 +119,7 @@ def _admitted(
     if key.kind == SERVICE:
         value = admit(value, objects, families)
     if key.kind == NAMESPACE:
-        return {**value, "metadata": _space_meta(value["metadata"])}
+        value = {**value, "metadata": _space_meta(value["metadata"])}
     created = before.get("metadata", {}).get("creationTimestamp")
     return {**value, "metadata": {**value["metadata"], "creationTimestamp": created}} if created else value
 

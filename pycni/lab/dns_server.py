@@ -73,7 +73,9 @@ class DnsServer:
         if state.front:
             self._signal("HUP", state.front, *([] if old else [state.back]))
         else:
-            state.front = self._start("front", 53, f"--servers-file={self._folder / 'servers'}")
+            # There is no way to other servers: what is not the lab's does not exist ("/#/": any name).
+            options = (f"--servers-file={self._folder / 'servers'}", "--address=/#/")
+            state.front = self._start("front", 53, *options)
         state.hosts, state.special = records
         self._write("state.json", msgspec.json.encode(state).decode())
         if old:

@@ -28,10 +28,16 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
     return True
 
 
-def ctl(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a pycnictl command to its end."""
+def ctl(*words: str, timeout: float = 60, feed: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a pycnictl command to its end. ``feed``: its standard input."""
     return subprocess.run(
-        [*COMMAND, *words], capture_output=True, text=True, env=environment(), timeout=timeout, check=False
+        [*COMMAND, *words],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=timeout,
+        check=False,
+        input=feed,
     )
 
 
