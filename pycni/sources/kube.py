@@ -202,10 +202,6 @@ class KindFollower:
         self.malformed: dict[str, str] = {}
         """Key -> why the object makes no sense."""
 
-    def relist(self) -> None:
-        """List again when the present watch ends."""
-        self._version = ""
-
     async def run(self) -> NoReturn:
         """Follow for ever. Only what the sink raises ends it."""
         listed = opened = False

@@ -80,7 +80,7 @@ class KubeClient:
     """``request_s``: longest time for a whole request; ``silence_s``: longest pause inside its answer."""
 
     def __init__(
-        self, access: Access, *, dial_s: float = 5.0, request_s: float = 60.0, silence_s: float = 20.0
+        self, access: Access, *, dial_s: float = 5.0, request_s: float = 90.0, silence_s: float = 30.0
     ) -> None:
         self._access = access
         self._dial_s = dial_s

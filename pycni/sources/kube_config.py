@@ -2,7 +2,7 @@
 
 Life: ``find`` is called once at the start and raises ConfigError for what cannot work; ``kube_auth.Access`` keeps the
 credentials fresh from then on. Of a kubeconfig file only the chosen context is read; relative file names in it are
-relative to the file. Formats: kubeconfig v1 (client-go, clientcmd/api/v1), service account files of a pod.
+relative to the file. HTTPS_PROXY and the like are not honoured. Formats: kubeconfig v1 (client-go, clientcmd/api/v1), service account files of a pod.
 
 Nothing secret is in a repr or an error: values come from a file full of keys, so errors name fields only.
 """
@@ -103,12 +103,16 @@ def find(
     account: str = SERVICE_ACCOUNT,
     environ: Mapping[str, str] = os.environ,
 ) -> KubeConfig:
-    """The settings in force: the file's, ``api_url`` overriding its server; the address alone; else the pod's own.
+    """The settings in force: the file's, else those of the pod this runs in, ``api_url`` overriding their server; the
+    address alone outside of pods.
 
-    Raises ConfigError.
+    A pod that makes Services work should not reach the API through one: it names the server. Raises ConfigError.
     """
     if kubeconfig:
         return load(kubeconfig, context=context, api_url=api_url)
+    if api_url and environ.get("KUBERNETES_SERVICE_HOST") and os.path.exists(os.path.join(account, "token")):
+        server = parse_server("kube settings", "kube-api-url", api_url)
+        return msgspec.structs.replace(in_cluster(account, environ), server=server)
     if api_url:
         return KubeConfig(
             server=parse_server("kube settings", "kube-api-url", api_url), source="kube-api-url"

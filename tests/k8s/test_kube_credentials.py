@@ -242,6 +242,19 @@ def test_the_pods_own_account_is_found_and_followed(pki, tmp_path):
     asyncio.run(main())
 
 
+def test_the_pods_account_can_be_used_at_another_address(pki, tmp_path):
+    (tmp_path / "ca.crt").write_bytes((pki / "ca.crt").read_bytes())
+    (tmp_path / "token").write_text("t1")
+
+    async def main():
+        async with ApiServer(tls=server_context(pki)) as server:
+            server.tokens = {"t1"}
+            environ = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+            await listed(server, find("", server.url, account=str(tmp_path), environ=environ))
+
+    asyncio.run(main())
+
+
 def test_outside_a_pod_something_has_to_be_said(tmp_path):
     with pytest.raises(ConfigError, match="kubeconfig or kube-api-url is needed"):
         find(environ={})
