@@ -2,7 +2,8 @@
 
 Life: ``find`` is called once at the start and raises ConfigError for what cannot work; ``kube_auth.Access`` keeps the
 credentials fresh from then on. Of a kubeconfig file only the chosen context is read; relative file names in it are
-relative to the file. HTTPS_PROXY and the like are not honoured. Formats: kubeconfig v1 (client-go, clientcmd/api/v1), service account files of a pod.
+relative to the file. HTTPS_PROXY and the like are not honoured. Formats: kubeconfig v1 (client-go, clientcmd/api/v1),
+service account files of a pod.
 
 Nothing secret is in a repr or an error: values come from a file full of keys, so errors name fields only.
 """
