@@ -7,8 +7,23 @@ import pytest
 
 from pycni.model.kube import SCTP, TCP, UDP, ServicePortSpec, SlicePort
 from pycni.model.service import HealthCheck, Resolved
+from pycni.view.service_decide import decide_frontends
+from pycni.view.service_oracle import decide
 from pycni.view.services import resolve
-from tests.unit.service_world import FACTS, V4, V6, ep, lines, net, pack, piece, resolved, service, vip
+from tests.unit.service_world import (
+    FACTS,
+    V4,
+    V6,
+    ep,
+    lines,
+    net,
+    pack,
+    packet,
+    piece,
+    resolved,
+    service,
+    vip,
+)
 
 A, B, C = "10.244.1.1", "10.244.1.2", "10.244.2.1"
 CLUSTER = "ClusterIP TCP 10.96.0.10:80 -> "
@@ -236,6 +251,26 @@ def test_a_node_of_one_family_serves_that_family_and_does_not_complain(families)
     assert {item.key.family for item in found.frontends} == set(families)
     assert len(found.frontends) == 3
     assert found.problems == ()
+
+
+def test_a_cluster_ip_of_a_family_the_service_does_not_list_is_not_served():
+    found = lines(service(cluster_ips=("10.96.0.10", "fd00:96::10"), families=(V4,)))
+    assert found == ["ClusterIP TCP 10.96.0.10:80 -> REJECT"]
+
+
+@pytest.mark.parametrize(
+    ("source", "from_node", "admitted"),
+    [("192.0.2.9", False, False), ("192.168.0.7", False, True), ("192.168.0.1", True, True),
+     ("10.244.1.1", True, True), ("10.244.1.1", False, False)],
+    ids=["outside", "in range", "the node", "the node by another of its addresses", "that address forwarded"],
+)  # fmt: skip
+def test_source_ranges_with_the_nodes_address_admit_whatever_the_node_sends(source, from_node, admitted):
+    svc = service(type="LoadBalancer", ingress=(vip("198.51.100.1"),), source_ranges=("192.168.0.0/24",))
+    slices = piece(ep(A))
+    asked = packet(source, "198.51.100.1", from_node=from_node)
+    found = decide_frontends(resolved(svc, slices).frontends, FACTS, asked)
+    assert found == decide({"default/web": svc}, {"default/web-1": slices}, FACTS, asked)
+    assert (found.verdict is None) is admitted
 
 
 REFUSED = {
