@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 from pycni.errors import KernelError
 from pycni.kernel import sysctl
@@ -13,6 +14,8 @@ from pycni.model.service import NodeFacts
 from pycni_proxy.base import Dataplane
 from pycni_proxy.nft.compile import NftCompiler
 from pycni_proxy.nft.driver import NftDriver, probe
+
+log = logging.getLogger("pycni.proxy")
 
 NAME = "nftables"
 _BRIDGED = "net.bridge.bridge-nf-call-{}tables"
@@ -52,5 +55,6 @@ def _switch_on(name: str) -> None:
     try:
         sysctl.put(name, 1)
     except KernelError as exc:
-        if exc.errno != errno.ENOENT:  # no bridge netfilter in this kernel: nothing to switch on
+        if exc.errno != errno.ENOENT:
             raise
+        log.warning("%s is missing: pods of one node cannot reach each other by a service's address", name)
