@@ -134,9 +134,8 @@ def show(found: Status) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    console = Console(
-        highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200
-    )
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=True, width=None if terminal else 200)
     console.print(
         f"node {found.node}: {len(found.services)} services by {', '.join(found.data_planes) or 'nothing'}"
     )
@@ -153,8 +152,16 @@ def show(found: Status) -> None:
     for service in found.services:
         for row in _rows(service):
             table.add_row(*(Text(cell, style) for cell, style in row))
-    if found.services:
-        console.print(table)
+    if any(service.frontends for service in found.services):
+        with console.capture() as drawn:
+            console.print(table, soft_wrap=False)
+        # Cells are filled up with blanks, which only a terminal has a use for.
+        lines = drawn.get().splitlines()
+        sys.stdout.write("\n".join(lines if terminal else [line.rstrip() for line in lines]) + "\n")
+        sys.stdout.flush()
+    for service in found.services:
+        for problem in service.problems:
+            console.print(Text.assemble((f"{service.namespace}/{service.name}: ", "bold"), (problem, "red")))
 
 
 _Cells = list[tuple[str, str]]
@@ -182,13 +189,6 @@ def _rows(service: ServiceStatus) -> Iterator[_Cells]:
             yield [("", ""), ("", ""), (f"  {item.verdict}s new connections{where}", "yellow")]
         for end in item.endpoints:
             yield [("", ""), ("", ""), (f"  -> {_endpoint(end)}", "dim" if not end.weight else "")]
-    for problem in service.problems:
-        yield [
-            (f"{service.namespace}/{service.name}" if first else "", "bold"),
-            ("problem", "red"),
-            (problem, "red"),
-        ]
-        first = False
 
 
 def _address(item: FrontendStatus) -> str:

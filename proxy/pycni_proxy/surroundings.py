@@ -9,6 +9,7 @@ restarting an agent does not help a node that goes. Another service proxy on the
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -49,6 +50,7 @@ class Surroundings:
         self._node = node
         self._server: HttpServer | None = None
         self._looked = float("-inf")
+        self._liberal = not settings.conntrack_tcp_be_liberal
         self._work: Work | None = None
         self.others: tuple[str, ...] = ()
         """Other service proxies, one line each."""
@@ -56,17 +58,16 @@ class Surroundings:
     async def start(self, exits: AsyncExitStack, work: Work) -> None:
         """Begin; ``exits`` takes down what is opened."""
         self._work = work
-        if self._settings.conntrack_tcp_be_liberal:
-            try:
-                await work(lambda: sysctl.put(LIBERAL, 1))
-            except KernelError as error:
-                self._report.trouble("conntrack-tcp-be-liberal", str(error))
         exits.push_async_callback(self._stop)
         await self.look()
 
     async def look(self) -> None:
         """Look for other proxies now and then, and have the health port; cheap when there is nothing to do."""
-        if self._work is None or time.monotonic() - self._looked < LOOK_S:
+        if self._work is None:
+            return
+        if not self._liberal:
+            await self._be_liberal(self._work)
+        if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
         found = tuple(await self._work(detect.others))
@@ -78,6 +79,17 @@ class Surroundings:
                 log.info("gone: %s", line)
         self.others = found
         await self._listen()
+
+    async def _be_liberal(self, work: Work) -> None:
+        try:
+            await work(lambda: sysctl.put(LIBERAL, 1))
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return  # it comes with connection tracking, which comes with the first rule that needs it
+            self._report.trouble("conntrack-tcp-be-liberal", str(error))
+        else:
+            self._report.trouble("conntrack-tcp-be-liberal", "")
+        self._liberal = True
 
     async def _listen(self) -> None:
         port = self._settings.proxy_healthz_port

@@ -53,8 +53,9 @@ _DATA_PLANE: tuple[Setting, ...] = (
     Setting(
         "conntrack-tcp-be-liberal",
         kinds.BOOLEAN,
-        False,
-        "Set nf_conntrack_tcp_be_liberal: out-of-window TCP packets are not INVALID.",
+        True,
+        "Set nf_conntrack_tcp_be_liberal, so that answers out of a connection's window are translated too and do not "
+        "reset it; off: the switch is left as it is.",
     ),
 )
 
