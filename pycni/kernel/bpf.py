@@ -20,7 +20,7 @@ from pycni.errors import KernelError
 
 # Commands.
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN, OBJ_GET = range(8)
-PROG_FD_BY_ID, MAP_FD_BY_ID, OBJ_INFO, PROG_QUERY, BTF_LOAD = 13, 14, 15, 16, 18
+OBJ_INFO, PROG_QUERY, BTF_LOAD = 15, 16, 18
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 
@@ -165,6 +165,11 @@ def update_link(link: int, program: int, obj: str = "") -> None:
     call(LINK_UPDATE, struct.pack("=4I", link, program, 0, 0), "swap program", obj)
 
 
+def detach_link(link: int, obj: str = "") -> None:
+    """Take a link's program off at once; without it that happens a little after the last reference went."""
+    call(LINK_DETACH, struct.pack("=I", link), "detach program", obj)
+
+
 def attached(target: int, attach_type: int, obj: str = "") -> list[int]:
     """Ids of the programs on a cgroup's hook (``target`` a descriptor) or a tcx hook (an index), in their order."""
     room = 256
@@ -194,11 +199,6 @@ def program_info(fd: int) -> ProgramInfo:
     kind, number = struct.unpack_from("=2I", raw)
     count = struct.unpack_from("=I", raw, 52)[0]
     return ProgramInfo(kind, number, raw[64:80].rstrip(b"\0").decode(), frozenset(ids[: min(count, room)]))
-
-
-def program_by_id(number: int) -> int:
-    """Open a program by its id. Raises KernelError (ENOENT)."""
-    return call(PROG_FD_BY_ID, struct.pack("=3I", number, 0, 0), "open program", f"id {number}")
 
 
 def link_info(fd: int) -> LinkInfo:

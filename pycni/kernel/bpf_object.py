@@ -206,6 +206,8 @@ class BpfObject:
         folder = os.path.join(self.folder, part)
         for name in os.listdir(folder):
             if name not in wanted:
+                if part == "links":
+                    bpf_places.detach(os.path.join(folder, name))
                 os.unlink(os.path.join(folder, name))
                 gone.append(f"removed {part}/{name}")
         return gone

@@ -16,7 +16,7 @@ import socket
 import struct
 
 from pycni.errors import KernelError
-from pycni.kernel import netns
+from pycni.kernel import bpf, netns
 
 BPFFS = "/sys/fs/bpf"
 OURS = "pycni"
@@ -27,16 +27,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def bpffs(root: str = BPFFS) -> str:
     """The bpf file system's root, mounted there when it is not. Raises KernelError."""
-    if ("bpf", root) not in _mounts():
+    if not any((kind, where) == ("bpf", root) for kind, _, where in _mounts()):
         _mount("bpf", root)
     return root
 
 
 def cgroup2() -> str:
-    """Root of the unified control group tree this process sees, mounted when nobody has. Raises KernelError."""
-    for kind, where in _mounts():
-        if kind == "cgroup2":
-            return where
+    """Root of the unified control group tree, mounted when nobody has. Raises KernelError.
+
+    In a container the host's tree, when that is mounted too, is above the container's own group: its root shows as
+    ``/../..`` there. The highest one is taken, because pods are beside the agent's group, not below it.
+    """
+    found = [(root.count(".."), where) for kind, root, where in _mounts() if kind == "cgroup2"]
+    if found:
+        return max(found, key=lambda item: item[0])[1]
     _mount("cgroup2", OWN_CGROUP2)
     return OWN_CGROUP2
 
@@ -122,6 +126,8 @@ def remove_tree(path: str) -> list[str]:
         # Links first: a program never runs beside maps that are no longer pinned.
         for name in sorted(files, key=lambda name: (os.path.basename(where) != "links", name)):
             with contextlib.suppress(FileNotFoundError):
+                if os.path.basename(where) == "links":
+                    detach(os.path.join(where, name))
                 os.unlink(os.path.join(where, name))
                 gone.append(f"{os.path.relpath(where, path)}/{name}")
         for name in folders:
@@ -137,17 +143,28 @@ def remove_tree(path: str) -> list[str]:
     return sorted(gone)
 
 
+def detach(path: str) -> None:
+    """Take a pinned link's program off. What cannot be detached by itself goes with its pin."""
+    with contextlib.suppress(KernelError):
+        link = bpf.get(path)
+        try:
+            bpf.detach_link(link, path)
+        finally:
+            os.close(link)
+
+
 def _suffix() -> str:
     return "" if machine_wide() else f"@{cookie()}"
 
 
-def _mounts() -> list[tuple[str, str]]:
-    """(file system type, mount point) of every mount seen here."""
+def _mounts() -> list[tuple[str, str, str]]:
+    """(file system type, root inside it, mount point) of every mount seen here."""
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         for line in file:
             head, _, tail = line.partition(" - ")
-            found.append((tail.split(" ", 1)[0], head.split(" ")[4]))
+            words = head.split(" ")
+            found.append((tail.split(" ", 1)[0], words[3], words[4]))
     return found
 
 

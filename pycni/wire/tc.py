@@ -1,4 +1,4 @@
-"""Traffic control messages: token bucket filters and the redirection of what a port receives.
+"""Traffic control messages: token bucket filters, the redirection of what a port receives, eBPF programs.
 
 Pure: values in, rtnetlink messages out, and back for what CHECK reads. Layouts are those of
 include/uapi/linux/rtnetlink.h (tcmsg), pkt_sched.h (tbf), pkt_cls.h (u32) and tc_act/tc_mirred.h.
@@ -10,6 +10,7 @@ include/uapi/linux/rtnetlink.h (tcmsg), pkt_sched.h (tbf), pkt_cls.h (u32) and t
 from __future__ import annotations
 
 import struct
+import sys
 from typing import NamedTuple
 
 from pycni.wire.netlink import (
@@ -39,7 +40,10 @@ TC_H_ROOT = 0xFFFFFFFF
 TC_H_CLSACT = 0xFFFFFFF1
 INGRESS = 0xFFFFFFF2
 """TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS): filters on what a device receives."""
+EGRESS = 0xFFFFFFF3
+"""TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS): filters on what a device sends."""
 CLSACT_HANDLE = 0xFFFF0000
+TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 6, 7, 8, 11
 TBF_HANDLE = 0x00010000
 REDIRECT_PRIORITY = 0xC000
 """After every filter of others: a redirect ends the chain."""
@@ -102,6 +106,48 @@ def add_redirect(ifindex: int, target: int) -> bytes:
     header = _TCMSG.pack(0, ifindex, 0, INGRESS, REDIRECT_PRIORITY << 16 | _ETH_P_ALL)
     flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL
     return message(RTM_NEWTFILTER, flags, header + attr_str(TCA_KIND, "u32") + options)
+
+
+def put_program(ifindex: int, hook: int, priority: int, program: int, name: str) -> bytes:
+    """Have a program (its descriptor) judge what passes a hook (INGRESS, EGRESS); one that is there is replaced.
+
+    The program's own verdict is final (direct action); filters of smaller ``priority`` come before it.
+    """
+    direct_action = 1
+    options = nested(
+        TCA_OPTIONS,
+        attr_u32(TCA_BPF_FD, program),
+        attr_str(TCA_BPF_NAME, name),
+        attr_u32(TCA_BPF_FLAGS, direct_action),
+    )
+    header = _TCMSG.pack(0, ifindex, 1, hook, _info(priority))
+    flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
+    return message(RTM_NEWTFILTER, flags, header + attr_str(TCA_KIND, "bpf") + options)
+
+
+def del_program(ifindex: int, hook: int, priority: int) -> bytes:
+    """Take the program off a hook; ENOENT when there is none of this priority."""
+    header = _TCMSG.pack(0, ifindex, 1, hook, _info(priority))
+    return message(RTM_DELTFILTER, NLM_F_REQUEST, header + attr_str(TCA_KIND, "bpf"))
+
+
+def get_programs(ifindex: int, hook: int) -> bytes:
+    """Dump request for the filters of a hook."""
+    return message(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, hook, 0))
+
+
+def program_of(payload: bytes) -> tuple[int, int] | None:
+    """(priority, program's id) of an RTM_NEWTFILTER payload; None when it is no program."""
+    info = _TCMSG.unpack_from(payload)[4]
+    attrs = parse_attrs(payload, _TCMSG.size)
+    if attrs.get(TCA_KIND) != b"bpf\0" or TCA_OPTIONS not in attrs:
+        return None
+    number = parse_attrs(attrs[TCA_OPTIONS]).get(TCA_BPF_ID)
+    return None if number is None else (info >> 16, int.from_bytes(number, sys.byteorder))
+
+
+def _info(priority: int) -> int:
+    return priority << 16 | int(_ETH_P_ALL)
 
 
 def get_root(ifindex: int) -> bytes:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 
 from pycni.errors import KernelError
-from pycni.kernel import bpf, bpf_build, bpf_places
+from pycni.kernel import bpf, bpf_build, bpf_places, bpf_tc
 from pycni.kernel import netns as namespaces
 from pycni.kernel.bpf_build import BuildError
 from pycni.kernel.bpf_map import BATCH_ENTRIES, BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source, attached_programs
+from pycni.kernel.netlink import NetlinkSocket
 
 CACHE = "/var/cache/pycni/bpf"
 COUNTS = MapSpec("counts", bpf.HASH, 4, 8, 64)
@@ -361,3 +363,108 @@ def test_mounting_twice_mounts_once(bpffs: str) -> None:
     assert bpf_places.bpffs(bpffs) == bpffs
     with open("/proc/self/mountinfo") as file:
         assert sum(f" {bpffs} " in line for line in file) == 1
+
+
+# --- interfaces -----------------------------------------------------------------------------------------------------
+
+PACKETS = """
+static void *(*look)(void *, void *) = (void *)1;
+int on_packet(struct __sk_buff *skb) {
+    u32 key = %d;
+    u64 *count = look((void *)bpf_pseudo_fd(1, 0), &key);
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def device(netns: str) -> Iterator[tuple[NetlinkSocket, int, str]]:
+    """A namespace whose loopback is up, seen through a netlink socket."""
+    subprocess.run([*namespaces.exec_prefix(netns), "ip", "link", "set", "lo", "up"], check=True)
+    fd = namespaces.open_netns(namespaces.path(netns))
+    try:
+        with namespaces.socket_in(fd) as sock:
+            yield sock, 1, netns
+    finally:
+        os.close(fd)
+
+
+def datagrams(netns: str, count: int) -> None:
+    fd = namespaces.open_netns(namespaces.path(netns))
+    try:
+        with namespaces.run_in(fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+            sock.bind(("127.0.0.1", 0))
+            for _ in range(count):
+                sock.sendto(b"?", sock.getsockname())
+                assert sock.recv(8) == b"?"
+    finally:
+        os.close(fd)
+
+
+def packet_program(table: BpfMap, key: int) -> int:
+    code = bpf_build.build(PACKETS % key, ["on_packet"], cache=CACHE)["on_packet"]
+    return bpf.load_program(bpf.SCHED_CLS, bpf_build.relocate(code, [table.fd]), name="on_packet")
+
+
+@pytest.mark.parametrize("hook", [bpf_tc.INGRESS, bpf_tc.EGRESS], ids=["ingress", "egress"])
+def test_filters_see_packets_and_are_swapped_in_one_step(
+    device: tuple[NetlinkSocket, int, str], small: Callable[..., BpfMap], hook: int
+) -> None:
+    sock, index, netns = device
+    table = small()
+    table.update({number(key): bytes(8) for key in range(2)})
+    ids = []
+    for key in (0, 1):
+        program = packet_program(table, key)
+        try:
+            bpf_tc.attach(sock, index, hook, program, priority=7, name="test")
+            ids.append(bpf.program_info(program).id)
+        finally:
+            os.close(program)
+        assert bpf_tc.attached(sock, index, hook) == {7: ids[-1]}
+        datagrams(netns, 5)
+    assert table.items() == {number(0): number(5, 8), number(1): number(5, 8)}
+    assert ids[0] != ids[1]
+    assert bpf_tc.detach(sock, index, hook, 7)
+    assert not bpf_tc.detach(sock, index, hook, 7)
+    assert bpf_tc.attached(sock, index, hook) == {}
+
+
+def test_taking_a_program_off_a_bare_device_is_no_error(device: tuple[NetlinkSocket, int, str]) -> None:
+    assert not bpf_tc.detach(device[0], device[1], bpf_tc.INGRESS, 7)
+    assert not bpf_tc.detach(device[0], 999, bpf_tc.INGRESS, 7)
+
+
+@pytest.mark.parametrize("kind", ["tcx", "xdp"])
+def test_links_put_programs_on_interfaces(
+    bpffs: str, device: tuple[NetlinkSocket, int, str], small: Callable[..., BpfMap], kind: str
+) -> None:
+    _, index, netns = device
+    spec = (
+        ProgramSpec("on_packet", bpf.SCHED_CLS, bpf.TCX_INGRESS)
+        if kind == "tcx"
+        else ProgramSpec("on_packet", bpf.XDP, bpf.XDP_ATTACH)
+    )
+    text = (
+        PACKETS % 0
+        if kind == "tcx"
+        else (PACKETS % 0).replace("__sk_buff", "xdp_md").replace("return 0", "return 2")
+    )
+    fd = namespaces.open_netns(namespaces.path(netns))
+    item = BpfObject(f"{bpffs}/pycni/n/p", Source(text, cache=CACHE), (COUNTS,), (spec,))
+    try:
+        item.maps["counts"].put(number(0), bytes(8))
+        where = [Attachment("lo", "on_packet", index, index)]
+        done = namespaces.run_in(fd, lambda: item.commit(where))
+        assert "attached lo" in done
+        datagrams(netns, 4)
+        assert item.maps["counts"].get(number(0)) == number(4, 8)
+        assert namespaces.run_in(fd, lambda: item.commit(where)) == []
+        item.detach()
+        datagrams(netns, 4)
+        assert item.maps["counts"].get(number(0)) == number(4, 8)
+    finally:
+        item.close()
+        os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import random
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from pycni.model.family import Family
 from pycni.model.kube import TCP, UDP
-from pycni.model.service import Kind, Packet, Verdict
+from pycni.model.service import Frontend, Kind, Packet, Verdict
 from pycni_proxy.ebpf import layout
 from tests.proxy import ebpf_rig
 from tests.proxy.ebpf_rig import CLIENT, NODE, PORT, Rig, frontend, send, server_address, vip
@@ -318,7 +319,7 @@ def test_no_connection_fails_while_endpoints_are_replaced(rig: Rig, family: Fami
     thread = threading.Thread(target=hammer)
     thread.start()
     try:
-        for step in range(100):
+        for step in range(100 if family is Family.V4 else 30):
             pair = [step % SERVERS, (step + 1) % SERVERS]
             rig.apply(frontend(0, family, sorted(pair)))
             assert rig.ask_tcp(vip(0, family)) in pair
@@ -326,7 +327,7 @@ def test_no_connection_fails_while_endpoints_are_replaced(rig: Rig, family: Fami
         stop.set()
         thread.join()
     assert not failures
-    assert count > 50
+    assert count > 20
 
 
 @FAMILIES
@@ -343,15 +344,26 @@ def test_connections_are_counted_by_frontend(rig: Rig, family: Family) -> None:
     assert set(rig.plane.driver.counters()) == {entries[1].key}
 
 
-def test_what_is_read_back_is_what_was_wanted(rig: Rig) -> None:
-    for step in range(6):
-        rig.apply(
-            *(
-                frontend(number, family, range(number % SERVERS), scheduler=("", "mh", "rr")[number % 3])
-                for family in Family
-                for number in range(step * 3, step * 5 + 4)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_read_back_is_what_was_wanted_after_random_changes(rig: Rig, seed: int) -> None:
+    rng = random.Random(seed)
+    entries: dict[tuple[int, Family], Frontend] = {}
+    for _ in range(12):
+        for _ in range(rng.randrange(1, 30)):
+            number, family = rng.randrange(40), rng.choice(list(Family))
+            if rng.random() < 0.3:
+                entries.pop((number, family), None)
+                continue
+            servers = sorted(rng.sample(range(60), rng.choice((0, 1, 5, 8, 9, 40))))
+            entries[number, family] = frontend(
+                number,
+                family,
+                servers,
+                protocol=rng.choice((TCP, UDP)),
+                scheduler=rng.choice(("", "rr", "lc", "sh", "mh")),
+                draining=[60] * (rng.random() < 0.2),
             )
-        )
+        rig.apply(*entries.values())
         there = rig.plane.driver.read()
         assert {name: there[name] for name in rig.tables} == rig.tables
 

@@ -50,7 +50,7 @@ def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
 
 
 def make(facts: NodeFacts, places: Places = Places()) -> Dataplane:  # noqa: B008
-    """The data plane of the node whose network namespace this thread is in. Raises KernelError, BuildError, OSError."""
+    """The data plane of the node whose network namespace this thread is in. Raises KernelError, BuildError."""
     return Dataplane(NAME, SockCompiler(facts), SockDriver(facts, places), partial=True)
 
 

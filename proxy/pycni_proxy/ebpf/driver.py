@@ -11,6 +11,7 @@ sockets. These live in pinned maps as long as the rows do.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pycni.errors import KernelError
 from pycni.ipam.endpoints import EndpointStore
 from pycni.kernel import bpf, bpf_build, bpf_places
 from pycni.kernel.bpf_map import BpfMap, MapSpec
@@ -64,7 +66,7 @@ class SockDriver:
     """Driver of the eBPF data plane, for the node whose network namespace the making thread is in."""
 
     def __init__(self, facts: NodeFacts, places: Places) -> None:
-        """Raises KernelError, BuildError, OSError."""
+        """Raises KernelError, BuildError."""
         self._facts = facts
         self._cgroup = places.cgroup or bpf_places.cgroup2()
         self.folder = bpf_places.folder(facts.name, PART, bpf_places.bpffs(places.bpffs))
@@ -98,7 +100,7 @@ class SockDriver:
         }
 
     def apply(self, changes: Changes) -> None:
-        """Write differences, then have the programs run. Raises KernelError, BuildError, OSError."""
+        """Write differences, then have the programs run. Raises KernelError, BuildError."""
         by_table = dict(changes)
         datagrams = self._datagram_targets(by_table.get(FRONTENDS))
         for table, name in MAP_OF.items():
@@ -164,12 +166,17 @@ class SockDriver:
     def _commit(self) -> None:
         if self._current:
             return
-        fd = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            number = bpf_places.cgroup_id(self._cgroup)
-            self._object.commit([Attachment(spec.function, spec.function, fd, number) for spec in PROGRAMS])
-        finally:
-            os.close(fd)
+            fd = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                number = bpf_places.cgroup_id(self._cgroup)
+                self._object.commit(
+                    [Attachment(spec.function, spec.function, fd, number) for spec in PROGRAMS]
+                )
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise KernelError(exc.errno or errno.EIO, "load eBPF programs", self.folder, str(exc)) from exc
         self._current = True
 
     def _pool(self, meta: Meta) -> Iterable[bytes]:

@@ -7,7 +7,6 @@ entry to remove, the socket itself holds the address. Its next call fails with E
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable
@@ -28,24 +27,29 @@ Leads = Callable[[int, bytes], bool]
 def end_sockets(paths: Iterable[str], gone: Collection[bytes], stays: Leads) -> int:
     """End sockets towards targets in ``gone`` (packed, nameless) here and in the namespaces of files; how many.
 
-    A namespace that cannot be looked at is logged and left out: its pod is going.
+    Where sockets cannot be looked at or ended, that is logged and they stay: the pod is going, or the kernel has no
+    such diagnosis (CONFIG_INET_UDP_DIAG, CONFIG_INET_DIAG_DESTROY).
     """
-    with NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG) as sock:
-        ended = _end_in(sock, gone, stays)
-    for path in paths:
+    ended = 0
+    for path in ("", *paths):
         try:
-            fd = netns.open_netns(path)
-            try:
-                with netns.socket_in(fd, sockdiag.NETLINK_SOCK_DIAG) as sock:
-                    ended += _end_in(sock, gone, stays)
-            finally:
-                os.close(fd)
+            with _diagnosis(path) as sock:
+                ended += _end_in(sock, gone, stays)
         except KernelError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                log.warning("UDP sockets to endpoints that are gone stay open: %s", error)
-                return ended
-            log.info("UDP sockets in %s are not looked at: %s", path, error)
+            where = path or "this node"
+            level = logging.INFO if path else logging.WARNING
+            log.log(level, "UDP sockets of %s to endpoints that are gone may stay open: %s", where, error)
     return ended
+
+
+def _diagnosis(path: str) -> NetlinkSocket:
+    if not path:
+        return NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG)
+    fd = netns.open_netns(path)
+    try:
+        return netns.socket_in(fd, sockdiag.NETLINK_SOCK_DIAG)
+    finally:
+        os.close(fd)
 
 
 def _end_in(sock: NetlinkSocket, gone: Collection[bytes], stays: Leads) -> int:
