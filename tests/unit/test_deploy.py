@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pycni.agent.settings import ALIASES, BY_NAME
 from pycni.agent.settings_file import load
 from pycni.sources.kube_client import RESOURCES
 from pycni.sources.kube_lballoc import LEASE_NAME
@@ -208,3 +209,16 @@ def test_the_image_copies_what_there_is_and_nothing_secret():
             *sources, _target = line.split()[1:]
             assert all((ROOT / source).exists() for source in sources), line
     assert not re.search(r"(?i)password|token|secret=", "\n".join(lines))
+
+
+def test_settings_and_defaults_told_in_the_proxys_page_are_true():
+    text = (ROOT / "docs" / "proxy.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| kube-[^|]*\| ([^|]*) \|", text, re.MULTILINE)
+    shown = {"on": True, "not known": (), "5 min": 300, "0": 0}
+    assert len(rows) == 5
+    for name, told in rows:
+        default = shown[told.partition(",")[0]]
+        assert BY_NAME[name].default == default, name
+    known = {*BY_NAME, *ALIASES}
+    for setting in re.findall(r"`([a-z]+(?:-[a-z]+)+)=", text):
+        assert setting in known, setting
