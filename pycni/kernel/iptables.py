@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pycni.errors import KernelError
 from pycni.model.family import Family
@@ -32,6 +33,15 @@ def backend() -> str:
     return ""
 
 
+class TableChange(NamedTuple):
+    """What is done to one table."""
+
+    chains: Sequence[str]
+    """Emptied first, made where missing."""
+    lines: Sequence[str]
+    """``-A``, ``-I``, ``-D``, ``-X`` lines, carried out then."""
+
+
 class Iptables:
     """One backend's tools, in the calling thread's network namespace."""
 
@@ -39,24 +49,35 @@ class Iptables:
         """``name`` is a result of ``backend``."""
         self._name = name
 
-    def save(self, family: Family, table: str) -> list[str]:
-        """The lines of ``iptables-save`` for a table. Raises KernelError."""
+    def save(self, family: Family) -> dict[str, list[str]]:
+        """The lines of ``iptables-save`` by table; tables the kernel has not made yet are missing. Raises KernelError."""
         tool = f"{_program(family)}-{self._name}-save"
-        done = _run([tool, "-t", table], "")
+        done = _run([tool], "")
         if done.returncode:
-            raise KernelError(errno.EINVAL, "read iptables", f"{family.label} {table}", done.stderr.strip())
-        return done.stdout.splitlines()
+            raise KernelError(errno.EINVAL, "read iptables", family.label, done.stderr.strip())
+        found: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in done.stdout.splitlines():
+            if line.startswith("*"):
+                lines = found.setdefault(line[1:], [])
+            else:
+                lines.append(line)
+        return found
 
-    def replace(self, family: Family, table: str, chains: Sequence[str], changes: Iterable[str]) -> None:
-        """Empty ``chains`` (made where missing), then carry out ``changes`` (lines of -A, -I, -D, -X): all or nothing.
-
-        Raises KernelError with the tool's words.
-        """
+    def replace(self, family: Family, tables: Mapping[str, TableChange]) -> None:
+        """Change tables, each of them whole or not at all. Raises KernelError with the tool's words."""
         tool = f"{_program(family)}-{self._name}-restore"
-        text = "\n".join([f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *changes, "COMMIT", ""])
+        text = "".join(
+            "\n".join(
+                (f"*{table}", *(f":{chain} - [0:0]" for chain in change.chains), *change.lines, "COMMIT", "")
+            )
+            for table, change in tables.items()
+        )
         done = _run([tool, "--noflush", "-w", _LOCK_S], text)
         if done.returncode:
-            raise KernelError(errno.EINVAL, "write iptables", f"{family.label} {table}", done.stderr.strip())
+            raise KernelError(
+                errno.EINVAL, "write iptables", f"{family.label} {' '.join(tables)}", done.stderr.strip()
+            )
 
 
 def _program(family: Family) -> str:

@@ -58,6 +58,8 @@ SH_PORT = MH_PORT = SCHED2
 MASQ, LOCALNODE, TUNNEL, ROUTE = 0, 1, 2, 3
 METHOD_MASK = 7
 TUN_IPIP, TUN_GUE, TUN_GRE = 0, 1, 2
+TUN_CSUM, TUN_REMCSUM = 1, 2
+_CHECKSUMS = {0: "nocsum", TUN_CSUM: "csum", TUN_REMCSUM: "remcsum"}
 _TUNNELS = {TUN_IPIP: "ipip", TUN_GUE: "gue", TUN_GRE: "gre"}
 
 SCHEDULERS = frozenset(
@@ -119,7 +121,7 @@ class DestSpec(NamedTuple):
     tunnel_port: int = 0
     """UDP port of GUE."""
     tunnel_flags: int = 0
-    """Checksums of GUE and GRE."""
+    """Checksums of GUE and GRE: 0, TUN_CSUM, TUN_REMCSUM."""
 
 
 class Stats(NamedTuple):
@@ -371,6 +373,8 @@ def dest_line(service: ServiceKey, key: DestKey, spec: DestSpec) -> str:
     if spec.method == TUNNEL:
         words += f" --tun-type {_TUNNELS.get(spec.tunnel, str(spec.tunnel))}"
         words += f" --tun-port {spec.tunnel_port}" if spec.tunnel == TUN_GUE else ""
+        if spec.tunnel != TUN_IPIP:
+            words += f" --tun-{_CHECKSUMS.get(spec.tunnel_flags, spec.tunnel_flags)}"
     return words
 
 

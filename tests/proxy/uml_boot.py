@@ -1,7 +1,8 @@
 """Boots a User-Mode Linux guest that runs one Python module of the tests as its only program and reads its answer.
 
 The guest sees the host's files read-only (hostfs) and has a kernel of its own, with IPVS. Its program prints one line
-``ANSWER <JSON>``; `parts` runs named functions so that one failure does not hide the others.
+``ANSWER <JSON>``; `answer` runs named functions (all, or those its command line names), so that one failure does not
+hide the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,8 +30,9 @@ IPVS_MODULES = (
 )
 INIT = """#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={root}:{root}/proxy HOME=/root
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs run /run
 for module in {modules}; do modprobe -d {folder} $module; done
+mount -t tmpfs tmp /tmp
 ip link set lo up
 cd {root} && {python} -m {module}
 halt -f
@@ -70,11 +73,15 @@ def boot(
 def answer(parts: Mapping[str, Callable[[], Any]]) -> None:
     """In the guest: run the parts, print what they return (or how they failed) and end."""
     found: dict[str, Any] = {}
-    for name, part in parts.items():
+    wanted = sys.argv[1:] or list(parts)
+    for name, part in ((name, parts[name]) for name in wanted):
+        started = time.monotonic()
         try:
             found[name] = part()
         except BaseException:
             found[name] = {"failed": traceback.format_exc()}
+        # On the guest's console: what a guest that gives no answer was doing.
+        print(f"part {name}: {time.monotonic() - started:.1f} s", flush=True)
     print("\nANSWER", json.dumps(found))
     sys.stdout.flush()
     os._exit(0)

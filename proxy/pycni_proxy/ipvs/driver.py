@@ -213,9 +213,15 @@ class IpvsDriver:
             raise KernelError(
                 errno.ENOENT, "write iptables", "", "neither iptables-nft nor iptables-legacy works"
             )
-        for (family, table), lines in {**delta.add, **delta.change}.items():
-            actual = normalised(iptables.save(family, table))
-            iptables.replace(family, table, *rule_changes(actual, lines))
+        wanted = {**delta.add, **delta.change}
+        for family in {family for family, _ in wanted}:
+            saved = iptables.save(family)
+            changes = {
+                table: rule_changes(normalised(saved.get(table, ())), lines)
+                for (of, table), lines in wanted.items()
+                if of is family
+            }
+            iptables.replace(family, changes)
         return []
 
     def _put_members(self, delta: Delta[tuple[str, Member], int]) -> list[KernelError]:
@@ -377,7 +383,9 @@ class IpvsDriver:
         """Answers of pods come from the virtual address by the pods' bridge: a strict filter would drop them."""
         name = f"net/ipv4/conf/{self._facts.pod_bridge}/rp_filter"
         try:
-            sysctl.put(name, 2)
+            # The stricter of the two holds, except that loose (2) wins over strict (1).
+            if max(sysctl.get(name), sysctl.get("net.ipv4.conf.all.rp_filter")) == "1":
+                sysctl.put(name, 2)
         except KernelError as exc:
             if exc.errno != errno.ENOENT:
                 raise

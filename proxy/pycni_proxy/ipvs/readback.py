@@ -21,7 +21,7 @@ from pycni.errors import KernelError
 from pycni.kernel import sysctl
 from pycni.kernel.direct import PodTunnels, Routing
 from pycni.kernel.ipset import Ipset
-from pycni.kernel.iptables import Iptables
+from pycni.kernel.iptables import Iptables, TableChange
 from pycni.kernel.ipvs import Ipvs
 from pycni.kernel.vips import Vips
 from pycni.model.family import FAMILIES, Family
@@ -85,8 +85,9 @@ def read_tables(parts: Parts, families: Iterable[Family], options: IpvsOptions) 
             table[name, member] = mark
     if parts.iptables is not None:
         for family in families:
+            saved = parts.iptables.save(family)
             for table_name in RULE_TABLES:
-                lines = normalised(parts.iptables.save(family, table_name))
+                lines = normalised(saved.get(table_name, ()))
                 if lines:
                     found[rows.RULES][family, table_name] = lines
     for info in our_services(parts.ipvs.services(), found[rows.MEMBERS]):
@@ -197,17 +198,16 @@ def _sweep(parts: Parts) -> list[str]:
 
 
 def _remove_rules(iptables: Iptables, family: Family) -> list[str]:
-    gone = []
-    for table in RULE_TABLES:
-        lines = normalised(iptables.save(family, table))
-        if lines:
-            iptables.replace(family, table, *rule_changes(lines, ()))
-            gone.append(f"{family.label} rules of table {table}")
-    return gone
+    saved = iptables.save(family)
+    ours = {table: normalised(saved.get(table, ())) for table in RULE_TABLES}
+    changes = {table: rule_changes(lines, ()) for table, lines in ours.items() if lines}
+    if changes:
+        iptables.replace(family, changes)
+    return [f"{family.label} rules of table {table}" for table in changes]
 
 
-def rule_changes(actual: Iterable[str], desired: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What ``Iptables.replace`` is to be given: chains to empty, and lines that make a table's rules as desired.
+def rule_changes(actual: Iterable[str], desired: Iterable[str]) -> TableChange:
+    """What ``Iptables.replace`` is to be given to make a table's rules as desired.
 
     Rules in chains of others (the jumps to ours) are inserted at the front when they are missing, and deleted when
     they are too many; those that are there keep their place.
@@ -227,7 +227,7 @@ def rule_changes(actual: Iterable[str], desired: Iterable[str]) -> tuple[list[st
                 changes.append(f"-I {chain} 1 {rule}")
         changes += [f"-D {chain} {rule}" for rule in present]
     changes += [f"-X {chain}" for chain in chains if chain not in want]
-    return chains, changes
+    return TableChange(chains, changes)
 
 
 def _by_chain(lines: Iterable[str]) -> dict[str, list[str]]:

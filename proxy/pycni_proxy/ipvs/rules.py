@@ -28,6 +28,7 @@ RuleKey = tuple[Family, str]
 Rules = tuple[str, ...]
 """Lines ``-A CHAIN ...``, chains sorted by name, each chain's lines in order."""
 
+_DIRECT = f"{names.OURS | names.DIRECT_BIT:#x}/{names.OURS_MASK | names.DIRECT_BIT:#x}"
 _NEW = "-m conntrack --ctstate NEW"
 
 
@@ -74,7 +75,12 @@ def _mangle(family: Family, facts: NodeFacts, options: IpvsOptions) -> Chains:
         "OUTPUT": ["-j PYCNI-OUT"],
         "POSTROUTING": ["-j PYCNI-POST"],
         "PYCNI-PRE": [*(f"{match} -g PYCNI-FROM-ANY" for match in addresses), *nowhere],
-        "PYCNI-OUT": [*(f"{match} -g PYCNI-FROM-NODE" for match in addresses), *nowhere],
+        "PYCNI-OUT": [
+            # Seen again after IPVS translated it: the mark that brought it here would bring it here for ever.
+            f"-m mark --mark {_DIRECT} -j MARK --set-xmark 0x0/0xffffffff",
+            *(f"{match} -g PYCNI-FROM-NODE" for match in addresses),
+            *nowhere,
+        ],
         "PYCNI-FROM-ANY": ["-j PYCNI-FRONT", "-i lo -j PYCNI-INSIDE", *inside, "-j PYCNI-VERDICT"],
         "PYCNI-FROM-NODE": ["-j PYCNI-FRONT", "-j PYCNI-INSIDE", "-j PYCNI-VERDICT"],
         "PYCNI-FRONT": [
@@ -142,7 +148,6 @@ def _filter(family: Family, options: IpvsOptions) -> Chains:
     silent = "icmp-port-unreachable" if family is Family.V4 else "icmp6-port-unreachable"
     icmp = "icmp" if family is Family.V4 else "ipv6-icmp"
     mark = _verdict(names.REJECT_MARK)
-    direct = f"{names.OURS | names.DIRECT_BIT:#x}"
     known = [_in(family, name, "dst,dst") for name in names.FRONTENDS]
     accept = [f"{match} -j ACCEPT" for match in known] if options.permit_all else []
     return {
@@ -154,7 +159,7 @@ def _filter(family: Family, options: IpvsOptions) -> Chains:
             f"{_in(family, names.IPVS_IPS, 'dst')} {_NEW} -j PYCNI-OTHERS",
         ],
         "PYCNI-OTHERS": [
-            f"-m mark --mark {direct}/{names.OURS_MASK | names.DIRECT_BIT:#x} -j RETURN",
+            f"-m mark --mark {_DIRECT} -j RETURN",
             *(f"{match} -j RETURN" for match in known),
             f"{_in(family, names.LOCAL_IP, 'dst')} -j RETURN",
             f"-p {icmp} -j RETURN",
