@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PRIVILEGED = ("tests/netns/", "tests/lab/", "tests/cni/", "bench/")
+PRIVILEGED = ("tests/netns/", "tests/lab/", "tests/cni/", "tests/proxy/", "bench/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

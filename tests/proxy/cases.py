@@ -1,6 +1,7 @@
 """How a case of the semantics suite is written down: objects, and who connects where with what result.
 
-A case holds for both families and for TCP and UDP unless it says otherwise; its objects have both. ``expect`` is a word
+A case holds for both families and for TCP and UDP unless it says otherwise, and then for SCTP too: where the kernel has
+no SCTP, evaluators alone are asked about it. ``expect`` is a word
 of its own, independent of the oracle:
 
     "a x"       one of these answers and sees the client's own address; all of them do when asked often enough

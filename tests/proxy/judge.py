@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pycni.model.kube import SCTP, TCP, UDP
 from pycni.model.service import Decision, Verdict, show
 from pycni.view.service_decide import decide_frontends
 from pycni.view.service_oracle import decide
@@ -67,13 +68,14 @@ def run(rig: Rig, case: Case, *, read_back: bool = True) -> list[str]:
         return found
     if case.owned and rig.planes == "ipvs":
         asked = [item._replace(check=item.check._replace(expect="reject")) for item in asked]
-    return found or list(_connect(rig, asked))
+    return found or list(_connect(rig, [item for item in asked if item.visit.protocol in rig.protocols]))
 
 
 def _visits(case: Case) -> Iterator[tuple[Check, Visit]]:
     for check in case.checks:
         pair, port = check.target
-        for protocol, family in itertools.product(case.protocols, case.families):
+        protocols = (*case.protocols, SCTP) if case.protocols == (TCP, UDP) else case.protocols
+        for protocol, family in itertools.product(protocols, case.families):
             yield check, Visit(check.client, pair[family.bits == 128], port, protocol)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -73,15 +74,25 @@ class Visit(NamedTuple):
 class Rig:
     """One node with its data planes. Made by ``rig``."""
 
-    def __init__(self, spaces: Topology, traffic: Traffic, thread: ThreadPoolExecutor, make: Make) -> None:
+    def __init__(
+        self,
+        spaces: Topology,
+        traffic: Traffic,
+        thread: ThreadPoolExecutor,
+        make: Make,
+        protocols: tuple[int, ...],
+    ) -> None:
         self.spaces = spaces
+        self.protocols = protocols
+        """What servers listen on."""
         self.traffic = traffic
         self._thread = thread
         self._make = make
         self._facts: NodeFacts | None = None
         self.engine: Engine
-        self.problems: Mapping[str, tuple[str, ...]] = {}
         self._store = Store()
+        self.served: Counter[str] = Counter()
+        """How many frontends each data plane was given first, over all cases; "" for those nobody serves."""
 
     @property
     def facts(self) -> NodeFacts:
@@ -118,6 +129,10 @@ class Rig:
         changed = self._tracker.take()
         snapshot = self._store.snapshot()
         self.inside(lambda: self.engine.sync(snapshot, changed))
+        for frontends in self.engine.frontends().values():
+            for frontend in frontends:
+                home = self.engine.plane_of(frontend)
+                self.served["" if home is None else home.name] += 1
 
     def differences(self) -> list[str]:
         """What the kernel has and should not, or lacks; empty when it holds what the compilers made."""
@@ -183,16 +198,17 @@ def rig(make: Make, protocols: tuple[int, ...] = (), prefix: str = "", cgroup: s
     ``protocols``: what servers listen on, TCP and UDP unless told otherwise. ``cgroup``: folder of the control group
     clients and servers live in.
     """
+    protocols = protocols or (TCP, UDP)
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(topology(prefix))
         traffic = Traffic(cgroup)
         stack.callback(traffic.close)
-        traffic.listen(spaces.listeners(protocols or (TCP, UDP)))
+        traffic.listen(spaces.listeners(protocols))
         fd = netns.open_netns(spaces.path("node"))
         stack.callback(os.close, fd)
         thread = stack.enter_context(
             ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=netns.setns, initargs=(fd,))
         )
-        made = Rig(spaces, traffic, thread, make)
+        made = Rig(spaces, traffic, thread, make, protocols)
         stack.callback(made.close)
         yield made

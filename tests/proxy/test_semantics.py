@@ -31,3 +31,10 @@ def test_semantics(node, case):
 def test_over_time(node, name):
     disagreements = STORIES[name](node)
     assert not disagreements, f"{node.planes}:\n" + "\n".join(disagreements)
+
+
+def test_every_frontend_was_served_and_by_whom(node):
+    """Runs last. What a data plane refuses goes to the next one, which the assertion names."""
+    shares = ", ".join(f"{count} by {name or 'nobody'}" for name, count in sorted(node.served.items()))
+    print(f"frontends served: {shares}")
+    assert set(node.served) == set(node.planes.split("+")), shares

@@ -31,6 +31,7 @@ def suite() -> dict[str, Any]:
 
 def test_ipvs_serves_alone(suite):
     assert suite["planes"] == "ipvs"
+    assert set(suite["served"]) == {"ipvs"}, suite["served"]
     assert set(suite["cases"]) == set(NAMES)
 
 
