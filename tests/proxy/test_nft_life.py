@@ -14,6 +14,7 @@ from pycni.model.kube import TCP, UDP
 from pycni.model.service import FrontendKey
 from pycni_proxy import nft
 from pycni_proxy.engine import Engine
+from pycni_proxy.nft.layout import frontend_bytes, shard_of
 from tests.proxy.cases import VIP, eps, svc
 from tests.proxy.dataplanes import plain
 from tests.proxy.rig import FACTS, PATIENCE_S, Rig, Visit
@@ -66,11 +67,20 @@ def test_rr_takes_exact_turns(node, family, protocol):
 @BOTH
 def test_rr_services_do_not_disturb_each_others_turns(node, family):
     first = svc(annotations={"scheduler": "rr"})
-    second = svc("other", annotations={"scheduler": "rr"}, cluster_ips=("10.96.0.20", "fd00:96::20"))
+    # They meet in one map of targets, so nothing but their chains keeps them apart.
+    of_family, prefix = FACTS.families[family], ("10.96.0.", "fd00:96::")[family]
+    alike = shard_of(frontend_bytes(FrontendKey(of_family, pack(VIP[family]), TCP, 80)))
+    (other, *_) = (
+        address
+        for address in (f"{prefix}{number}" for number in range(20, 100))
+        if shard_of(frontend_bytes(FrontendKey(of_family, pack(address), TCP, 80))) == alike
+    )
+    addresses = ((other, "fd00:96::20"), ("10.96.0.20", other))[family]
+    second = svc("other", annotations={"scheduler": "rr"}, cluster_ips=addresses)
     slices = {item.meta.key: item for item in (*eps("a", "b"), *eps("a", "b", name="other"))}
     node.apply({item.meta.key: item for item in (first, second)}, slices)
-    addresses = [VIP[family], second.cluster_ips[family]] * 4
-    names = [ask(node, family, [SOURCES[family][0]], address=address)[0] for address in addresses]
+    turns = [VIP[family], other] * 4
+    names = [ask(node, family, [SOURCES[family][0]], address=address)[0] for address in turns]
     for seen in (names[::2], names[1::2]):
         assert seen == seen[:2] * 2
         assert set(seen) == {"a", "b"}
