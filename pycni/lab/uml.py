@@ -92,7 +92,10 @@ class UmlDriver:
         words = [*kernel_netns.exec_prefix(self._fabric), program, *self._kernel_words(index, taps)]
         environment = {"PATH": os.environ.get("PATH", os.defpath), **processes.mark(self._spec.name)}
         environment["TMPDIR"] = _SHM if os.access(_SHM, os.W_OK) else str(folder)
-        return {f"{node} kernel": processes.spawn(words, folder / "console.log", environment)}
+        try:
+            return {f"{node} kernel": processes.spawn(words, self._console_file(node), environment)}
+        except LabError as exc:
+            raise self._not_up(node, "ended") from exc
 
     def finish_nodes(self, nodes: Sequence[str], known: Mapping[str, ProcessId]) -> None:
         """Wait until their command servers take requests."""
@@ -101,10 +104,7 @@ class UmlDriver:
             while not self._up_file(node).exists():
                 late = time.monotonic() > deadline
                 if late or not known[f"{node} kernel"].alive():
-                    what = f"is not up after {BOOT_S:g} s" if late else "ended"
-                    raise LabError(
-                        f"the guest of {node} {what}; its console ends with:\n{self._console(node)}"
-                    )
+                    raise self._not_up(node, f"is not up after {BOOT_S:g} s" if late else "ended")
                 time.sleep(POLL_S)
 
     def remove_node(self, node: str, _pods: Sequence[str], known: Mapping[str, ProcessId]) -> None:
@@ -132,7 +132,11 @@ class UmlDriver:
     # things done inside
 
     def prefix(self, node: str, namespace: str) -> list[str]:
-        """The client that runs a command there; in the fabric's namespace, from where alone guests are reached."""
+        """The client that runs a command there; in the fabric's namespace, from where alone guests are reached.
+
+        Raises LabError when the guest has ended.
+        """
+        self._require(node)
         client = [sys.executable, "-ISB", uml_channel.__file__, _address(node), str(CONTROL_PORT)]
         where = kernel_netns.path(namespace) if namespace else "-"
         return [*kernel_netns.exec_prefix(self._fabric), *client, where, "--"]
@@ -179,6 +183,7 @@ class UmlDriver:
 
     def _open(self, node: str, request: Request) -> Channel:
         """A channel with the request sent. Raises LabError."""
+        self._require(node)
         try:
             sock = netns.inside(self._fabric, partial(socket.socket, socket.AF_INET, socket.SOCK_STREAM))
         except KernelError as exc:
@@ -193,6 +198,13 @@ class UmlDriver:
             sock.close()
             raise LabError(f"the guest of {node} does not answer: {exc.strerror or exc}") from exc
         return channel
+
+    def _require(self, node: str) -> None:
+        """Raise LabError when the guest is known to have ended: nobody has to wait for that."""
+        record = self._state.load()
+        kernel = record.processes.get(f"{node} kernel") if record is not None else None
+        if kernel is not None and not kernel.alive():
+            raise LabError(f"the guest of {node} has ended; see {self._console_file(node)}")
 
     # starting
 
@@ -237,10 +249,11 @@ class UmlDriver:
     def _console_file(self, node: str) -> Path:
         return self._state.node_folder(node) / "console.log"
 
-    def _console(self, node: str) -> str:
-        """The end of what the guest's kernel and process 1 printed."""
+    def _not_up(self, node: str, what: str) -> LabError:
+        """The error for a guest that is not there, with the end of what its kernel and process 1 printed."""
         lines = self._console_file(node).read_text(errors="replace").splitlines()[-LOG_LINES:]
-        return "\n".join(f"  {line}" for line in lines)
+        console = "\n".join(f"  {line}" for line in lines)
+        return LabError(f"the guest of {node} {what}; its console ends with:\n{console}")
 
 
 def _address(node: str) -> str:
