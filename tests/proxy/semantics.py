@@ -230,6 +230,11 @@ def _annotations() -> None:
 
 
 def _others() -> None:
+    case("affinity and Local: outsiders and pods each stay with their endpoint",
+         svc(lb="lb", external="ext", affinity_s=60, external_local=True), eps("a", "b", "x"), [
+        *(("out", place, "a b", "sticky") for place in ("lb", "ext", "node")),
+        *(("c", place, "a b x", "sticky") for place in ("lb", "ext", "node")), ("node", "lb", "a~ b~ x~", "sticky"),
+    ])  # fmt: skip
     case("affinity: a client stays with its endpoint", svc(type="NodePort", affinity_s=60), eps("a", "b", "x"), [
         ("c", "vip", "a b x", "sticky"), ("out", "node", "a~ b~ x~", "sticky"),
         ("node", "vip", "a~ b~ x~", "sticky"),
