@@ -59,6 +59,7 @@ class ManifestSource:
         self._missing = ""
         self._wake = asyncio.Event()
         self._gone = False
+        self._listed = False
 
     async def run(self, store: Store) -> NoReturn:
         """Follow the folder for ever. Trouble with it is logged and waited out."""
@@ -118,6 +119,9 @@ class ManifestSource:
             self._missing = ""
         for line in listing.news:
             log.warning("manifests in %s: %s", self.folder, line)
+        if listing.pending and not self._listed:
+            return True  # a first listing must be whole: what it lacks would be removed from the kernel
+        self._listed = True
         objects = self._with_slices(listing.objects) if self.derive_slices else listing.objects
         for kind in self.kinds:
             store.replace(kind, objects.get(kind, {}))
