@@ -251,7 +251,8 @@ class UmlDriver:
 
     def _not_up(self, node: str, what: str) -> LabError:
         """The error for a guest that is not there, with the end of what its kernel and process 1 printed."""
-        lines = self._console_file(node).read_text(errors="replace").splitlines()[-LOG_LINES:]
+        text, _panic, _stack = self._console_file(node).read_text(errors="replace").partition("\nStack:\n")
+        lines = text.splitlines()[-LOG_LINES:]
         console = "\n".join(f"  {line}" for line in lines)
         return LabError(f"the guest of {node} {what}; its console ends with:\n{console}")
 

@@ -38,6 +38,9 @@ _KERNEL = (
     ("cgroup2", "/sys/fs/cgroup"),
     ("bpf", "/sys/fs/bpf"),
 )
+_PRESENT = ("ipv6", "br_netfilter")
+"""Modules a node of a cluster has anyway and nothing loads by itself: without the second, what a pod answers to another
+one on its bridge passes by the translation of Services."""
 _LEGACY, _NFT = "/usr/sbin/xtables-legacy-multi", "/usr/sbin/xtables-nft-multi"
 _MS_RDONLY, _MS_BIND = 1, 4096
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,7 +88,7 @@ def _modules(config: GuestConfig) -> None:
     Path(MODPROBE).write_text(f'#!/bin/sh\nexec /sbin/modprobe -d "{config.modules}" "$@"\n')
     os.chmod(MODPROBE, 0o700)
     Path("/proc/sys/kernel/modprobe").write_text(MODPROBE)
-    subprocess.run([MODPROBE, "ipv6"], check=True)
+    subprocess.run([MODPROBE, "-a", *_PRESENT], check=True)
 
 
 def _network(config: GuestConfig) -> socket.socket:
