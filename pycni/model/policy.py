@@ -45,7 +45,7 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
     """In canonical order, so that equal selectors compare equal."""
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether an object with these labels is selected. NotIn and DoesNotExist hold without the key (apimachinery)."""
+        """Whether an object with these labels is selected. NotIn and DoesNotExist hold without the key."""
         if any(labels.get(key) != value for key, value in self.labels):
             return False
         return all(_holds(item, labels) for item in self.expressions)
