@@ -93,7 +93,9 @@ def _reap() -> None:
                 return
             if ended is None or ended.si_pid in _programs:
                 return
-            os.waitpid(ended.si_pid, os.WNOHANG)
+            # Somebody may have come first after all; process 1 must not end of that.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def _handle(channel: Channel) -> None:
