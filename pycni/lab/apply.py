@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pycni.lab import apply_check, apply_settle, dns, pods, resolv, serve_client, topology, workloads
 from pycni.lab.apply_check import Intent
 from pycni.lab.dns_server import DnsServer
+from pycni.lab.node import LabNode
 from pycni.lab.objects import Key, Mappings, Objects, key_of
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
@@ -228,13 +229,14 @@ class Cluster:
         self._tell_dns(complete)
 
     def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> list[str]:
-        return [
-            line
-            for node in self._lab.nodes()
-            for line in serve_client.tell(
-                node, apply_settle.serving(node.name, objects, records, self._spec.families)
-            )
-        ]
+        """Have every node's server do what the objects say; returns what cannot be."""
+
+        def tell(node: LabNode) -> list[str]:
+            wanted = apply_settle.serving(node.name, objects, records, self._spec.families)
+            return serve_client.tell(node, wanted)
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return [line for lines in pool.map(tell, self._lab.nodes()) for line in lines]
 
     def _tell_dns(self, objects: Mapping[Key, Mappings]) -> None:
         if DNS_POD not in objects:
