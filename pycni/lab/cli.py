@@ -147,8 +147,8 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proxy",
         choices=("nftables", "ipvs", "ebpf", "auto", "none"),
-        default="nftables",
-        help="data plane of services; none: no services, no DNS, no outside client (default: nftables)",
+        help="data plane of services; none: no services, no DNS, no outside client "
+        "(default: nftables; with --driver uml: ipvs)",
     )
     parser.add_argument(
         "--chain",

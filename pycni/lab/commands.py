@@ -13,7 +13,7 @@ from pycni.lab.demo import demo as demonstrate
 from pycni.lab.report import Progress, grid, tree, verdict, writable
 from pycni.lab.run import Lab
 from pycni.lab.survey import pod_status
-from pycni.lab.topology import LabError, LabSpec
+from pycni.lab.topology import DEFAULT_PROXY, LabError, LabSpec
 
 _SIGNALS = {"stop": signal.SIGTERM, "kill": signal.SIGKILL}
 
@@ -138,7 +138,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         mtu=args.mtu,
         chain=tuple(item for item in args.chain.split(",") if item),
         driver=args.driver,
-        proxy=args.proxy,
+        proxy=args.proxy or DEFAULT_PROXY[args.driver],
     )
 
 

@@ -50,6 +50,8 @@ class Driver(Protocol):
 
     waiting: str
     """What ``finish_nodes`` waits for, to tell people; "" when it does not."""
+    poll_s: float
+    """Seconds between looks at nodes that something is waited for of: a look takes their time too."""
 
     def __init__(self, spec: LabSpec, state: LabState) -> None: ...
 
@@ -90,6 +92,7 @@ class NetnsDriver:
     """Nodes are namespaces of this kernel, like their pods."""
 
     waiting = ""
+    poll_s = 0.02
 
     def __init__(self, spec: LabSpec, state: LabState) -> None:
         self._spec = spec

@@ -35,7 +35,6 @@ from pycni.lab.topology import LabError, LabSpec
 PARALLEL = 4
 """Agents starting and pods being added at the same time: two per core of the machine this was tuned on."""
 READY_TIMEOUT_S = 60.0
-POLL_S = 0.02
 SETTLE_S = 5.0
 """Patience for the nodes to get to know each other once all are ready."""
 
@@ -220,7 +219,7 @@ class Lab:
         while missing := survey.missing_routes(self.nodes()):
             if time.monotonic() > deadline:
                 break
-            time.sleep(POLL_S)
+            time.sleep(self.driver.poll_s)
         return missing
 
     def agent(self, node: str) -> ProcessId | None:
@@ -254,7 +253,7 @@ class Lab:
                 node = waiting.popleft()
                 self._remember(node.name, node.start())
                 starting[node.name] = (node, time.monotonic() + READY_TIMEOUT_S)
-            time.sleep(POLL_S)
+            time.sleep(self.driver.poll_s)
             for node, deadline in list(starting.values()):
                 answer = node.readiness()
                 if answer.ready:

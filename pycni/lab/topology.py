@@ -45,6 +45,8 @@ MAX_MTU = 65000
 
 PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
 """Data planes of services; without one the lab has no Services, no DNS and no outside client."""
+DEFAULT_PROXY = {"netns": "nftables", "uml": "ipvs"}
+"""By driver, where nothing is said."""
 POD_NETWORKS: Mapping[Family, Network] = {
     Family.V4: ip_network("10.244.0.0/16"),
     Family.V6: ip_network("fd00:10:244::/48"),
@@ -131,6 +133,8 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)
     if spec.proxy not in PROXIES:
         raise LabError(f"--proxy {spec.proxy!r}: not one of {', '.join(PROXIES)}", usage=True)
+    if spec.driver == "uml" and spec.proxy == "nftables":
+        raise LabError("--proxy 'nftables': the guests' kernel has no nftables for IP; take ipvs", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:

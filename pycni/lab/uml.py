@@ -64,6 +64,7 @@ class UmlDriver:
     """Nodes are guests in the fabric's namespace; their pods are namespaces inside."""
 
     waiting = "guests booted, each with a kernel of its own"
+    poll_s = 0.1
 
     def __init__(self, spec: LabSpec, state: LabState) -> None:
         self._spec = spec
