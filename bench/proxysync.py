@@ -112,7 +112,7 @@ def replace_endpoints(store: Store, engine: Engine, count: int, changes: int) ->
         new = default_slice(which, generation=number + 1)
         started = time.perf_counter()
         store.put(ENDPOINT_SLICE, f"bench/s{which}-x", new)
-        result = engine.sync(store.snapshot(), tracker.take())
+        result = engine.sync(store.current(), tracker.take())
         took.append(time.perf_counter() - started)
         assert result.operations, f"nothing was done for s{which}"
     return took
@@ -128,7 +128,7 @@ def add_services(store: Store, engine: Engine, count: int, changes: int) -> list
         started = time.perf_counter()
         store.put(SERVICE, f"bench/s{number}", one)
         store.put(ENDPOINT_SLICE, f"bench/s{number}-x", its)
-        result = engine.sync(store.snapshot(), tracker.take())
+        result = engine.sync(store.current(), tracker.take())
         took.append(time.perf_counter() - started)
         assert result.operations, f"nothing was done for s{number}"
     return took

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 Callback = Callable[[], None]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -36,6 +36,44 @@ class Snapshot(NamedTuple):
     def of(self, kind: str) -> Mapping[str, Any]:
         """The objects of one kind; empty when none was seen yet."""
         return self.objects.get(kind, _NOTHING)
+
+    def frozen(self) -> Snapshot:
+        """Itself."""
+        return self
+
+
+class Current:
+    """The contents as they are at each look. Made by ``Store.current``; any thread.
+
+    For who looks up a few keys by a ``Tracker``: unlike a snapshot it never costs a copy, and what changes between two
+    looks is reported by the tracker. Only single keys may be looked up: ``frozen`` first, to go through all.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """The objects of one kind, to look up keys at once."""
+        return self._store._kinds.get(kind, _NOTHING)  # noqa: SLF001 - the store's other face
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """See ``Snapshot.listed``."""
+        return self._store._listed  # noqa: SLF001
+
+    def frozen(self) -> Snapshot:
+        """A snapshot."""
+        return self._store.snapshot()
+
+
+class Objects(Protocol):
+    """A ``Snapshot`` or a ``Current``."""
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """The objects of one kind."""
+
+    def frozen(self) -> Snapshot:
+        """The contents at one moment."""
 
 
 class Tracker:
@@ -159,6 +197,10 @@ class Store:
                 tracker._note(kind, self._kinds.get(kind, _NOTHING))  # noqa: SLF001
             self._trackers.append(tracker)
         return tracker
+
+    def current(self) -> Current:
+        """A view that follows the contents and costs nothing to take."""
+        return Current(self)
 
     def subscribe(self, callback: Callback) -> Callback:
         """Have ``callback`` called after every change. Returns what ends the subscription (harmless twice)."""

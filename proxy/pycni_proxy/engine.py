@@ -19,7 +19,7 @@ from typing import NamedTuple
 from pycni.errors import PycniError
 from pycni.model.kube import SERVICE, EndpointSlice, Service
 from pycni.model.service import Frontend, FrontendKey, HealthCheck, NodeFacts, Resolved
-from pycni.store import Snapshot
+from pycni.store import Objects
 from pycni.view.services import ServiceIndex, resolve
 from pycni_proxy.base import Changes, Dataplane, Remarking, Tables
 from pycni_proxy.claims import Claims
@@ -122,17 +122,19 @@ class Engine:
 
     # --- passes ----------------------------------------------------------------------------------------------
 
-    def sync(self, snapshot: Snapshot, changed: Mapping[str, set[str]] | None = None) -> SyncResult:
-        """Bring the kernel to what the snapshot says. ``changed`` is a ``Tracker``'s; None: a full pass.
+    def sync(self, objects: Objects, changed: Mapping[str, set[str]] | None = None) -> SyncResult:
+        """Bring the kernel to what the objects say. ``changed`` is a ``Tracker``'s; None: a full pass.
 
         Raises KernelError, or ExceptionGroup when several data planes fail; the next pass is a full one then.
         """
         full = changed is None or self._stale
         started = time.perf_counter()
-        keys = self._index.update(snapshot, None if full else changed)
+        if full:
+            objects = objects.frozen()
+        keys = self._index.update(objects, None if full else changed)
         if full:
             keys = keys | self._resolved.keys()
-        services = self._take(snapshot, keys)
+        services = self._take(objects, keys)
         resolved = time.perf_counter()
         operations = self._apply(full=full)
         return SyncResult(
@@ -149,9 +151,9 @@ class Engine:
             },
         )
 
-    def _take(self, snapshot: Snapshot, keys: Iterable[str]) -> dict[str, Change]:
+    def _take(self, objects: Objects, keys: Iterable[str]) -> dict[str, Change]:
         """Resolve services anew, and put what changed into the ledgers."""
-        services: Mapping[str, Service] = snapshot.of(SERVICE)
+        services: Mapping[str, Service] = objects.of(SERVICE)
         affected: set[str] = set()
         for key in keys:
             service = services.get(key)

@@ -173,3 +173,17 @@ def test_keys_put_back_are_named_again(store):
     taken = tracker.take()
     tracker.put_back(taken)
     assert tracker.take() == taken
+
+
+def test_the_current_contents_follow_writes_and_cost_no_copy(store):
+    store.put("a", "x", 1)
+    current = store.current()
+    held = current.of("a")
+    store.put("a", "y", 2)
+    store.replace("b", {"z": 3})
+    assert current.of("a") is held == {"x": 1, "y": 2}
+    assert current.of("b").get("z") == 3
+    assert current.listed == {"b"}
+    frozen = current.frozen()
+    store.put("a", "x", 9)
+    assert (frozen.of("a")["x"], current.of("a")["x"]) == (1, 9)
