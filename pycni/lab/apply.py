@@ -73,11 +73,20 @@ class Cluster:
             )
 
     def refresh_nodes(self) -> None:
-        """Nodes came, went with their pods or got their subnets."""
+        """Nodes came, got their subnets, or went with their pods: a workload's and DNS come back elsewhere."""
         with self._change() as before:
             there = {Key(POD, *topology.pod_key(record.name)) for record in self._lab.pods()}
             kept = {key: value for key, value in before.items() if key.kind != POD or key in there}
-            self._settle(before, self._with_nodes(kept))
+            after = self._with_nodes(kept)
+            new = [
+                pod
+                for key, value in after.items()
+                if key.kind in workloads.KINDS
+                for pod in workloads.plan(value, after).new
+            ]
+            self._carry_out(before, Intent(after, new, [], []))
+        if DNS_POD in before and DNS_POD not in kept:
+            self.start_dns()
 
     def joined(self, records: Iterable[PodRecord]) -> None:
         """Pods were made by ``lab up`` or ``lab pod add``."""

@@ -13,6 +13,9 @@ from pycni.lab.ask import Tally
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabError
 
+LOOK_UP_S = 5.0
+"""What the resolver may take each time."""
+
 
 def ask_from(
     lab: Lab, source: str, target: str, *, protocol: str = "TCP", count: int = 1, timeout: float = 2.0
@@ -24,9 +27,11 @@ def ask_from(
     words = [sys.executable, "-P", "-m", "pycni.lab.ask", host.strip("[]"), port, protocol]
     argv = lab.exec_argv(source, [*words, str(count), str(timeout)])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(processes.import_roots())}
-    done = subprocess.run(
-        argv, capture_output=True, env=environment, check=False, timeout=30 + count * (timeout + 5)
-    )
+    patience = 30 + count * (timeout + LOOK_UP_S)
+    try:
+        done = subprocess.run(argv, capture_output=True, env=environment, check=False, timeout=patience)
+    except subprocess.TimeoutExpired as exc:
+        raise LabError(f"{source} has not asked {target} {count} times within {patience:g} s") from exc
     if done.returncode:
         raise LabError(f"cannot ask from {source}: {done.stderr.decode(errors='replace').strip()[-500:]}")
     return msgspec.json.decode(done.stdout, type=Tally)

@@ -26,11 +26,15 @@ from pycni.sources import inotify
 from pycni.sources.manifest_folder import SETTLE_S, ManifestFolder, Objects
 from pycni.store import Store
 from pycni.view import slices
-from pycni.wire.kube import KubeObject
+from pycni.wire.kube import API_VERSIONS, KubeObject
 
 log = logging.getLogger("pycni.manifests")
 
-KINDS = (NAMESPACE, NODE, POD, ENDPOINT_SLICE, SERVICE)
+KINDS = (
+    *(NAMESPACE, NODE, POD, ENDPOINT_SLICE),
+    *(kind for kind in API_VERSIONS if kind not in {NAMESPACE, NODE, POD, ENDPOINT_SLICE, SERVICE}),
+    SERVICE,
+)
 """In the order they are put: what a Service refers to is there before it."""
 LOOK_S = 1.0
 """Between looks where inotify tells of changes."""

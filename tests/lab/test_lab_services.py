@@ -598,6 +598,24 @@ def test_many_pods_are_served_by_one_small_process(make_lab: LabMaker) -> None:
     assert resident < 40 << 20, "18 MB were measured"
 
 
+def test_a_node_that_is_lost_takes_its_pods_out_of_services_and_others_replace_them(
+    make_lab: LabMaker,
+) -> None:
+    lab = make_lab(nodes=3, pods=1, proxy="nftables")
+    assert ctl("lab", "apply", "--name", lab.spec.name, "-f", str(EXAMPLE)).returncode == 0
+    lost = lab.pod("dns.kube-system").node
+    source = next(pod.name for pod in lab.pods() if pod.node != lost and pod.name.startswith("pod"))
+    lab.remove_node(lost)
+    assert lab.pod("dns.kube-system").node != lost
+    assert len([pod for pod in lab.pods() if pod.name.startswith("web-")]) == 3
+    assert within(5, lambda: not ask_from(lab, source, "web.shop:80", count=30).failures)
+    assert len(ask_from(lab, source, "web.shop:80", count=60).pods) == 3
+    assert lab.matrix().failed() == []
+    added = lab.add_node()
+    assert Key("Node", "", added.name) in Cluster(lab).objects()
+    assert lab.matrix().failed() == []
+
+
 def test_down_leaves_nothing(lab_name: str) -> None:
     up = ctl("lab", "up", "--name", lab_name, "--nodes", "2", "--pods", "1", "--json")
     assert up.returncode == 0, up.stderr

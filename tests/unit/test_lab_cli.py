@@ -31,6 +31,26 @@ from pycni.lab.topology import LabError
             {"capabilities": {"mac": "x"}},
             id="capability arguments",
         ),
+        pytest.param("lab up --proxy ipvs --driver uml", {"proxy": "ipvs", "driver": "uml"}, id="data plane"),
+        pytest.param("lab apply -f a.yaml -f -", {"files": ["a.yaml", "-"]}, id="apply"),
+        pytest.param(
+            "lab delete pod a b -n shop --grace 0",
+            {"kind": "pod", "names": ["a", "b"], "namespace": "shop", "grace": 0.0, "files": []},
+            id="delete by name",
+        ),
+        pytest.param("lab delete -f a.yaml", {"kind": None, "names": [], "grace": None}, id="delete by file"),
+        pytest.param("lab get svc -n shop", {"kind": "svc", "namespace": "shop"}, id="get"),
+        pytest.param("lab get", {"kind": "", "namespace": ""}, id="get all"),
+        pytest.param(
+            "lab pod ready web-1 false --listen off",
+            {"pod": "web-1", "ready": "false", "listen": "off"},
+            id="ready",
+        ),
+        pytest.param(
+            "lab ask pod1 web:80 --protocol udp --count 9",
+            {"source": "pod1", "target": "web:80", "protocol": "udp", "count": 9},
+            id="ask",
+        ),
         pytest.param(
             "lab exec --name x pod1 -- ls -la", {"rest": ["ls", "-la"], "target": "pod1"}, id="exec"
         ),
@@ -51,6 +71,9 @@ def test_command_lines_are_understood(words: str, expected: dict[str, object]) -
         pytest.param("lab up --nodes many", "invalid int", id="no number"),
         pytest.param("lab pod add --capabilities []", "is not a JSON object", id="capabilities"),
         pytest.param("lab pod rm", "required: pod", id="missing pod"),
+        pytest.param("lab apply", "required: -f/--file", id="nothing to apply"),
+        pytest.param("lab up --proxy iptables", "invalid choice: 'iptables'", id="proxy"),
+        pytest.param("lab pod ready web-1 maybe", "invalid choice: 'maybe'", id="readiness"),
         pytest.param("lab status -- ls", "unrecognized arguments: -- ls", id="a program where none is run"),
     ],
 )
@@ -99,7 +122,11 @@ def test_errors_are_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
-    "words", ["up", "down", "status", "matrix", "pod add", "pod rm x", "exec x -- ls", "demo"]
+    "words",
+    [
+        *("up", "down", "status", "matrix", "pod add", "pod rm x", "exec x -- ls", "demo"),
+        *("get", "delete pod x", "pod ready x true", "ask x y:1"),
+    ],
 )
 def test_without_root_every_lab_command_says_so(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
