@@ -106,6 +106,7 @@ class ProxyComponent:
             backoff=backoff or Backoff(0.1, 30.0),
             observer=self.report,
         )
+        self._guard = TableGuard(self._look_at_everything)
         self._engine: Engine | None = None
         self._choice: planes.Choice | None = None
         self._pods: PodNetwork | None = None
@@ -132,11 +133,11 @@ class ProxyComponent:
             exits.callback(self._cancel_timers)
             exits.callback(self._store.subscribe(self._on_loop(self._poke)))
             self._counters.wanted = self._on_loop(self._applied.set)
-            await self._surroundings.start(exits, self._work)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(eternal("services", self._runner.run()))
                 tasks.create_task(eternal("services' upkeep", self._keep()))
-                tasks.create_task(TableGuard(self._look_at_everything).run(exits, self._work))
+                tasks.create_task(eternal("services' surroundings", self._surroundings.run()))
+                tasks.create_task(self._guard.run(exits, self._work))
         raise AssertionError("unreachable: the tasks are eternal")
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -234,13 +235,14 @@ class ProxyComponent:
         self.history.note(result, took, time.time())
         self._metrics.passed(result, result.resolve_s + result.apply_s, first=not self._cleared)
         names = self._choice.names if self._choice is not None else ()
+        self._guard.expected = "nftables" in names
         self.report.programmed(result, names, len(engine.frontends()))
         self.report.problems(engine.problems)
         families = engine.facts.families
         await self._checks.update(
             engine.health_checks(), ["0.0.0.0" if family is Family.V4 else "::" for family in families]
         )
-        await self._surroundings.look()
+        await self._surroundings.programmed(self._work)
         if not self._cleared:
             await self._clear(names)
 

@@ -2,8 +2,8 @@
 
 The periodic look comes every few minutes only, because reading everything back is dear; services must not be gone that
 long. Life: every transaction on this node, our own too, is one wake-up; a little later the *names* of the tables are
-listed, which costs a fraction of a millisecond; a table of ours that was there and is not any more calls for a full
-pass at once.
+listed, which costs a fraction of a millisecond; a table of ours that the last pass left there and that is gone calls
+for a full pass at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class TableGuard:
     def __init__(self, vanished: Callable[[], None]) -> None:
         self._vanished = vanished
         self._changed = asyncio.Event()
-        self._present = False
+        self.expected = False
+        """Whether the last pass left the table in the kernel."""
 
     async def run(self, exits: AsyncExitStack, work: Work) -> None:
         """Watch for ever; returns at once on a kernel without nftables."""
@@ -55,10 +56,10 @@ class TableGuard:
         exits.callback(loop.remove_reader, watch)
         while True:
             present = any(name == TABLE for _, name in await work(nft_names.tables))
-            if self._present and not present:
+            if self.expected and not present:
+                self.expected = False
                 log.warning("services: somebody removed the table %s; it is made anew", TABLE)
                 self._vanished()
-            self._present = present
             await self._changed.wait()
             await asyncio.sleep(SETTLE_S)
             self._changed.clear()

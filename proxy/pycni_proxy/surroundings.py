@@ -9,13 +9,12 @@ restarting an agent does not help a node that goes. Another service proxy on the
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from pycni.agent.httpd import HttpServer, Response
 from pycni.agent.settings import Settings
@@ -49,28 +48,21 @@ class Surroundings:
         self._report = report
         self._node = node
         self._server: HttpServer | None = None
-        self._looked = float("-inf")
         self._liberal = not settings.conntrack_tcp_be_liberal
-        self._work: Work | None = None
         self.others: tuple[str, ...] = ()
         """Other service proxies, one line each."""
 
-    async def start(self, exits: AsyncExitStack, work: Work) -> None:
-        """Begin; ``exits`` takes down what is opened."""
-        self._work = work
-        exits.push_async_callback(self._stop)
-        await self.look()
+    async def run(self) -> NoReturn:
+        """Listen, and look for other proxies, for ever; on a thread of its own, so that no change waits for it."""
+        try:
+            while True:
+                self._compare(tuple(await asyncio.to_thread(detect.others)))
+                await self._listen()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            await self._stop()
 
-    async def look(self) -> None:
-        """Look for other proxies now and then, and have the health port; cheap when there is nothing to do."""
-        if self._work is None:
-            return
-        if not self._liberal:
-            await self._be_liberal(self._work)
-        if time.monotonic() - self._looked < LOOK_S:
-            return
-        self._looked = time.monotonic()
-        found = tuple(await self._work(detect.others))
+    def _compare(self, found: tuple[str, ...]) -> None:
         for line in found:
             if line not in self.others:
                 log.warning("another service proxy is on this node: %s; it is left alone", line)
@@ -78,7 +70,11 @@ class Surroundings:
             if line not in found:
                 log.info("gone: %s", line)
         self.others = found
-        await self._listen()
+
+    async def programmed(self, work: Work) -> None:
+        """Services are in the kernel, and with them connection tracking."""
+        if not self._liberal:
+            await self._be_liberal(work)
 
     async def _be_liberal(self, work: Work) -> None:
         try:
