@@ -26,13 +26,17 @@ class Ledger:
         self._before: dict[str, dict[Hashable, Any]] = {name: {} for name in tables}
         """Keys touched since the last take, with their values then."""
 
-    def put(self, rows: Mapping[str, Mapping[Any, Any]]) -> None:
-        """Add rows. Raises ValueError for a row that is there with another value (a mistake of the compiler's)."""
+    def put(self, rows: Mapping[str, Mapping[Any, Any]], *, note: bool = True) -> None:
+        """Add rows. Raises ValueError for a row that is there with another value (a mistake of the compiler's).
+
+        Without ``note`` the next ``take`` does not tell of them: ``against`` comes before it.
+        """
         for name, entries in rows.items():
             table, before, counts = self.tables[name], self._before[name], self._counts.get(name)
             for key, value in entries.items():
                 held = table.get(key, _ABSENT)
-                before.setdefault(key, held)
+                if note:
+                    before.setdefault(key, held)
                 if held is _ABSENT:
                     table[key] = value
                 elif counts is None or held != value:
