@@ -7,11 +7,8 @@ judges what only *looks* odd to us: validation is the API server's.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, TypeAlias
 
 from pycni.errors import ConfigError
@@ -21,9 +18,7 @@ from pycni.model.kube import (
     NAMESPACE,
     NODE,
     POD,
-    PROTOCOLS,
     SERVICE,
-    TCP,
     ContainerPort,
     EndpointSlice,
     Ingress,
@@ -36,6 +31,7 @@ from pycni.model.kube import (
     SliceEndpoint,
     SlicePort,
 )
+from pycni.wire import kube_values as read
 from pycni.wire.kube_flannel import NAMES
 from pycni.wire.kube_types import (
     WireEndpoint,
@@ -72,11 +68,6 @@ _SLICE_SERVICE = "kubernetes.io/service-name"
 _SLICE_HEADLESS = "service.kubernetes.io/headless"
 _TRIGGERED = "endpoints.kubernetes.io/last-change-trigger-time"
 _FAMILIES = {"IPv4": Family.V4, "IPv6": Family.V6}
-_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_CANONICAL_V4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
-"""Most addresses by far: five times as fast as building one to write it out again."""
-_NONE: Mapping[str, str] = {}
-"""Shared by everything without labels. Never written to."""
 
 
 def object_name(kind: str, meta: WireMeta | WireName | None) -> str:
@@ -96,7 +87,7 @@ def object_key(kind: str, meta: WireMeta | WireName | None) -> str:
 
 def service(wire: WireService) -> Service:
     """v1 Service."""
-    meta = _meta(SERVICE, wire.metadata)
+    meta = meta_of(SERVICE, wire.metadata)
     obj = f"{SERVICE} {meta.key}"
     spec = wire.spec or WireServiceSpec()
     balancer = wire.status.load_balancer if wire.status is not None else None
@@ -107,23 +98,24 @@ def service(wire: WireService) -> Service:
         type=sys.intern(spec.type or "ClusterIP"),
         cluster_ips=cluster_ips,
         families=_families(obj, spec.ip_families, cluster_ips),
-        external_ips=_addresses(obj, "spec.externalIPs", spec.external_ips),
+        external_ips=read.addresses(obj, "spec.externalIPs", spec.external_ips),
         ingress=tuple(
             Ingress(
-                ip=_address(obj, "status.loadBalancer.ingress.ip", entry.ip), proxy=entry.ip_mode == "Proxy"
+                ip=read.address(obj, "status.loadBalancer.ingress.ip", entry.ip),
+                proxy=entry.ip_mode == "Proxy",
             )
             for entry in (balancer.ingress if balancer is not None else None) or ()
             if entry.ip
         ),
         load_balancer_class=spec.load_balancer_class,
-        load_balancer_ip=_address(obj, "spec.loadBalancerIP", wanted) if wanted else "",
-        source_ranges=_networks(obj, "spec.loadBalancerSourceRanges", spec.load_balancer_source_ranges),
+        load_balancer_ip=read.address(obj, "spec.loadBalancerIP", wanted) if wanted else "",
+        source_ranges=read.networks(obj, "spec.loadBalancerSourceRanges", spec.load_balancer_source_ranges),
         ports=tuple(_service_port(obj, index, port) for index, port in enumerate(spec.ports or ())),
-        selector=_texts(spec.selector),
+        selector=read.texts(spec.selector),
         internal_local=spec.internal_traffic_policy == "Local",
         external_local=spec.external_traffic_policy == "Local",
         affinity_s=_affinity(obj, spec),
-        health_check_node_port=_number(
+        health_check_node_port=read.number(
             obj, "spec.healthCheckNodePort", spec.health_check_node_port, 0, 65535
         ),
         allocate_node_ports=spec.allocate_load_balancer_node_ports is not False,
@@ -136,7 +128,7 @@ def service(wire: WireService) -> Service:
 def endpoint_slice(wire: WireSlice) -> EndpointSlice | None:
     """discovery.k8s.io/v1 EndpointSlice; None for address types that are no addresses (FQDN)."""
     labels = (wire.metadata.labels if wire.metadata is not None else None) or {}
-    meta = _meta(
+    meta = meta_of(
         ENDPOINT_SLICE, wire.metadata, {key: labels[key] for key in labels if "kubernetes.io/" in key}
     )
     obj = f"{ENDPOINT_SLICE} {meta.key}"
@@ -153,9 +145,9 @@ def endpoint_slice(wire: WireSlice) -> EndpointSlice | None:
         family=family,
         ports=tuple(
             SlicePort(
-                port=_number(obj, f"ports[{index}].port", port.port, 0, 65535),
+                port=read.number(obj, f"ports[{index}].port", port.port, 0, 65535),
                 name=sys.intern(port.name or ""),
-                protocol=_protocol(obj, f"ports[{index}].protocol", port.protocol),
+                protocol=read.protocol(obj, f"ports[{index}].protocol", port.protocol),
             )
             for index, port in enumerate(wire.ports or ())
         ),
@@ -165,13 +157,13 @@ def endpoint_slice(wire: WireSlice) -> EndpointSlice | None:
             if entry.addresses
         ),
         headless=_SLICE_HEADLESS in labels,
-        changed=_seconds(annotations.get(_TRIGGERED)),
+        changed=read.seconds(annotations.get(_TRIGGERED)),
     )
 
 
 def node(wire: WireNode) -> KubeNode:
     """v1 Node."""
-    meta = _meta(NODE, wire.metadata)
+    meta = meta_of(NODE, wire.metadata)
     obj = f"{NODE} {meta.key}"
     spec = wire.spec or WireNodeSpec()
     status = wire.status or WireNodeStatus()
@@ -179,11 +171,11 @@ def node(wire: WireNode) -> KubeNode:
 
     def addresses(kind: str) -> tuple[str, ...]:
         found = [entry.address for entry in status.addresses or () if entry.type == kind and entry.address]
-        return _addresses(obj, f"status.addresses.{kind}", found)
+        return read.addresses(obj, f"status.addresses.{kind}", found)
 
     return KubeNode(
         meta=meta,
-        pod_cidrs=_networks(obj, "spec.podCIDRs", ranges),
+        pod_cidrs=read.networks(obj, "spec.podCIDRs", ranges),
         internal_ips=addresses("InternalIP"),
         external_ips=addresses("ExternalIP"),
     )
@@ -191,7 +183,7 @@ def node(wire: WireNode) -> KubeNode:
 
 def pod(wire: WirePod) -> Pod:
     """v1 Pod. Ports are those of its containers and of its sidecars (init containers that stay)."""
-    meta = _meta(POD, wire.metadata)
+    meta = meta_of(POD, wire.metadata)
     obj = f"{POD} {meta.key}"
     spec = wire.spec or WirePodSpec()
     status = wire.status or WirePodStatus()
@@ -203,16 +195,16 @@ def pod(wire: WirePod) -> Pod:
     return Pod(
         meta=meta,
         node=sys.intern(spec.node_name or ""),
-        ips=_addresses(obj, "status.podIPs", ips),
+        ips=read.addresses(obj, "status.podIPs", ips),
         host_network=spec.host_network is True,
         phase=sys.intern(status.phase or ""),
         ready=any(each.type == "Ready" and each.status == "True" for each in status.conditions or ()),
         ports=tuple(
             ContainerPort(
-                port=_number(obj, "spec.containers.ports.containerPort", port.container_port, 1, 65535),
+                port=read.number(obj, "spec.containers.ports.containerPort", port.container_port, 1, 65535),
                 name=port.name or "",
-                protocol=_protocol(obj, "spec.containers.ports.protocol", port.protocol),
-                host_port=_number(obj, "spec.containers.ports.hostPort", port.host_port, 0, 65535),
+                protocol=read.protocol(obj, "spec.containers.ports.protocol", port.protocol),
+                host_port=read.number(obj, "spec.containers.ports.hostPort", port.host_port, 0, 65535),
             )
             for container in [*(spec.containers or ()), *sidecars]
             for port in container.ports or ()
@@ -225,7 +217,7 @@ def pod(wire: WirePod) -> Pod:
 
 def namespace(wire: WireNamespace) -> Namespace:
     """v1 Namespace."""
-    return Namespace(meta=_meta(NAMESPACE, wire.metadata))
+    return Namespace(meta=meta_of(NAMESPACE, wire.metadata))
 
 
 CONVERTERS: Mapping[str, Callable[[Any], KubeObject | None]] = {
@@ -238,7 +230,7 @@ CONVERTERS: Mapping[str, Callable[[Any], KubeObject | None]] = {
 """By kind: from the struct of ``kube_types`` to the one of ``model/kube``."""
 
 
-def _meta(kind: str, wire: WireMeta | None, labels: Mapping[str, str | None] | None = None) -> Meta:
+def meta_of(kind: str, wire: WireMeta | None, labels: Mapping[str, str | None] | None = None) -> Meta:
     """The part of metadata that is kept. ``labels`` replaces the object's."""
     if wire is None or not wire.name or "/" in wire.name:
         found = None if wire is None else wire.name
@@ -246,7 +238,7 @@ def _meta(kind: str, wire: WireMeta | None, labels: Mapping[str, str | None] | N
     space = "" if kind in CLUSTER_WIDE else (wire.namespace or "default")
     if "/" in space:
         raise ConfigError(f"{kind} {wire.name}", "metadata.namespace", space, "expected a name")
-    annotations = _NONE
+    annotations = read.NOTHING
     if wire.annotations:
         suffixes = NAMES if kind == NODE else ()
         kept = {
@@ -254,36 +246,32 @@ def _meta(kind: str, wire: WireMeta | None, labels: Mapping[str, str | None] | N
             for key, value in wire.annotations.items()
             if key.startswith(ANNOTATION_PREFIXES) or key.endswith(suffixes)
         }
-        annotations = kept or _NONE
+        annotations = kept or read.NOTHING
     return Meta(
         name=wire.name,
         namespace=sys.intern(space),
         uid=wire.uid or "",
-        labels=_texts(wire.labels if labels is None else labels),
+        labels=read.texts(wire.labels if labels is None else labels),
         annotations=annotations,
-        created=int(_seconds(wire.creation_timestamp)),
+        created=int(read.seconds(wire.creation_timestamp)),
         deleting=wire.deletion_timestamp is not None,
     )
-
-
-def _texts(found: Mapping[str, str | None] | None) -> Mapping[str, str]:
-    return {key: value or "" for key, value in found.items()} if found else _NONE
 
 
 def _service_port(obj: str, index: int, wire: WireServicePort) -> ServicePortSpec:
     path = f"spec.ports[{index}]"
     target = wire.target_port
     if isinstance(target, int):
-        target = _number(obj, f"{path}.targetPort", target, 0, 65535)
+        target = read.number(obj, f"{path}.targetPort", target, 0, 65535)
     elif target is not None and target.isascii() and target.isdigit():
         # A number in quotes: the API takes it for a name, and no port has such a name.
-        target = _number(obj, f"{path}.targetPort", int(target[:9]), 0, 65535)
+        target = read.number(obj, f"{path}.targetPort", int(target[:9]), 0, 65535)
     return ServicePortSpec(
-        port=_number(obj, f"{path}.port", wire.port, 1, 65535),
+        port=read.number(obj, f"{path}.port", wire.port, 1, 65535),
         name=sys.intern(wire.name or ""),
-        protocol=_protocol(obj, f"{path}.protocol", wire.protocol),
+        protocol=read.protocol(obj, f"{path}.protocol", wire.protocol),
         target_port=target or 0,
-        node_port=_number(obj, f"{path}.nodePort", wire.node_port, 0, 65535),
+        node_port=read.number(obj, f"{path}.nodePort", wire.node_port, 0, 65535),
     )
 
 
@@ -293,7 +281,7 @@ def _slice_endpoint(obj: str, family: Family, space: str, wire: WireEndpoint) ->
     ready = conditions is None or conditions.ready is not False
     serving = ready if conditions is None or conditions.serving is None else conditions.serving
     return SliceEndpoint(
-        address=_address(obj, "endpoints.addresses", wire.addresses[0], family),
+        address=read.address(obj, "endpoints.addresses", wire.addresses[0], family),
         ready=ready,
         serving=serving,
         terminating=conditions is not None and conditions.terminating is True,
@@ -318,7 +306,7 @@ def _cluster_ips(obj: str, spec: WireServiceSpec) -> tuple[str, ...]:
     found = [ip for ip in spec.cluster_ips or () if ip] or ([spec.cluster_ip] if spec.cluster_ip else [])
     if "None" in found:
         return ("None",)
-    return _addresses(obj, "spec.clusterIPs", found)
+    return read.addresses(obj, "spec.clusterIPs", found)
 
 
 def _families(obj: str, found: Sequence[str] | None, cluster_ips: Sequence[str]) -> tuple[Family, ...]:
@@ -340,80 +328,4 @@ def _affinity(obj: str, spec: WireServiceSpec) -> int:
     if seconds is None:
         return DEFAULT_AFFINITY_S
     path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
-    return _number(obj, path, seconds, 1, LONGEST_AFFINITY_S)
-
-
-def _number(obj: str, path: str, value: int | None, low: int, high: int) -> int:
-    """A number in ``low..high``; absent counts as 0."""
-    found = value or 0
-    if not low <= found <= high:
-        raise ConfigError(obj, path, value, f"expected {low}..{high}")
-    return found
-
-
-def _protocol(obj: str, path: str, name: str | None) -> int:
-    if not name:
-        return TCP
-    number = PROTOCOLS.get(name)
-    if number is None:
-        raise ConfigError(obj, path, name, "expected TCP, UDP or SCTP")
-    return number
-
-
-def _address(obj: str, path: str, text: str | None, family: Family | None = None) -> str:
-    """Canonical text of an address."""
-    if family is not Family.V6 and text is not None and _CANONICAL_V4(text):
-        return text
-    found: IPv4Address | IPv6Address
-    try:
-        found = ip_address(text or "")
-    except ValueError:
-        found = _sloppy(obj, path, text or "")
-    if isinstance(found, IPv6Address):
-        if found.scope_id is not None:
-            raise ConfigError(obj, path, text, "expected an address without zone")
-        # As Go reads it: an IPv4 address.
-        found = found.ipv4_mapped or found
-    if family is not None and family.bits != found.max_prefixlen:
-        raise ConfigError(obj, path, text, f"expected an {family.label} address")
-    return str(found)
-
-
-def _sloppy(obj: str, path: str, text: str) -> IPv4Address:
-    """Old objects have octets with leading zeros, which the API reads as decimal numbers."""
-    octets = text.split(".")
-    if len(octets) == 4 and all(each.isascii() and each.isdigit() and len(each) <= 3 for each in octets):
-        try:
-            return IPv4Address(".".join(str(int(each)) for each in octets))
-        except ValueError:
-            pass
-    raise ConfigError(obj, path, text, "expected an IP address")
-
-
-def _addresses(obj: str, path: str, texts: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(_address(obj, path, text) for text in texts) if texts else ()
-
-
-def _networks(obj: str, path: str, texts: Sequence[str] | None) -> tuple[str, ...]:
-    """Canonical text of networks; host bits are dropped and blanks around them allowed, as by the API."""
-    found = []
-    for text in texts or ():
-        base, slash, length = text.strip().partition("/")
-        if not slash or not (length.isascii() and length.isdigit()):
-            raise ConfigError(obj, path, text, "expected a network in CIDR notation")
-        try:
-            found.append(str(ip_network(f"{_address(obj, path, base)}/{length}", strict=False)))
-        except ValueError:
-            raise ConfigError(obj, path, text, "expected a network in CIDR notation") from None
-    return tuple(found)
-
-
-def _seconds(text: str | None) -> float:
-    """Seconds since the epoch of an RFC 3339 time; 0.0 for what is none."""
-    if not text:
-        return 0.0
-    try:
-        found = datetime.fromisoformat(text)
-        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return 0.0
+    return read.number(obj, path, seconds, 1, LONGEST_AFFINITY_S)
