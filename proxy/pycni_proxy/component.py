@@ -217,13 +217,21 @@ class ProxyComponent:
         self._full_at = float("-inf")
         if old is not None:
             await self._work(partial(component_work.close, old))
-        if self._choice is None:
-            self._choice = await self._work(partial(planes.choose, self._settings.proxy_mode, self._load))
-            for note in self._choice.notes:
-                log.warning("services: %s", note)
-        names = self._choice.names
+        chosen = self._choice
+        if chosen is None:
+            chosen = await self._work(partial(planes.choose, self._settings.proxy_mode, self._load))
+            self._choice = chosen
+            self._say(chosen.notes)
+        choice, made = await self._work(partial(planes.make_chosen, chosen, facts, self._load))
+        self._choice = choice
+        self._say(choice.notes[len(chosen.notes) :])
         self._followed = False
-        self._engine = await self._work(lambda: Engine(facts, planes.make(names, facts, self._load)))
+        self._engine = await self._work(partial(Engine, facts, made))
+
+    @staticmethod
+    def _say(notes: Sequence[str]) -> None:
+        for note in notes:
+            log.warning("services: %s", note)
 
     async def _after(self, engine: Engine, result: SyncResult, poked: float | None) -> None:
         """What follows from services that are programmed."""

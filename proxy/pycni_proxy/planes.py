@@ -90,15 +90,35 @@ def missing(name: str, load_: Load = load) -> str:
 
 def make(names: Sequence[str], facts: NodeFacts, load_: Load = load) -> tuple[Dataplane, ...]:
     """The data planes, made. Raises KernelError, ConfigError; nothing stays open then."""
+    choice, made = make_chosen(Choice(tuple(names), ()), facts, load_)
+    if len(choice.names) < len(names):
+        for plane in made:
+            plane.driver.close()
+        raise ConfigError("data planes", names[0], "", choice.notes[0])
+    return made
+
+
+def make_chosen(choice: Choice, facts: NodeFacts, load_: Load = load) -> tuple[Choice, tuple[Dataplane, ...]]:
+    """The data planes of a choice, made; one that cannot be made after all is left out when another one is behind it.
+
+    Raises what the last one raises, and at once what may be over soon (transient errors); nothing stays open then.
+    """
     made: list[Dataplane] = []
+    names, notes = list(choice.names), list(choice.notes)
     try:
-        for name in names:
-            made.append(load_(name).make(facts))  # noqa: PERF401 - those made before a failure are closed
+        for name in choice.names:
+            try:
+                made.append(load_(name).make(facts))
+            except (PycniError, OSError) as error:
+                if name == names[-1] or getattr(error, "transient", False):
+                    raise
+                names.remove(name)
+                notes.append(f"{name} cannot be set up here ({error}): {names[-1]} serves in its place")
     except BaseException:
         for plane in made:
             plane.driver.close()
         raise
-    return tuple(made)
+    return Choice(tuple(names), tuple(notes)), tuple(made)
 
 
 def leftovers(keep: Sequence[str], load_: Load = load) -> tuple[list[str], list[str]]:

@@ -114,6 +114,31 @@ def test_a_data_plane_that_cannot_be_made_closes_those_made_before():
     assert first.open == 0
 
 
+def test_a_plane_that_cannot_be_set_up_gives_way_to_the_next_unless_it_may_come():
+    first, second = FakePlane("ebpf", []), FakePlane("nftables", [])
+    error = KernelError(22, "load program")
+
+    def fail(_facts):
+        raise error
+
+    first.make = fail
+    choice = planes.Choice(("ebpf", "nftables"), ("note",))
+    found, made = planes.make_chosen(
+        choice, NodeFacts(name="n"), {"ebpf": first, "nftables": second}.__getitem__
+    )
+    assert found == planes.Choice(
+        ("nftables",),
+        ("note", "ebpf cannot be set up here (load program: EINVAL): nftables serves in its place"),
+    )
+    assert [plane.name for plane in made] == ["nftables"]
+    error = KernelError(16, "attach program")
+    with pytest.raises(KernelError, match="EBUSY"):
+        planes.make_chosen(choice, NodeFacts(name="n"), {"ebpf": first, "nftables": second}.__getitem__)
+    first.make, second.make = FakePlane("ebpf", []).make, fail
+    with pytest.raises(KernelError):
+        planes.make_chosen(choice, NodeFacts(name="n"), {"ebpf": first, "nftables": second}.__getitem__)
+
+
 SIGNS = [
     ("nothing", detect.Signs(), []),
     ("our own things", detect.Signs(frozenset({"pycni-ipvs0", "cni0"}), frozenset({"pycni_proxy"}), frozenset({"PYCNI-SERVICES", "KUBE-KUBELET-CANARY"})), []),
