@@ -87,7 +87,10 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """None: the policy's own namespace (NetworkPolicy)."""
     block: IpBlock | None = None
     unknown: str = ""
-    """A kind of peer this version does not know: matches nothing in an Accept rule, everything in a Deny rule."""
+    """A kind of peer this version does not know: matches nothing in an Accept rule, everything in a Deny rule.
+
+    In a ClusterRule it stands alone, without ports, and the action is Accept or Deny: ``wire/kube_policy_cluster``.
+    """
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Kubernetes objects from JSON and YAML documents: what the API's lists and watches say, as ``model/kube`` structs.
+"""Kubernetes objects from JSON and YAML documents: what the API's lists and watches say, as our structs.
 
 Life: a source hands over a response body (``decode_list``), a line of a watch (``decode_event``) or a document of a
 manifest (``from_mapping``, ``decode_object``) and puts the result into the store. Only the fields used are decoded.
@@ -11,22 +11,24 @@ at all raises ConfigError. Nothing else is ever raised, whatever the bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from pycni.errors import ConfigError
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
+from pycni.wire import kube_convert, kube_policy_cluster
 from pycni.wire.gojson import shorten
 from pycni.wire.kube_convert import (
     ANNOTATION_PREFIXES,
     CLUSTER_WIDE,
-    CONVERTERS,
     KubeObject,
     object_key,
     object_name,
 )
+from pycni.wire.kube_policy_types import WireClusterNetworkPolicy, WireNetworkPolicy, WirePolicy
 from pycni.wire.kube_types import (
     Wire,
     WireEvent,
@@ -57,7 +59,7 @@ __all__ = [
     "from_mapping",
 ]
 
-W = TypeVar("W", bound=WireObject)
+W = TypeVar("W", bound=WireObject | WirePolicy)
 
 API_VERSIONS: Mapping[str, str] = {
     SERVICE: "v1",
@@ -65,8 +67,16 @@ API_VERSIONS: Mapping[str, str] = {
     NODE: "v1",
     POD: "v1",
     NAMESPACE: "v1",
+    NETWORK_POLICY: "networking.k8s.io/v1",
+    CLUSTER_NETWORK_POLICY: "policy.networking.k8s.io/v1alpha2",
 }
 """The kinds we know and the version of each that we read."""
+
+CONVERTERS: Mapping[str, Callable[[Any], KubeObject | None]] = {
+    **kube_convert.CONVERTERS,
+    **kube_policy_cluster.CONVERTERS,
+}
+"""By kind: from what was decoded to our structs."""
 
 _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 """All that decoding foreign bytes raises."""
@@ -140,6 +150,8 @@ _ITEMS: Mapping[str, msgspec.json.Decoder[Any]] = {
     NODE: msgspec.json.Decoder(WireNode),
     POD: msgspec.json.Decoder(WirePod),
     NAMESPACE: msgspec.json.Decoder(WireNamespace),
+    NETWORK_POLICY: msgspec.json.Decoder(WireNetworkPolicy),
+    CLUSTER_NETWORK_POLICY: msgspec.json.Decoder(WireClusterNetworkPolicy),
 }
 _LISTS: Mapping[str, msgspec.json.Decoder[Any]] = {
     SERVICE: msgspec.json.Decoder(_List[WireService]),
@@ -147,6 +159,8 @@ _LISTS: Mapping[str, msgspec.json.Decoder[Any]] = {
     NODE: msgspec.json.Decoder(_List[WireNode]),
     POD: msgspec.json.Decoder(_List[WirePod]),
     NAMESPACE: msgspec.json.Decoder(_List[WireNamespace]),
+    NETWORK_POLICY: msgspec.json.Decoder(_List[WireNetworkPolicy]),
+    CLUSTER_NETWORK_POLICY: msgspec.json.Decoder(_List[WireClusterNetworkPolicy]),
 }
 _raw_list = msgspec.json.Decoder(_RawList)
 _head = msgspec.json.Decoder(WireHead)

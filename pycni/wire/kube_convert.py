@@ -31,6 +31,7 @@ from pycni.model.kube import (
     SliceEndpoint,
     SlicePort,
 )
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, ClusterNetworkPolicy, NetworkPolicy
 from pycni.wire import kube_values as read
 from pycni.wire.kube_flannel import NAMES
 from pycni.wire.kube_types import (
@@ -51,7 +52,9 @@ from pycni.wire.kube_types import (
     WireSlice,
 )
 
-KubeObject: TypeAlias = Service | EndpointSlice | KubeNode | Pod | Namespace
+KubeObject: TypeAlias = (
+    Service | EndpointSlice | KubeNode | Pod | Namespace | NetworkPolicy | ClusterNetworkPolicy
+)
 
 ANNOTATION_PREFIXES = ("kube-router.io/", "flannel.alpha.coreos.com/", "service.kubernetes.io/", "pycni/")
 """Annotations that are kept; all others (kubectl's last-applied-configuration ...) cost no memory.
@@ -59,7 +62,7 @@ ANNOTATION_PREFIXES = ("kube-router.io/", "flannel.alpha.coreos.com/", "service.
 ``endpoints.kubernetes.io/last-change-trigger-time`` becomes ``EndpointSlice.changed``. Of nodes those with flannel's
 names are kept under whatever prefix: it can be chosen (kube-annotation-prefix).
 """
-CLUSTER_WIDE = frozenset({NODE, NAMESPACE})
+CLUSTER_WIDE = frozenset({NODE, NAMESPACE, CLUSTER_NETWORK_POLICY})
 """Kinds without namespaces."""
 DEFAULT_AFFINITY_S = 10800
 LONGEST_AFFINITY_S = 86400
