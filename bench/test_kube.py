@@ -127,6 +127,7 @@ async def serve() -> None:
         for number in range(EVENTS)
     ]
     async with ApiServer() as server:
+        server.world.version = 20_000  # that of the listings: watches go on from it
         for plural, replies in pages.items():
             server.script(plural, *replies * (ROUNDS + 1), watch=False)
         server.script("endpointslices", *[Lines(changes, then="stall")] * (ROUNDS + 1), watch=True)
