@@ -244,6 +244,8 @@ def test_what_was_given_out_stays_when_a_service_is_applied_again() -> None:
     again = check(whole, first.objects)
     assert again.objects == first.objects
     assert again.told == ["Service default/web unchanged"]
+    alone = {key: value for key, value in first.objects.items() if key.name != "other"}
+    assert check(whole, alone).objects == alone, "though lower ones are free by now"
     less = check(whole.replace("{port: 80, name: a}, ", ""), first.objects)
     (port,) = less.objects[Key("Service", "default", "web")]["spec"]["ports"]
     assert port["nodePort"] == first.objects[Key("Service", "default", "web")]["spec"]["ports"][1]["nodePort"]

@@ -202,6 +202,7 @@ def test_the_order_of_pods_does_not_matter() -> None:
         pod("a", "10.244.1.1", ports=HTTP),
         pod("b", "10.244.1.2", ready=False),
         pod("c", "10.244.1.3", ports=(ContainerPort(port=81, name="http"),)),
+        pod("d", "10.244.1.4", ports=HTTP),
     ]
     named = service(ports=(ServicePortSpec(port=80, target_port="http"),))
     first, *others = [derive(named, order) for order in permutations(pods)]
