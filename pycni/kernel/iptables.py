@@ -17,18 +17,25 @@ from pycni.model.family import Family
 
 TIMEOUT_S = 30.0
 BACKENDS = ("nft", "legacy")
+_worked: list[str] = []
 _LOCK_S = "5"
 """How long to wait for another program's lock."""
 
 
 def backend() -> str:
-    """``nft`` or ``legacy``: the first whose tools are installed and whose tables the kernel has; "" for neither."""
+    """``nft`` or ``legacy``: the first whose tools are installed and whose tables the kernel has; "" for neither.
+
+    What worked once in this process is not tried again: it is the kernel's, not a namespace's.
+    """
+    if _worked:
+        return _worked[0]
     for name in BACKENDS:
         tool = f"iptables-{name}"
         if shutil.which(f"{tool}-restore") is None:
             continue
         # A listing of the policies makes no table and fails where the kernel has none.
         if _run([tool, "-w", _LOCK_S, "-t", "nat", "-S", "PREROUTING"], "").returncode == 0:
+            _worked.append(name)
             return name
     return ""
 
@@ -50,7 +57,7 @@ class Iptables:
         self._name = name
 
     def save(self, family: Family) -> dict[str, list[str]]:
-        """The lines of ``iptables-save`` by table; tables the kernel has not made yet are missing. Raises KernelError."""
+        """The lines of ``iptables-save`` by table; tables not made yet are missing. Raises KernelError."""
         tool = f"{_program(family)}-{self._name}-save"
         done = _run([tool], "")
         if done.returncode:

@@ -387,7 +387,7 @@ def hammer() -> Any:
     proxy.serve()
     proxy.close()
     return {
-        "failed": sum(said[word] for word in ("refused", "silence", "error")),
+        "failures": sum(said[word] for word in ("refused", "silence", "error")),
         "served by": sorted(said),
         "n": said.total(),
     }
@@ -629,6 +629,8 @@ def ownership() -> Any:
         line for line in saved.splitlines() if "PYCNI" in line or "pycni" in line or "9.9.9.9" in line
     ]
     table.del_services(theirs)
+    table.close()
+    run("ipset destroy OTHERS; iptables-legacy -D INPUT -s 9.9.9.9 -j DROP")
     again.close()
     return found
 

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 
-from pycni.kernel import netns
+from pycni.kernel import netns, sysctl
 from pycni.model.family import Family
 from pycni.model.kube import TCP, UDP
 from pycni.model.service import (
@@ -120,45 +120,64 @@ def inside(space: str, fn):
         os.close(fd)
 
 
+def batch(space: str, *lines: str) -> None:
+    """Commands of ip(8) in a namespace, in one process: a guest starts few per second."""
+    done = subprocess.run(
+        ["ip", "-n", space, "-batch", "-"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{space}: {done.stderr}")
+
+
 def build(servers: Servers) -> None:
     """Everything but the proxy; the calling thread ends up in the node's namespace."""
     for space in ("node", "out", "far", *PODS):
         netns.create(space)
-        run(f"ip -n {space} link set lo up")
-        nodad = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0"
-        run(f"ip netns exec {space} {nodad}")
-    run("ip -n node link add cni0 type bridge && ip -n node link set cni0 up")
-    run(f"ip -n node addr add {BRIDGE[4]}/24 dev cni0 && ip -n node addr add {BRIDGE[6]}/64 dev cni0 nodad")
-    for pod in PODS:
-        run(f"ip -n {pod} link add eth0 type veth peer name v{pod} netns node")
-        run(f"ip -n node link set v{pod} master cni0 up && ip -n {pod} link set eth0 up")
-        # As the plugin does (hairpinMode): what a pod sends itself comes back by the port it left by.
-        run(f"bridge -n node link set dev v{pod} hairpin on")
-        run(f"ip -n {pod} addr add {pod_address(pod)}/24 dev eth0")
-        run(f"ip -n {pod} addr add {pod_address(pod, 6)}/64 dev eth0 nodad")
-        run(
-            f"ip -n {pod} route add default via {BRIDGE[4]} && ip -n {pod} -6 route add default via {BRIDGE[6]}"
+    links = {pod: f"v{pod}" for pod in PODS} | {"out": "up0", "far": "fl0"}
+    here = {"out": (f"{NODE[4]}/24", f"{NODE[6]}/64"), "far": ("10.244.2.1/24", "fd01:0:0:2::1/64")}
+    there = {pod: (f"{pod_address(pod)}/24", f"{pod_address(pod, 6)}/64") for pod in (*PODS, "far")}
+    there["out"] = (f"{OUT[4]}/24", f"{OUT[6]}/64")
+    gateways = dict.fromkeys(PODS, (BRIDGE[4], BRIDGE[6])) | {
+        "out": (NODE[4], NODE[6]),
+        "far": ("10.244.2.1", "fd01:0:0:2::1"),
+    }
+    batch("node", "link set lo up", "link add cni0 type bridge")
+    for space, name in links.items():
+        batch(
+            space,
+            "link set lo up",
+            f"link add eth0 type veth peer name {name} netns node",
+            "link set eth0 up",
+            *(f"addr add {address} dev eth0 {nodad(address)}" for address in there[space]),
         )
-        servers.listen(pod, pod)
-    pair("out", "up0", f"{NODE[4]}/24 {NODE[6]}/64", f"{OUT[4]}/24 {OUT[6]}/64")
-    run(f"ip -n out route add default via {NODE[4]} && ip -n out -6 route add default via {NODE[6]}")
-    run(f"ip -n node route add default via {OUT[4]} && ip -n node -6 route add default via {OUT[6]}")
-    pair(
-        "far", "fl0", "10.244.2.1/24 fd01:0:0:2::1/64", f"{pod_address('far')}/24 {pod_address('far', 6)}/64"
+    batch(
+        "node",
+        *(f"link set v{pod} master cni0 up" for pod in PODS),
+        # As the plugin does (hairpinMode): what a pod sends itself comes back by the port it left by.
+        *(f"link set v{pod} type bridge_slave hairpin on" for pod in PODS),
+        "link set cni0 up",
+        f"addr add {BRIDGE[4]}/24 dev cni0",
+        f"addr add {BRIDGE[6]}/64 dev cni0 nodad",
+        *(f"link set {links[space]} up" for space in here),
+        *(f"addr add {a} dev {links[space]} {nodad(a)}" for space, found in here.items() for a in found),
+        f"route add default via {OUT[4]}",
+        f"route add default via {OUT[6]}",
     )
-    run("ip -n far route add default via 10.244.2.1 && ip -n far -6 route add default via fd01:0:0:2::1")
-    servers.listen("far", "far")
-    run("ip netns exec node sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    for space, (v4, v6) in gateways.items():
+        batch(space, f"route add default via {v4}", f"route add default via {v6}")
+        if space != "out":
+            servers.listen(space, space)
     netns.setns(netns.open_netns(netns.path("node")))
+    for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        sysctl.put(name, 1)
 
 
-def pair(space: str, name: str, here: str, there: str) -> None:
-    run(f"ip -n {space} link add eth0 type veth peer name {name} netns node")
-    run(f"ip -n {space} link set eth0 up && ip -n node link set {name} up")
-    for address in here.split():
-        run(f"ip -n node addr add {address} dev {name} {'nodad' if ':' in address else ''}")
-    for address in there.split():
-        run(f"ip -n {space} addr add {address} dev eth0 {'nodad' if ':' in address else ''}")
+def nodad(address: str) -> str:
+    return "nodad" if ":" in address else ""
 
 
 def connect(

@@ -8,7 +8,7 @@ from pycni.kernel import netns
 from pycni_proxy import ipvs
 from tests.proxy.uml_boot import boot
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 ONE = "cluster_ip verdicts outside addresses balancing direct"
 TWO = "maglev graceful hammer ownership laws codec"
 
@@ -20,7 +20,7 @@ def answers(tmp_path_factory):
 
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(boot, tmp_path_factory.mktemp("ipvs"), f"tests.proxy.ipvs_guest {parts}", timeout=180)
+            pool.submit(boot, tmp_path_factory.mktemp("ipvs"), f"tests.proxy.ipvs_guest {parts}", timeout=200)
             for parts in (ONE, TWO)
         ]
         return {**runs[0].result(), **runs[1].result()}

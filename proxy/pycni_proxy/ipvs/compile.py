@@ -4,7 +4,7 @@ Which virtual server a packet meets:
 
 * a virtual address without peculiarities: the server of address, protocol and port;
 * a node port: a firewall mark, taken from a set by protocol and port, so it is served at every address of the node
-  there is now or later;
+  there is now or later; with affinity, servers at the primary addresses (see ``_by_source``);
 * traffic of pods and of the node itself to a frontend with an inner pool: a firewall mark of its own;
 * direct server return: a firewall mark (tunnelled) for what comes from outside, another one (translated) for pods
   and the node;
@@ -161,13 +161,26 @@ class _Rows:
         else:
             self._member(key.family, _set_of(frontend), Member(port=key.port))
         mark = self._marks.of(key)
-        outer = self._marked(frontend, frontend.pool, mark)
-        for member in members:
+        if frontend.options.affinity_s and not self._facts.node_port_ranges:
+            outer = self._at_addresses(frontend)
+        else:
+            outer = self._marked(frontend, frontend.pool, mark)
+        for member in members if outer else ():
             self._member(key.family, names.NODE_MARK, member, outer)
         if frontend.inside is not None:
             inner = self._marked(frontend, frontend.inside, mark | names.INSIDE_BIT)
             for member in members:
                 self._member(key.family, names.NODE_INSIDE, member, inner)
+
+    def _at_addresses(self, frontend: Frontend) -> int:
+        """A node port as virtual servers at the node's primary addresses; returns a verdict's mark, or 0."""
+        key = frontend.key
+        for address in self._facts.addresses:
+            if Family.of_packed(address) is key.family:
+                self._servers(
+                    ServiceKey(key.family, address, key.protocol, key.port), frontend, frontend.pool
+                )
+        return 0 if frontend.pool.targets else _VERDICT_MARKS[frontend.pool.empty]
 
     def _direct(self, frontend: Frontend) -> None:
         """Outside traffic is tunnelled to the pods; pods and the node are translated as usual, without masquerade."""
@@ -202,9 +215,16 @@ class _Rows:
         if not pool.targets and not draining:
             return
         flags = sum(_FLAGS[name] for name in wanted.sched_flags)
+        affinity_s = wanted.affinity_s
+        if (
+            affinity_s
+            and service.fwmark
+            and any(t.port != frontend.key.port for t in (*pool.targets, *draining))
+        ):
+            scheduler, flags, affinity_s = self._by_source(), 0, 0
         flags |= wire.SCHED1 if scheduler in _FALL_BACK else 0
-        flags |= wire.PERSISTENT if wanted.affinity_s else 0
-        self.tables[SERVICES][service] = ServiceSpec(scheduler, flags, wanted.affinity_s)
+        flags |= wire.PERSISTENT if affinity_s else 0
+        self.tables[SERVICES][service] = ServiceSpec(scheduler, flags, affinity_s)
         dests = self.tables[DESTS]
         for target in draining:
             dests[service, target.address, target.port] = _TUNNELLED_DRAINING if tunnel else _DRAINING
@@ -212,6 +232,14 @@ class _Rows:
             dests[service, target.address, target.port] = _TUNNELLED if tunnel else _MARKED
         if not wanted.dsr:
             self._loop_back(frontend.key, pool)
+
+    def _by_source(self) -> str:
+        """The scheduler that stands for affinity where a mark and another port meet.
+
+        There a persistent server does not translate the port (ip_vs_sched_persist compares it with the server's
+        own, which is 0). Maglev gives a client the same target as long as that one is there, too.
+        """
+        return next((name for name in ("mh", "sh") if name in self._options.schedulers), DEFAULT_SCHEDULER)
 
     def _loop_back(self, key: FrontendKey, pool: Pool) -> None:
         """Only an endpoint of this node can come back to itself through this node."""

@@ -73,12 +73,17 @@ class IpvsDriver:
     # --- base.Driver -----------------------------------------------------------------------------------------
 
     def read(self) -> Tables:
-        """What is ours in the kernel; real servers being drained are not told."""
+        """What is ours in the kernel; real servers being drained, and a set with wrong addresses, are not told."""
         tables = read_tables(self._parts, self._families, self._options)
         self._services = cast("dict[ServiceKey, ServiceSpec]", dict(tables[rows.SERVICES]))
         members = cast("dict[tuple[str, Member], int]", tables[rows.MEMBERS])
         for (name, member), mark in members.items():
             self._note_mark(name, member, mark)
+        for name, wanted in self._wanted_addresses().items():
+            info = self._parts.ipset.read(name)
+            if info is not None and {member.address for member in info.members} != wanted:
+                # Told as missing, so that it is filled again.
+                tables[rows.SETS].pop(name, None)
         dests = cast("dict[tuple[ServiceKey, bytes, int], DestSpec]", tables[rows.DESTS])
         hidden = [
             (service, address, port)
@@ -339,6 +344,9 @@ class IpvsDriver:
     def _frontend(self, service: ServiceKey) -> FrontendKey | None:
         """The frontend a virtual server serves; None when its mark is not in the sets (nobody new is served)."""
         if not service.fwmark:
+            low, high = self._facts.node_ports
+            if service.address in self._facts.addresses and low <= service.port <= high:
+                return FrontendKey(service.family, b"", service.protocol, service.port)
             return FrontendKey(service.family, service.address, service.protocol, service.port)
         if service.fwmark & names.NODE_PORT_BIT:
             protocol = _PORT_PROTOCOLS[service.fwmark >> 16 & 3]
@@ -353,31 +361,28 @@ class IpvsDriver:
             family, member.address, member.protocol, member.port
         )
 
-    def _follow_addresses(self) -> None:
-        """Bring the sets of the node's addresses up to date."""
-        self._next_addresses = self._clock() + ADDRESS_POLL_S
-        addresses = self._parts.vips.node_addresses()
+    def _wanted_addresses(self) -> dict[str, frozenset[bytes]]:
+        """What the sets of the node's addresses should hold."""
+        addresses = self._parts.vips.node_addresses() | frozenset(self._facts.addresses)
+        found = {}
         for family in self._families:
             mine = frozenset(item for item in addresses if Family.of_packed(item) is family)
-            primary = frozenset(item for item in self._facts.addresses if Family.of_packed(item) is family)
-            ranged = bool(self._facts.node_port_ranges)
-            ports = (
-                frozenset(item for item in mine if serves_node_ports(item, self._facts))
-                if ranged
-                else primary
-            )
-            for base, wanted in ((names.NODE_IP, ports), (names.LOCAL_IP, mine | primary)):
-                self._keep_set(names.set_name(base, family), wanted)
+            ports = frozenset(item for item in mine if serves_node_ports(item, self._facts))
+            found[names.set_name(names.NODE_IP, family)] = ports
+            found[names.set_name(names.LOCAL_IP, family)] = mine
+        return found
 
-    def _keep_set(self, name: str, wanted: frozenset[bytes]) -> None:
-        if self._addresses.get(name) == wanted:
-            return
-        info = self._parts.ipset.read(name)
-        if info is None:
-            return  # made by the next full pass
-        self._parts.ipset.add(name, {Member(item): 0 for item in wanted})
-        self._parts.ipset.delete(name, [item for item in info.members if item.address not in wanted])
-        self._addresses[name] = wanted
+    def _follow_addresses(self) -> None:
+        """Bring the sets of the node's addresses up to date; missing ones are made by the next full pass."""
+        self._next_addresses = self._clock() + ADDRESS_POLL_S
+        for name, wanted in self._wanted_addresses().items():
+            if self._addresses.get(name) == wanted:
+                continue
+            info = self._parts.ipset.read(name)
+            if info is not None:
+                self._parts.ipset.add(name, {Member(item): 0 for item in wanted})
+                self._parts.ipset.delete(name, [item for item in info.members if item.address not in wanted])
+                self._addresses[name] = wanted
 
     def _loosen(self) -> None:
         """Answers of pods come from the virtual address by the pods' bridge: a strict filter would drop them."""

@@ -2,8 +2,9 @@
 
 * addresses: those on the dummy device ``pycni-ipvs0`` with our alias;
 * sets: by name (``names.set_specs``); the KUBE-* ones only where ``PYCNI-MARK`` stands beside them;
-* virtual servers: those whose address, protocol and port are in a set of ``names.FRONTENDS``, and firewall marks that
-  begin with the bits of ``names.OURS``. Members go in before their server and out after it, so no server of ours is
+* virtual servers: those whose address, protocol and port are in a set of ``names.FRONTENDS``; at addresses in
+  ``PYCNI-NODE-IP`` those whose port is in a set of node ports; firewall marks that begin with the bits of
+  ``names.OURS``. Members go in before their server and out after it, so no server of ours is
   ever without record, and nobody else's is touched, excluded-cidrs or not;
 * rules: chains ``PYCNI-*`` and the jumps to them;
 * direct server return: the rule with our mark, tunnel devices by name.
@@ -14,7 +15,7 @@ Real servers belong to whom their virtual server belongs.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
@@ -25,6 +26,7 @@ from pycni.kernel.iptables import Iptables, TableChange
 from pycni.kernel.ipvs import Ipvs
 from pycni.kernel.vips import Vips
 from pycni.model.family import FAMILIES, Family
+from pycni.model.kube import SCTP
 from pycni.wire.ipset import Member, SetSpec
 from pycni.wire.ipvs import ServiceInfo, ServiceKey
 from pycni_proxy.base import Table, Tables
@@ -90,7 +92,8 @@ def read_tables(parts: Parts, families: Iterable[Family], options: IpvsOptions) 
                 lines = normalised(saved.get(table_name, ()))
                 if lines:
                     found[rows.RULES][family, table_name] = lines
-    for info in our_services(parts.ipvs.services(), found[rows.MEMBERS]):
+    node_addresses = read_node_addresses(parts.ipset, families)
+    for info in our_services(parts.ipvs.services(), found[rows.MEMBERS], node_addresses):
         found[rows.SERVICES][info.key] = info.spec
         for dest in parts.ipvs.dests(info.key):
             found[rows.DESTS][info.key, dest.key.address, dest.key.port] = dest.spec
@@ -118,16 +121,38 @@ def read_sets(ipset: Ipset, families: Iterable[Family]) -> dict[str, tuple[SetSp
     return found
 
 
-def our_services(infos: Iterable[ServiceInfo], members: Table) -> list[ServiceInfo]:
-    """Of all virtual servers, ours."""
-    return [info for info in infos if _is_ours(info.key, members)]
+def our_services(
+    infos: Iterable[ServiceInfo], members: Table, node_addresses: Collection[bytes]
+) -> list[ServiceInfo]:
+    """Of all virtual servers, ours. ``node_addresses``: what ``PYCNI-NODE-IP`` holds, both families."""
+    return [info for info in infos if _is_ours(info.key, members, node_addresses)]
 
 
-def _is_ours(key: ServiceKey, members: Table) -> bool:
+def read_node_addresses(ipset: Ipset, families: Iterable[Family]) -> set[bytes]:
+    """Addresses at which node ports are served."""
+    found: set[bytes] = set()
+    for family in families:
+        info = ipset.read(names.set_name(names.NODE_IP, family))
+        found |= set() if info is None else {member.address for member in info.members}
+    return found
+
+
+def _is_ours(key: ServiceKey, members: Table, node_addresses: Collection[bytes]) -> bool:
     if key.fwmark:
         return key.fwmark & names.OURS_MASK == names.OURS
-    member = Member(key.address, key.protocol, key.port)
-    return any((names.set_name(base, key.family), member) in members for base in names.FRONTENDS)
+    if any(
+        (names.set_name(base, key.family), Member(key.address, key.protocol, key.port)) in members
+        for base in names.FRONTENDS
+    ):
+        return True
+    if key.address not in node_addresses or key.protocol not in names.NODE_PORT:
+        return False
+    low = Member(bytes(len(key.address)), key.protocol, key.port, prefix=1)
+    port = low if key.protocol == SCTP else Member(port=key.port)
+    return any(
+        (names.set_name(sets[key.protocol], key.family), port) in members
+        for sets in (names.NODE_PORT, names.NODE_PORT_LOCAL)
+    )
 
 
 def _switches(options: IpvsOptions) -> Table:
@@ -175,9 +200,10 @@ def _sweep(parts: Parts) -> list[str]:
         for name, (_, content) in read_sets(parts.ipset, FAMILIES).items()
         for member, mark in content.items()
     }
+    node_addresses = read_node_addresses(parts.ipset, FAMILIES)
     if parts.vips.delete():
         gone.append(f"device {names.DEVICE} with its addresses")
-    services = [info.key for info in our_services(parts.ipvs.services(), members)]
+    services = [info.key for info in our_services(parts.ipvs.services(), members, node_addresses)]
     _raise(parts.ipvs.del_services(services))
     if services:
         gone.append(f"{len(services)} virtual servers")

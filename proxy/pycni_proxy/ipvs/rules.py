@@ -149,8 +149,15 @@ def _filter(family: Family, options: IpvsOptions) -> Chains:
     icmp = "icmp" if family is Family.V4 else "ipv6-icmp"
     mark = _verdict(names.REJECT_MARK)
     known = [_in(family, name, "dst,dst") for name in names.FRONTENDS]
-    accept = [f"{match} -j ACCEPT" for match in known] if options.permit_all else []
+    accept: list[str] = []
+    ports: Chains = {}
+    if options.permit_all:
+        accept = [f"{match} -j ACCEPT" for match in (*known, f"-m mark --mark {_DIRECT}")]
+        accept.append(f"{_in(family, names.NODE_IP, 'dst')} -j PYCNI-NODE-PORTS")
+        both = (names.NODE_PORT, names.NODE_PORT_LOCAL)
+        ports = {"PYCNI-NODE-PORTS": [rule for sets in both for rule in _ports(family, sets, "-j ACCEPT")]}
     return {
+        **ports,
         "INPUT": ["-j PYCNI-INPUT"],
         "PYCNI-INPUT": [
             f"-p tcp {mark} -j REJECT --reject-with tcp-reset",
