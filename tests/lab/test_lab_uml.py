@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
@@ -213,6 +214,15 @@ def test_udp_dropped_in_one_node_fails_the_matrix_naming_its_pairs(uml_lab: Lab)
     assert all(there & {check.source, check.target} for check in failed)
     assert set(dict(matrix.failed()).values()) == {"no answer within 0.5 s"}
     assert uml_lab.matrix().ok
+
+
+def test_the_kernels_nftables_families_are_told_apart(uml_lab: Lab) -> None:
+    script = "from pycni.kernel.nft import Nft; n = Nft(); print(n.knows('inet'), n.knows('bridge'))"
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(
+        uml_lab.exec_argv("node1", words), capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout == "False True\n"
 
 
 def test_the_agent_says_once_that_its_kernel_cannot_hold_its_table(uml_lab: Lab) -> None:

@@ -34,6 +34,13 @@ def test_a_context_stays_in_the_namespace_it_was_made_in(netns, inside):
     assert run(netns, "nft list tables") == "table inet here\n"
 
 
+def test_what_families_the_kernel_has_is_found_out_without_leaving_anything(netns, inside):
+    with inside(Nft) as nft:
+        assert nft.knows("inet")
+        assert nft.knows("bridge")
+    assert run(netns, "nft list ruleset") == ""
+
+
 def test_a_transaction_takes_effect_as_a_whole_or_not_at_all(inside):
     with inside(Nft) as nft:
         with pytest.raises(KernelError, match="ENOENT") as caught:
