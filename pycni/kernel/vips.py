@@ -7,6 +7,7 @@ the LOCAL_IN hook, where IPVS is. The device is known by its alias; every addres
 from __future__ import annotations
 
 import errno
+import ipaddress
 from collections.abc import Iterable, Sequence
 
 from pycni.errors import KernelError
@@ -93,16 +94,16 @@ class Vips:
         return self._failed(results, addresses, "delete address")
 
     def node_addresses(self) -> frozenset[bytes]:
-        """Addresses of the node's other devices but the loopback; link-local ones of IPv6 are left out.
+        """Addresses of the node's other devices; loopback ones, and link-local ones of IPv6, are left out.
 
         Ports of a bridge are not looked at: there are many, and they carry nothing but link-local addresses.
         """
         found: set[bytes] = set()
         for msg in self._sock.dump(rtlink.dump_links(), "list links"):
             link = rtlink.parse_link(msg)
-            if link.name != self._name and not link.master and not link.flags & rtlink.IFF_LOOPBACK:
+            if link.name != self._name and not link.master:
                 found |= self._addresses(link.ifindex)
-        return frozenset(found)
+        return frozenset(item for item in found if not ipaddress.ip_address(item).is_loopback)
 
     def _addresses(self, index: int) -> set[bytes]:
         infos = (
