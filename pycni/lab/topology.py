@@ -292,12 +292,11 @@ def conflist(spec: LabSpec, data_dir: str) -> str:
     """The node's network configuration list; ``data_dir`` is its own IPAM folder."""
     ours: dict[str, object] = {
         "type": "pycni",
+        # Where br_netfilter is, a pod's packet to a Service it is itself behind never leaves the bridge.
+        "hairpinMode": True,
         "ipam": {"type": "pycni", "dataDir": data_dir},
         "capabilities": dict.fromkeys(("portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns"), True),
     }
-    if spec.proxy != "none":
-        # Where br_netfilter is, a pod's packet to a Service it is itself behind never leaves the bridge.
-        ours["hairpinMode"] = True
     if "portmap" in spec.chain:
         ours["capabilities"] = {"bandwidth": True, "ips": True, "mac": True}
     plugins = [ours, *(_chained(kind) for kind in spec.chain)]
