@@ -41,6 +41,16 @@ _KERNEL = (
 _PRESENT = ("ipv6", "br_netfilter")
 """Modules a node of a cluster has anyway and nothing loads by itself: without the second, what a pod answers to another
 one on its bridge passes by the translation of Services."""
+_FOR_IPVS = (
+    *("dummy", "nf_conntrack_netlink", "ipt_REJECT", "ip6t_REJECT"),
+    *(f"{kind}table_{table}" for kind in ("ip", "ip6") for table in ("nat", "filter", "mangle")),
+    *("xt_MASQUERADE", "xt_TCPMSS", "xt_connmark", "xt_conntrack", "xt_mark", "xt_set", "xt_tcpudp"),
+    *("ip_set_bitmap_port", "ip_set_hash_ip", "ip_set_hash_ipport", "ip_set_hash_ipportip"),
+    *("ip_set_hash_ipportnet", "ip_set_hash_netport"),
+    *("ip_vs_rr", "ip_vs_wrr", "ip_vs_lc", "ip_vs_wlc", "ip_vs_lblc", "ip_vs_lblcr", "ip_vs_sh"),
+    *("ip_vs_dh", "ip_vs_mh", "ip_vs_sed", "ip_vs_nq", "ip_vs_fo", "ip_vs_ovf"),
+)
+"""What the kernel would ask for one by one when the proxy starts, which takes a guest seconds."""
 _LEGACY, _NFT = "/usr/sbin/xtables-legacy-multi", "/usr/sbin/xtables-nft-multi"
 _MS_RDONLY, _MS_BIND = 1, 4096
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,12 +59,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def main(file: str) -> None:
     """Become a node."""
     config = msgspec.json.decode(Path(file).read_bytes(), type=GuestConfig)
+    os.environ.update(PATH=PATH, HOME="/root")
     _file_systems(config)
     _modules(config)
     node = topology.node_name(config.index)
     socket.sethostname(node)
     listener = _network(config)
-    os.environ.update(PATH=PATH, HOME="/root", MODPROBE_OPTIONS=f"-d {config.modules}")
     Path(config.up).touch()
     print(f"{node} is up", flush=True)
     uml_server.serve(listener)
@@ -89,6 +99,10 @@ def _modules(config: GuestConfig) -> None:
     os.chmod(MODPROBE, 0o700)
     Path("/proc/sys/kernel/modprobe").write_text(MODPROBE)
     subprocess.run([MODPROBE, "-a", *_PRESENT], check=True)
+    os.environ["MODPROBE_OPTIONS"] = f"-d {config.modules}"
+    if config.spec.proxy == "ipvs":
+        # Beside the rest; reaped like every orphan.
+        os.posix_spawn(MODPROBE, [MODPROBE, "-a", *_FOR_IPVS], os.environ)
 
 
 def _network(config: GuestConfig) -> socket.socket:

@@ -56,6 +56,8 @@ from pycni.lab.uml_channel import (
 
 CLIENTS = "/run/pycni-guest/clients"
 """A file per client with the identity of its program."""
+OWN = ("MODPROBE_OPTIONS",)
+"""Variables that programs have from the guest and not from their client."""
 NOT_FOUND = 127
 """Exit code when there is no such program, as shells have it."""
 _BIRTHS = threading.Lock()
@@ -224,7 +226,7 @@ class _Program:
                 stdin=streams,
                 stdout=streams,
                 stderr=streams,
-                env=dict(command.environment),
+                env={**command.environment, **{name: os.environ[name] for name in OWN if name in os.environ}},
                 cwd=folder,
                 start_new_session=side is None,
             )

@@ -35,6 +35,7 @@ def test_every_check_passes_in_both_families(uml_lab: Lab) -> None:
 def test_each_node_has_a_kernel_of_its_own_with_ipvs(uml_lab: Lab) -> None:
     boots = [run(uml_lab, node, "cat /proc/sys/kernel/random/boot_id") for node in ("node1", "node2")]
     assert len({*boots, processes.boot_id()}) == 3
+    assert run(uml_lab, "node1", "modprobe ip_vs_mh && lsmod | grep -c ^ip_vs_mh") == "1"
     add = "ipvsadm -A -t 10.96.0.9:80 -s mh && ipvsadm -Ln | grep -c 10.96.0.9:80 && ipvsadm -C"
     assert run(uml_lab, "node1", add) == "1"
     assert run(uml_lab, "node1", "hostname") == "node1"
