@@ -41,7 +41,7 @@ from pycni.model.podnet import PodNetwork
 from pycni.model.service import NodeFacts
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal
-from pycni.store import Snapshot, Store
+from pycni.store import Store
 from pycni.wire import rtnl
 from pycni_proxy import component_work, conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
@@ -98,6 +98,7 @@ class ProxyComponent:
         self._checks = HealthChecks(self.report.well)
         self._worker = ThreadPoolExecutor(1, "proxy")
         self._tracker = store.track(*KINDS)
+        self._objects = store.current()
         self._runner = Runner(
             "proxy",
             self._reconcile,
@@ -163,7 +164,7 @@ class ProxyComponent:
         full = now - self._full_at >= self._resync_s
         if full:
             self._addresses_changed = True
-        reason = await self._prepare(self._store.snapshot())
+        reason = await self._prepare()
         self.report.waiting(reason)
         engine = self._engine
         if reason or engine is None:
@@ -172,12 +173,11 @@ class ProxyComponent:
         full = full or self._full_at == float("-inf")
         poked, self._poked_at = self._poked_at, None
         changed = self._tracker.take()
-        snapshot = self._store.snapshot()
         if not full and not changed.keys() - {NODE}:
             return
         self._metrics.taken(changed, engine.facts.families)
         try:
-            result = await self._work(partial(engine.sync, snapshot, None if full else changed))
+            result = await self._work(partial(engine.sync, self._objects, None if full else changed))
         except BaseException:
             self._tracker.put_back(changed)
             self._full_at = float("-inf")
@@ -188,9 +188,9 @@ class ProxyComponent:
             self._full_at = now
         await self._after(engine, result, poked)
 
-    async def _prepare(self, snapshot: Snapshot) -> str:
+    async def _prepare(self) -> str:
         """Have an engine that knows this node as it is; says what is still waited for."""
-        missing = [kind for kind in KINDS if kind not in snapshot.listed]
+        missing = [kind for kind in KINDS if kind not in self._objects.listed]
         if missing:
             return f"no listing of {', '.join(missing)} yet"
         if self._podnet is not None:
@@ -336,7 +336,7 @@ class ProxyComponent:
         return self._engine.frontends() if self._engine is not None else {}
 
     def _own_node(self) -> KubeNode | None:
-        found: KubeNode | None = self._store.snapshot().of(NODE).get(self._settings.node_name)
+        found: KubeNode | None = self._objects.of(NODE).get(self._settings.node_name)
         return found
 
     def _look_at_underlay(self) -> Underlay | None:
