@@ -207,7 +207,7 @@ def test_objects_of_a_large_cluster_into_the_store() -> None:
                     check=True,
                     capture_output=True,
                     text=True,
-                    timeout=120,
+                    timeout=60,
                 )
                 rounds.append(json.loads(done.stdout))
             best = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
