@@ -27,6 +27,8 @@ from pycni.kernel import netns
 from pycni.model.kube import UDP
 
 ASK = b"who\n"
+FIRST_PORT = 33000
+"""Clients' ports, each used once."""
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 """SO_LINGER on, no time: a reset instead of TIME_WAIT."""
 IPV6_V6ONLY, SOCK = 26, {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -95,7 +97,7 @@ class Loop:
         self._spaces: dict[str, int] = {}
         self._held: dict[int, socket.socket] = {}
         self._numbers = 0
-        self._ports = itertools.count(20000)
+        self._ports = itertools.count(FIRST_PORT)
         self._served: dict[int, socket.socket] = {}
 
     def run(self) -> None:
@@ -209,11 +211,8 @@ class Loop:
         if item.protocol != UDP:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         try:
-            if item.protocol == UDP:
-                # A port used before would meet connection tracking's memory of it.
-                sock.bind((item.source or ("::" if ":" in item.address else ""), next(self._ports)))
-            elif item.source:
-                sock.bind((item.source, 0))
+            # A port used before would meet connection tracking's or IPVS's memory of it.
+            sock.bind((item.source or ("::" if ":" in item.address else ""), next(self._ports)))
             code = sock.connect_ex((item.address, item.port))
             if code not in {0, errno.EINPROGRESS}:
                 call.outcome = _failure(code)
