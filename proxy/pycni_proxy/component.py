@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,7 @@ from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
 from pycni.model.service import NodeFacts
 from pycni.reconcile.backoff import Backoff
-from pycni.reconcile.runner import Runner, describe, eternal
+from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
 from pycni.wire import rtnl
 from pycni_proxy import component_work, conntrack, planes, status
@@ -132,8 +131,8 @@ class ProxyComponent:
             monitor = Monitor(self._announced)
             exits.callback(monitor.close)
             exits.callback(self._cancel_timers)
-            exits.callback(self._store.subscribe(self._on_loop(self._poke)))
-            self._counters.wanted = self._on_loop(self._applied.set)
+            exits.callback(self._store.subscribe(on_loop(self._poke)))
+            self._counters.wanted = on_loop(self._applied.set)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(eternal("services", self._runner.run()))
                 tasks.create_task(eternal("services' upkeep", self._keep()))
@@ -387,15 +386,3 @@ class ProxyComponent:
     def _work(self, job: Callable[[], T]) -> Awaitable[T]:
         """Run a blocking call on the worker."""
         return asyncio.get_running_loop().run_in_executor(self._worker, job)
-
-    def _on_loop(self, call: Callable[[], None]) -> Callable[[], None]:
-        """The call, moved to the loop's thread when it comes from another one."""
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-
-        def moved() -> None:
-            if threading.get_ident() == thread:
-                call()
-            else:
-                loop.call_soon_threadsafe(call)
-
-        return moved

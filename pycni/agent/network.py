@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,7 @@ from pycni.model.lease import LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.podnet import PodNetwork
 from pycni.reconcile.backoff import Backoff
-from pycni.reconcile.runner import Runner, eternal
+from pycni.reconcile.runner import Runner, eternal, on_loop
 from pycni.sources.leases import LeaseLostError
 from pycni.store import Store
 from pycni.wire.lease import HeldLease
@@ -187,7 +186,7 @@ class NetworkComponent:
             sync,
             self._work,
             self._report,
-            find_underlay=SteadyUnderlay(self._find_underlay, self._on_loop(self._readdressed)),
+            find_underlay=SteadyUnderlay(self._find_underlay, on_loop(self._readdressed)),
             prober=self.probes,
             resync_s=self._resync_s,
         )
@@ -209,7 +208,7 @@ class NetworkComponent:
             exits.callback(watch.close)
             loop.add_reader(watch, self._ruleset_changed, watch)
             exits.callback(loop.remove_reader, watch)
-        exits.callback(self._store.subscribe(self._on_loop(self._runner.poke)))
+        exits.callback(self._store.subscribe(on_loop(self._runner.poke)))
         exits.callback(self._cancel_timers)
         self._source.on_held = self._took
 
@@ -309,15 +308,3 @@ class NetworkComponent:
         for timer in (self._repair, self._look, self._retry):
             if timer is not None:
                 timer.cancel()
-
-    def _on_loop(self, call: Callable[[], None]) -> Callable[[], None]:
-        """The call, moved to the loop's thread when it comes from another one."""
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-
-        def moved() -> None:
-            if threading.get_ident() == thread:
-                call()
-            else:
-                loop.call_soon_threadsafe(call)
-
-        return moved

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
@@ -122,6 +123,19 @@ class Runner:
                 await self._wake.wait()
         except TimeoutError:
             return
+
+
+def on_loop(call: Callable[[], None]) -> Callable[[], None]:
+    """The call, moved to the running loop's thread when it comes from another one."""
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+
+    def moved() -> None:
+        if threading.get_ident() == thread:
+            call()
+        else:
+            loop.call_soon_threadsafe(call)
+
+    return moved
 
 
 def describe(error: BaseException) -> str:
