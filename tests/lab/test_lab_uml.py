@@ -121,6 +121,14 @@ def test_a_program_dies_with_its_client(uml_lab: Lab) -> None:
     assert within(10, lambda: run(uml_lab, "node1", "pgrep -cx sleep || true") == "0")
 
 
+def test_a_program_ends_with_its_pod(uml_lab: Lab) -> None:
+    uml_lab.add_pod("node1", "busy")
+    with subprocess.Popen(uml_lab.exec_argv("busy", ["sleep", "600"])) as client:
+        assert within(10, lambda: run(uml_lab, "node1", "pgrep -cx sleep || true") == "1")
+        uml_lab.remove_pod("busy")
+        assert client.wait(10) == -signal.SIGKILL
+
+
 def test_a_person_gets_a_terminal(uml_lab: Lab) -> None:
     main, side = pty.openpty()
     words = ["lab", "exec", "--name", uml_lab.spec.name, "pod1", "--", "sh"]
