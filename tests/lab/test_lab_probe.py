@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import netns
 from pycni.lab.matrix import plan
-from pycni.lab.probe import Check, Prober
+from pycni.lab.probe import KINDS, Check, Prober
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabSpec, fabric_namespace, node_name, node_namespace, underlay_addresses
 from pycni.lab.traffic import Traffic
@@ -175,6 +177,29 @@ def test_a_prober_can_run_again_and_sees_the_change(wired: LabSpec) -> None:
         run(wired, 2, "ip", "link", "set", "eth0", "up")
         # The neighbour may be asked for anew first, which a busy machine can delay past one probe's patience.
         assert any(prober.run([check]) == {check: ""} for _ in range(10))
+
+
+def test_probers_that_know_each_others_doors_check_across(wired: LabSpec) -> None:
+    here, there, gone = hosts(wired)
+    gone = gone._replace(namespace="/run/netns/pyt-no-such")
+    checks = [
+        Check("node1", name, family, kind)
+        for name in ("node2", "node3")
+        for family in Family
+        for kind in KINDS
+    ]
+    read, write = os.pipe()
+    with Prober([here], 2) as asking, Prober([there, gone], 2) as serving, ThreadPoolExecutor(1) as pool:
+        asking.meet(serving.doors())
+        answering = pool.submit(serving.serve, read)
+        reasons = asking.run(checks)
+        os.close(write)
+        answering.result(5)
+        os.close(read)
+    found = {check.target: reasons[check] for check in checks}
+    assert {check.target for check in checks if not reasons[check]} == {"node2"}
+    assert found["node2"] == ""
+    assert found["node3"].startswith("node3 fd20::3 is not usable: open network namespace")
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.label)

@@ -16,7 +16,9 @@ import pytest
 
 from pycni.errors import KernelError
 from pycni.lab import inside, processes
+from pycni.lab.probe import KINDS, Check
 from pycni.lab.run import Lab
+from pycni.lab.stations import Host
 from pycni.model.family import Family
 
 from .lab_tools import COMMAND, ctl, environment, within
@@ -30,6 +32,16 @@ def test_every_check_passes_in_both_families(uml_lab: Lab) -> None:
     matrix = uml_lab.matrix()
     assert matrix.failed() == []
     assert len(matrix.reasons) == (4 * 3 + 2 * 2 * 4) * 4 * 2
+
+
+def test_a_guest_with_no_checks_of_its_own_answers_the_others(uml_lab: Lab) -> None:
+    hosts = [
+        Host(node.name, "", {family: str(own.ip) for family, own in node.addresses.items()}, 1500, node.name)
+        for node in uml_lab.nodes()
+    ]
+    checks = [Check("node2", "node1", family, kind) for family in Family for kind in KINDS]
+    with uml_lab.driver.probes(hosts, 2.0) as probes:
+        assert probes.run(checks) == dict.fromkeys(checks, "")
 
 
 def test_each_node_has_a_kernel_of_its_own_with_ipvs(uml_lab: Lab) -> None:

@@ -57,6 +57,7 @@ def test_frames_that_came_along_are_not_forgotten() -> None:
         channel = Channel(there)
         assert channel.receive() == (REQUEST, b"1")
         assert channel.queued() == [(OUTPUT, b"2")]
+        assert channel.queued() == []
 
 
 @pytest.mark.parametrize(
