@@ -6,6 +6,9 @@ half-read listing is seen. After that a watch goes on from the listing's version
 on from the last version heard of (bookmarks move it on where nothing happens). Only when the API has forgotten that
 version (410) or says something unreadable is everything listed again.
 
+A kind that a cluster need not have (a CRD) and that the API does not know has no objects: it counts as listed, and is
+asked for again every minute. What was listed before is only forgotten after the API has said so several times in a row.
+
 An object that makes no sense is reported once and skipped; one that could be read before keeps its last good value
 until it is deleted. Waiting is capped, jittered and endless; a server that says Retry-After is left alone that long.
 """
@@ -22,7 +25,7 @@ from typing import NoReturn, Protocol
 from pycni.errors import ConfigError, StoreError
 from pycni.model.kube import NODE, POD
 from pycni.reconcile.backoff import Backoff
-from pycni.sources.kube_client import KubeClient, Selection
+from pycni.sources.kube_client import RESOURCES, KubeClient, Selection
 from pycni.sources.kube_http import KubeError
 from pycni.sources.sparing import Sparing
 from pycni.store import Store
@@ -41,6 +44,8 @@ RELIST_GAP_S = 10.0
 """Listings closer together are spaced by the back-off, even where the API asks for them."""
 STUCK = 5
 """Refused watches in a row after which everything is listed again."""
+ABSENT_S = 60.0
+"""Between two questions for a kind that the cluster does not have."""
 BRIEF_S = 1.0
 """A watch that ends sooner counts as a failure, whatever it said."""
 LONGEST_WAIT_S = 300.0
@@ -81,6 +86,7 @@ class KubeSource:
         page: int = PAGE,
         silence_s: float = SILENCE_S,
         longest_pause_s: float = 30.0,
+        absent_s: float = ABSENT_S,
         rng: random.Random | None = None,
     ) -> None:
         selections = [Selection(each) if isinstance(each, str) else each for each in kinds]
@@ -97,6 +103,7 @@ class KubeSource:
                 page=page,
                 silence_s=silence_s,
                 longest_pause_s=longest_pause_s,
+                absent_s=absent_s,
                 rng=rng,
             )
             for selection in selections
@@ -168,6 +175,7 @@ class KindFollower:
         page: int = PAGE,
         silence_s: float = SILENCE_S,
         longest_pause_s: float = 30.0,
+        absent_s: float = ABSENT_S,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -176,6 +184,7 @@ class KindFollower:
         self._sink = sink
         self._page = page
         self._silence_s = silence_s
+        self._absent_s = absent_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads nodes over time, guards nothing
         self._clock = clock
         self._backoff = Backoff(
@@ -187,12 +196,16 @@ class KindFollower:
         """Listings in a row that expired between two pages."""
         self._refused = 0
         """Watches in a row that the API refused or ended by an error."""
+        self._missed = 0
+        """Listings in a row that found an optional kind unknown to the API."""
         self._listed_at = float("-inf")
         self.name = selection.kind
         self.waiting = "the first listing"
         """What is being waited for, "" when nothing is."""
         self.connected = False
-        """Whether a watch is open."""
+        """Whether a watch is open, or there is nothing to watch (``absent``)."""
+        self.absent = False
+        """Whether the API does not know this kind."""
         self.reconnects = 0
         """Watches opened after the first."""
         self.relists = 0
@@ -210,9 +223,11 @@ class KindFollower:
             error: Exception | None = None
             try:
                 if not self._version:
-                    self.relists += listed
+                    self.relists += listed and not self.absent
                     await self._list()
                     listed = True
+                    if self.absent:
+                        await asyncio.sleep(self._absent_s * (1 - 0.2 * self._rng.random()))
                     continue
                 self.reconnects += opened
                 opened = True
@@ -250,7 +265,13 @@ class KindFollower:
         limit = self._page if self._expired < 2 else 0
         token = ""
         while True:
-            raw = await self._page_of(limit, token)
+            try:
+                raw = await self._page_of(limit, token)
+            except KubeError as exc:
+                if not self._is_absent(exc):
+                    raise
+                self._none()
+                return
             page = decode_list(self.name, raw)
             objects.update((found.meta.key, found) for found in page.items)
             skipped += page.skipped
@@ -261,7 +282,8 @@ class KindFollower:
             raise ConfigError(
                 f"list of {self.name}", "metadata.resourceVersion", "", "expected the list's version"
             )
-        self._expired = 0
+        self._expired = self._missed = 0
+        self.absent = False
         bad = {each.key for each in skipped}
         self.malformed = {key: why for key, why in self.malformed.items() if key in bad}
         for each in skipped:
@@ -269,6 +291,23 @@ class KindFollower:
         self._version = page.resource_version
         self._listed_at = self._clock()
         self._sink.listed(objects, bad - {""})
+        self._heard()
+
+    def _is_absent(self, error: KubeError) -> bool:
+        """Whether this answer to a listing means that there is no such kind."""
+        if error.status != 404 or not RESOURCES[self.name].optional:
+            return False
+        self._missed += 1
+        followed = self._listed_at > float("-inf") and not self.absent
+        return not followed or self._missed >= STUCK
+
+    def _none(self) -> None:
+        """The kind does not exist, so there are no objects of it."""
+        if not self.absent:
+            log.info("following %s: the API does not have it, so there are none", self.name)
+        self.absent = self.connected = True
+        self.malformed = {}
+        self._sink.listed({}, ())
         self._heard()
 
     async def _page_of(self, limit: int, token: str) -> bytes:

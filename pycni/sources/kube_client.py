@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.sources.kube_auth import Access
 from pycni.sources.kube_http import Connection, KubeError
 from pycni.wire.kube import decode_status
@@ -40,6 +41,8 @@ class Resource(NamedTuple):
     """``/api/v1`` or ``/apis/<group>/<version>``."""
     plural: str
     namespaced: bool
+    optional: bool = False
+    """A cluster may not have this kind: then the API answers 404, and there are none."""
 
 
 RESOURCES: Mapping[str, Resource] = {
@@ -48,6 +51,10 @@ RESOURCES: Mapping[str, Resource] = {
     NODE: Resource("/api/v1", "nodes", namespaced=False),
     POD: Resource("/api/v1", "pods", namespaced=True),
     NAMESPACE: Resource("/api/v1", "namespaces", namespaced=False),
+    NETWORK_POLICY: Resource("/apis/networking.k8s.io/v1", "networkpolicies", namespaced=True, optional=True),
+    CLUSTER_NETWORK_POLICY: Resource(
+        "/apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", namespaced=False, optional=True
+    ),
     LEASE: Resource("/apis/coordination.k8s.io/v1", "leases", namespaced=True),
 }
 

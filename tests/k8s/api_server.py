@@ -27,6 +27,8 @@ KINDS = {
     "nodes": ("Node", "v1"),
     "pods": ("Pod", "v1"),
     "namespaces": ("Namespace", "v1"),
+    "networkpolicies": ("NetworkPolicy", "networking.k8s.io/v1"),
+    "clusternetworkpolicies": ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
     "leases": ("Lease", "coordination.k8s.io/v1"),
 }
 
@@ -213,6 +215,9 @@ def merge_strategic(into: dict[str, Any], patch: dict[str, Any]) -> dict[str, An
 # --- the server --------------------------------------------------------------------------------------------------
 
 
+UNKNOWN = Reply(404, b"404 page not found\n")
+
+
 class ApiServer:
     """``async with ApiServer() as server``: listens on loopback; ``server.world`` and ``server.script`` are yours."""
 
@@ -223,6 +228,8 @@ class ApiServer:
         self.requests: list[Request] = []
         self.tokens: set[str] | None = None
         """Bearer tokens that are accepted; None: nobody has to prove anything."""
+        self.unknown: set[str] = set()
+        """Plurals of kinds that this cluster does not have (no CRD)."""
         self.bookmark_s = 0.0
         """Seconds between bookmarks of a watch; 0: none."""
         self.connections = 0
@@ -345,6 +352,9 @@ class ApiServer:
             writer.write(step.after)
             await writer.drain()
             return False
+        if _where(request.path)[0] in self.unknown:
+            await self._reply(writer, UNKNOWN)
+            return True
         if request.watch:
             return await self._watch(request, writer)
         await self._reply(writer, self._world_answer(request))
@@ -437,7 +447,7 @@ class ApiServer:
     def _world_answer(self, request: Request) -> Reply:
         plural, name, subresource, namespace = _where(request.path)
         if plural not in KINDS:
-            return Reply(404, b"404 page not found\n")
+            return UNKNOWN
         if not name:
             return (
                 self._list(plural, namespace, request)

@@ -453,3 +453,82 @@ def test_the_api_away_at_the_start_is_waited_for():
                 await until(lambda: names(store) == ["a"])
 
     asyncio.run(main())
+
+
+# --- kinds a cluster need not have -----------------------------------------------------------------------------------
+
+
+def deny(name):
+    spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}
+    return {"metadata": {"name": name}, "spec": spec}
+
+
+CNP, CNPS = "ClusterNetworkPolicy", "clusternetworkpolicies"
+
+
+def test_policies_of_both_kinds_are_followed():
+    async def main():
+        async with ApiServer() as server:
+            server.world.put(CNPS, deny("a"))
+            server.world.put("networkpolicies", {"metadata": {"name": "b", "namespace": "d"}})
+            async with following(server, CNP, "NetworkPolicy") as (source, store):
+                await until(lambda: source.connected)
+                assert (names(store, CNP), names(store, "NetworkPolicy")) == (["a"], ["b"])
+                server.world.remove(CNPS, "a")
+                server.world.put("networkpolicies", {"metadata": {"name": "c", "namespace": "e"}})
+                await until(lambda: sorted(store.snapshot().of("NetworkPolicy")) == ["d/b", "e/c"])
+                await until(lambda: names(store, CNP) == [])
+
+    asyncio.run(main())
+
+
+def test_a_kind_the_cluster_does_not_have_is_listed_with_no_objects_and_found_when_it_comes():
+    async def main():
+        async with ApiServer() as server:
+            server.unknown.add(CNPS)
+            server.world.put("services", service("s"))
+            async with following(server, CNP, "Service", absent_s=0.3) as (source, store):
+                await until(lambda: source.connected)
+                assert CNP in store.snapshot().listed
+                assert (source.waiting, names(store, CNP)) == ("", [])
+                follower = source.followers[CNP]
+                assert (follower.absent, follower.relists) == (True, 0)
+                await until(lambda: len(server.asked(CNPS)) >= 3, "another question now and then")
+                server.unknown.clear()
+                server.world.put(CNPS, deny("a"))
+                await until(lambda: names(store, CNP) == ["a"])
+                await until(lambda: source.connected and not follower.absent)
+                server.world.put(CNPS, deny("b"))
+                await until(lambda: names(store, CNP) == ["a", "b"])
+
+    asyncio.run(main())
+
+
+def test_what_was_listed_is_not_forgotten_because_of_one_404():
+    async def main():
+        async with ApiServer() as server:
+            server.world.put(CNPS, deny("a"))
+            server.script(CNPS, EXPIRED, watch=True)
+            async with following(server, CNP, longest_pause_s=0.05) as (source, store):
+                await until(lambda: names(store, CNP) == ["a"])
+                seen = len(server.asked(CNPS))
+                server.unknown.add(CNPS)
+                await server.cut()
+                await until(lambda: len(server.asked(CNPS)) >= seen + 2, "two listings that find nothing")
+                assert names(store, CNP) == ["a"]
+                await until(lambda: source.followers[CNP].absent, "believed in the end")
+                assert names(store, CNP) == []
+
+    asyncio.run(main())
+
+
+def test_a_404_for_a_kind_every_cluster_has_is_an_error():
+    async def main():
+        async with ApiServer() as server:
+            server.unknown.add("services")
+            async with following(server) as (source, store):
+                await until(lambda: "404" in source.waiting)
+                assert "Service" not in store.snapshot().listed
+                assert not source.connected
+
+    asyncio.run(main())
