@@ -19,6 +19,7 @@ from pycni.lab.report import writable
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabError
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.wire.kube import CLUSTER_WIDE
 from pycni.wire.manifest import documents
 
@@ -28,6 +29,8 @@ ALIASES = {
     ENDPOINT_SLICE: ("endpointslice", "endpointslices", "eps"),
     NAMESPACE: ("namespace", "namespaces", "ns"),
     NODE: ("node", "nodes", "no"),
+    NETWORK_POLICY: ("networkpolicy", "networkpolicies", "netpol"),
+    CLUSTER_NETWORK_POLICY: ("clusternetworkpolicy", "clusternetworkpolicies", "cnp"),
     "Deployment": ("deployment", "deployments", "deploy"),
     "ReplicaSet": ("replicaset", "replicasets", "rs"),
 }

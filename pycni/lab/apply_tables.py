@@ -18,6 +18,12 @@ from pycni.model.kube import (
     Service,
     SliceEndpoint,
 )
+from pycni.model.policy import (
+    CLUSTER_NETWORK_POLICY,
+    NETWORK_POLICY,
+    ClusterNetworkPolicy,
+    NetworkPolicy,
+)
 
 BAR = 40
 """Characters of the longest bar."""
@@ -27,6 +33,8 @@ _HEADS = {
     POD: ("READY", "STATUS", "ADDRESSES", "NODE"),
     SERVICE: ("TYPE", "ADDRESSES", "PORTS", "ENDPOINTS"),
     ENDPOINT_SLICE: ("FAMILY", "PORTS", "ENDPOINTS"),
+    NETWORK_POLICY: ("PODS", "INGRESS", "EGRESS"),
+    CLUSTER_NETWORK_POLICY: ("TIER", "PRIORITY", "NAMESPACES", "PODS", "INGRESS", "EGRESS"),
     "Deployment": ("REPLICAS",),
     "ReplicaSet": ("REPLICAS",),
 }
@@ -109,6 +117,13 @@ def addresses_text(service: Service, value: Mappings) -> str:
     return " ".join([*service.cluster_ips, *service.external_ips, *(item.ip for item in service.ingress)])
 
 
+def rules_text(rules: Sequence[object] | None) -> str:
+    """How many rules a policy has for a direction; ``-`` when it has nothing to say about it."""
+    if rules is None:
+        return "-"
+    return f"{len(rules)} rule{'' if len(rules) == 1 else 's'}" if rules else "nothing"
+
+
 def services(objects: Mapping[Key, Mappings]) -> list[dict[str, Any]]:
     """Every Service with its addresses and endpoints, for ``lab status``."""
     by_service = endpoints_of(objects)
@@ -153,4 +168,10 @@ def _cells(key: Key, value: Mappings, endpoints: Mapping[str, Sequence[SliceEndp
     if isinstance(item, EndpointSlice):
         ports = " ".join(f"{port.port}/{PROTOCOL_NAMES[port.protocol]}" for port in item.ports)
         return item.family.label, ports, endpoint_text(item.endpoints)
+    if isinstance(item, NetworkPolicy):
+        return item.pods.text, rules_text(item.ingress), rules_text(item.egress)
+    if isinstance(item, ClusterNetworkPolicy):
+        subject = (item.namespaces.text, "all" if item.pods is None else item.pods.text)
+        sections = (rules_text(item.ingress or None), rules_text(item.egress or None))
+        return item.tier.name.title(), str(item.priority), *subject, *sections
     return ()

@@ -18,12 +18,13 @@ import msgspec
 
 from pycni.lab.topology import LabError
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.wire.kube import CLUSTER_WIDE, KubeObject, from_mapping
 
 Mappings = dict[str, Any]
 """An object as in the API's JSON."""
 
-_FIRST = (NAMESPACE, NODE, POD, ENDPOINT_SLICE)
+_FIRST = (NAMESPACE, NODE, NETWORK_POLICY, CLUSTER_NETWORK_POLICY, POD, ENDPOINT_SLICE)
 _LAST = (SERVICE,)
 
 

@@ -50,6 +50,18 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
             return False
         return all(_holds(item, labels) for item in self.expressions)
 
+    @property
+    def text(self) -> str:
+        """For people, as kubectl writes it: ``app=web,tier in (a,b),!old``; ``all`` for the empty one."""
+        parts = [f"{key}={value}" for key, value in self.labels]
+        for item in self.expressions:
+            if item.operator in {Operator.IN, Operator.NOT_IN}:
+                word = "in" if item.operator is Operator.IN else "notin"
+                parts.append(f"{item.key} {word} ({','.join(item.values)})")
+            else:
+                parts.append(item.key if item.operator is Operator.EXISTS else f"!{item.key}")
+        return ",".join(parts) or "all"
+
 
 def _holds(item: Expression, labels: Mapping[str, str]) -> bool:
     if item.operator is Operator.IN:

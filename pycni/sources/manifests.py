@@ -31,11 +31,11 @@ from pycni.wire.kube import API_VERSIONS, KubeObject
 log = logging.getLogger("pycni.manifests")
 
 KINDS = (
-    *(NAMESPACE, NODE, POD, ENDPOINT_SLICE),
+    *(NAMESPACE, NODE),
     *(kind for kind in API_VERSIONS if kind not in {NAMESPACE, NODE, POD, ENDPOINT_SLICE, SERVICE}),
-    SERVICE,
+    *(POD, ENDPOINT_SLICE, SERVICE),
 )
-"""In the order they are put: what a Service refers to is there before it."""
+"""In the order they are put: policies before the pods they are about, what a Service refers to before it."""
 LOOK_S = 1.0
 """Between looks where inotify tells of changes."""
 BLIND_LOOK_S = 0.05

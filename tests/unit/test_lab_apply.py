@@ -550,3 +550,42 @@ def test_objects_are_one_file_each_and_only_changed_ones_are_written(tmp_path: A
         ["pod.default.web-1.json", "service.default.web.json"],
         ["service.default.web.json", "pod.default.web-1.json"],
     )
+
+
+POLICIES = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: closed}
+spec:
+  tier: Baseline
+  priority: 7
+  subject: {namespaces: {matchExpressions: [{key: env, operator: NotIn, values: [test]}]}}
+  ingress: [{action: Deny, from: [{namespaces: {}}]}]
+"""
+
+
+def test_policies_are_applied_shown_and_refused_by_what_is_wrong() -> None:
+    found = check(POLICIES)
+    assert [line.rpartition(" ")[2] for line in found.told] == ["created", "created"]
+    held = {key: value for key, value in found.objects.items() if "Policy" in key.kind}
+    assert set(held) == {Key("NetworkPolicy", "shop", "web"), Key("ClusterNetworkPolicy", "", "closed")}
+    assert Key("Namespace", "", "shop") in found.objects
+    rows = [line.split("  ") for line in tables(held, set(held)).splitlines()]
+    words = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["shop", "web", "app=web", "1 rule", "-"] in words
+    assert ["-", "closed", "Baseline", "7", "env notin (test)", "all", "1 rule", "-"] in words
+    with pytest.raises(ConfigError, match=r"spec\.priority=1001: expected 0\.\.1000"):
+        check(POLICIES.replace("priority: 7", "priority: 1001"))
+
+
+def test_policies_are_written_before_the_pods_they_are_about(tmp_path: Any, monkeypatch: Any) -> None:
+    order: list[Key] = []
+    monkeypatch.setattr(Objects, "_put", lambda _self, key, _value: order.append(key))
+    keys = [Key("Pod", "a", "p"), Key("NetworkPolicy", "a", "n"), Key("ClusterNetworkPolicy", "", "c")]
+    Objects(tmp_path).write({}, {key: {} for key in keys})
+    assert order[-1] == keys[0]
