@@ -169,8 +169,9 @@ def _ports(obj: str, path: str, wire: WireProtocol) -> tuple[PortRange, ...]:
     transports = {"TCP": wire.tcp, "UDP": wire.udp, "SCTP": wire.sctp}
     given = [name for name, value in transports.items() if value is not None]
     named = wire.destination_named_port
-    if len(given) + bool(named) > 1:
-        raise ConfigError(obj, path, " and ".join([*given, named or ""]).strip(), "expected one of them")
+    several = [*given, "destinationNamedPort"] if named else given
+    if len(several) > 1:
+        raise ConfigError(obj, path, " and ".join(several), "expected one of them")
     if named:
         name = port_name(obj, f"{path}.destinationNamedPort", named)
         return tuple(PortRange(protocol=number, name=name) for number in PROTOCOLS.values())
