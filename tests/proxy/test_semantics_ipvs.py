@@ -18,15 +18,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(scope="module")
-def suite() -> dict[str, Any]:
+def answers() -> dict[str, Any]:
     # Not below /tmp: the guest has a /tmp of its own.
     folder = Path(tempfile.mkdtemp(prefix="pyt-uml-", dir="/var/tmp"))
     try:
-        found = boot(folder, "tests.proxy.uml_semantics", timeout=240)["suite"]
+        return boot(folder, "tests.proxy.uml_semantics", timeout=240)
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def suite(answers) -> dict[str, Any]:
+    found = answers["suite"]
     assert "failed" not in found, found["failed"]
     return found
+
+
+def test_a_hundred_replacements_fail_no_request(answers):
+    found = answers["hammer"]
+    assert "failed" not in found, found["failed"]
+    print(f"{found['planes']}: {found['asked']} requests, {len(found['failures'])} failed")
+    assert found["planes"] == "ipvs"
+    assert not found["failures"], "\n".join(found["failures"][:10])
+    assert found["asked"] > 300
 
 
 def test_ipvs_serves_alone(suite):

@@ -10,6 +10,7 @@ from typing import Any
 
 from pycni.model.kube import SCTP, TCP, UDP
 from tests.proxy.dataplanes import plain
+from tests.proxy.hammer import hammer
 from tests.proxy.judge import run
 from tests.proxy.semantics import rows
 from tests.proxy.stories import KEEPS_LONGER, STORIES
@@ -49,5 +50,12 @@ def suite() -> dict[str, Any]:
         }  # fmt: skip
 
 
+def pounding() -> dict[str, Any]:
+    """A client that never stops, while endpoints are replaced."""
+    with plain("ipvs") as node:
+        asked, failures = hammer(node)
+        return {"planes": node.planes, "asked": asked, "failures": failures}
+
+
 if __name__ == "__main__":
-    answer({"suite": suite})
+    answer({"suite": suite, "hammer": pounding})
