@@ -54,9 +54,18 @@ class BpfObject:
     """The maps and programs of one folder of pins. One thread at a time."""
 
     def __init__(
-        self, folder: str, source: Source, maps: Sequence[MapSpec], programs: Sequence[ProgramSpec]
+        self,
+        folder: str,
+        source: Source,
+        maps: Sequence[MapSpec],
+        programs: Sequence[ProgramSpec],
+        *,
+        lent: Mapping[str, BpfMap] | None = None,
     ) -> None:
-        """Open or make the maps. Nothing is pinned or attached before ``commit``. Raises KernelError, OSError."""
+        """Open or make the maps. Nothing is pinned or attached before ``commit``. Raises KernelError, OSError.
+
+        ``lent``: maps of another object, by name, that programs of this one use too; they are pinned there.
+        """
         self.folder = folder
         self._source = source
         self._specs = tuple(maps)
@@ -68,7 +77,10 @@ class BpfObject:
         """Names of maps that are not pinned yet."""
         try:
             for spec in self._specs:
-                self.maps[spec.name] = self._open_map(spec)
+                if lent is not None and spec.name in lent:
+                    self.maps[spec.name] = BpfMap(spec, os.dup(lent[spec.name].fd))
+                else:
+                    self.maps[spec.name] = self._open_map(spec)
         except BaseException:
             self.close()
             raise

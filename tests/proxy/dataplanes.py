@@ -36,7 +36,7 @@ def sockets() -> Iterator[Rig]:
     prefix = f"pyt{os.getpid()}-semantics"
     folder = f"/run/{prefix}-bpf"
     cgroup = os.path.join(bpf_places.cgroup2(), prefix)
-    places = Places(bpffs=folder, cgroup=cgroup)
+    places = Places(bpffs=folder, cgroup=cgroup, settle_s=0.0)
 
     def make(facts: NodeFacts) -> Sequence[Dataplane]:
         reason = ebpf.missing(places) or planes.missing("nftables")

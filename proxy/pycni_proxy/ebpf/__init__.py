@@ -2,11 +2,12 @@
 
 ``missing``, ``make`` and ``leftovers`` are the functions of ``base.Factory``. The plane is a partial one: sockets of
 this node's pods and of the node itself are led straight to an endpoint when they connect or send, and their packets
-never meet a rule; traffic from outside the node, raw packets and everything the compiler refuses goes through the
-nftables plane, which the engine gives the same frontends.
+never meet a rule; TCP from outside is translated on the uplink; the rest from outside, raw packets and everything the
+compiler refuses goes through the nftables plane, which the engine gives the same frontends.
 
     compile, layout, maglev   pure: frontends -> rows as bytes
-    sock.c                    the programs
+    balance.c, sock.c         the programs: what all of them share, those of sockets
+    uplink.c, uplink          those for TCP from outside, and its connections
     driver                    rows into pinned maps, programs attached to the control group tree
     namespaces                whose sockets are served
     stale                     connected UDP sockets to endpoints that are gone
@@ -14,16 +15,22 @@ nftables plane, which the engine gives the same frontends.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
+
+import msgspec
 
 from pycni.kernel import bpf_build, bpf_places
 from pycni.model.service import NodeFacts
 from pycni_proxy.base import Dataplane
 from pycni_proxy.ebpf import driver as _driver
+from pycni_proxy.ebpf import uplink
 from pycni_proxy.ebpf.compile import SockCompiler
 from pycni_proxy.ebpf.driver import PART, PROGRAMS, Places, SockDriver
+
+log = logging.getLogger("pycni.proxy.ebpf")
 
 NAME = "ebpf"
 OLDEST = (5, 18)
@@ -32,8 +39,7 @@ OLDEST = (5, 18)
 
 def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
     """What this machine lacks for it, in one line; "" when it can run here."""
-    release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
-    if release < OLDEST:
+    if _release() < OLDEST:
         return f"kernel {platform.release()} is older than {'.'.join(map(str, OLDEST))}"
     if os.geteuid():
         return "eBPF programs need root"
@@ -51,13 +57,29 @@ def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
 
 def make(facts: NodeFacts, places: Places = Places()) -> Dataplane:  # noqa: B008
     """The data plane of the node whose network namespace this thread is in. Raises KernelError, BuildError."""
+    if facts.uplink:
+        lacks = uplink.missing(_release(), places.cache)
+        if lacks:
+            log.info("TCP from outside is left to nftables: %s", lacks)
+            facts = msgspec.structs.replace(facts, uplink="")
+    if not facts.uplink:
+        _remove(uplink.PART, places)
     return Dataplane(NAME, SockCompiler(facts), SockDriver(facts, places), partial=True)
 
 
 def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008
     """Detach and remove what an earlier life left for the node this thread is in; says what went."""
+    return [name for part in (uplink.PART, PART) for name in _remove(part, places)]
+
+
+def _remove(part: str, places: Places) -> list[str]:
     return [
         f"{os.path.basename(os.path.dirname(folder))}: {name}"
-        for folder in bpf_places.existing(PART, places.bpffs)
+        for folder in bpf_places.existing(part, places.bpffs)
         for name in bpf_places.remove_tree(folder)
     ]
+
+
+def _release() -> tuple[int, ...]:
+    """Version of the running kernel, two numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])

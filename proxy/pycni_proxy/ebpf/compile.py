@@ -1,15 +1,17 @@
 """Frontends as rows of the socket layer's maps. Pure.
 
 What a program on this node (in a pod or on the node itself) opens is led to an endpoint in the socket layer and never
-meets nftables. Everything else that carries a virtual address, traffic from outside the node, raw packets, SCTP, is not
-seen here: this data plane is a partial one (``Dataplane.partial``), and the engine gives its frontends to the nftables
-plane as well. So no packet depends on the socket layer alone, and what it refuses is served all the same.
+meets nftables; TCP from outside is translated on the uplink, when that is known. Everything else that carries a virtual
+address, other traffic from outside the node, raw packets, SCTP, is not seen here: this data plane is a partial one
+(``Dataplane.partial``), and the engine gives its frontends to the nftables plane as well. So no packet depends on these
+programs alone, and what they refuse is served all the same.
 
     sock-pools      (pool, number) -> eight targets; pool is a hash of the targets, so a change makes a new pool, and a
                     frontend is switched from the old one to the new one by a single update
     sock-maglev     (pool, number) -> 4,096 rows of a lookup table, for the scheduler that wants it
     sock-nodes      addresses at which node ports are served
     sock-frontends  address, port, protocol -> pool, scheduler, affinity
+    uplink-frontends  the same for what comes in by the uplink: TCP to other addresses than ClusterIPs
 
 A TCP frontend that refuses has a row without targets: connect(2) fails with ECONNREFUSED at once. UDP to nobody, and
 verdict DROP, have no row: nftables answers with ICMP or with silence, as it does to clients outside.
@@ -27,19 +29,21 @@ from pycni.model.service import (
     Decision,
     Frontend,
     FrontendKey,
+    Kind,
     NodeFacts,
     Packet,
     Pool,
     Target,
     Verdict,
 )
-from pycni_proxy.base import Table, Tables
+from pycni_proxy.base import Tables
 from pycni_proxy.ebpf import layout, maglev
 from pycni_proxy.ebpf.layout import Meta
 
 POOLS, MAGLEV, NODES, FRONTENDS = "sock-pools", "sock-maglev", "sock-nodes", "sock-frontends"
+OUTSIDE = "uplink-frontends"
 MAP_OF: Mapping[str, str] = {POOLS: "pools", MAGLEV: "maglev", NODES: "nodes", FRONTENDS: "frontends"}
-"""Tables of ours and the maps that hold them."""
+"""Tables of ours and the maps that hold them. ``OUTSIDE`` is in a map of the uplink's."""
 SCHEDULERS: Mapping[str, int] = {
     "": layout.RANDOM,
     "rr": layout.RR,
@@ -58,7 +62,7 @@ SCHEDULERS: Mapping[str, int] = {
 class SockCompiler:
     """Compiler of the eBPF data plane."""
 
-    tables: tuple[str, ...] = (POOLS, MAGLEV, NODES, FRONTENDS)
+    tables: tuple[str, ...] = (POOLS, MAGLEV, NODES, FRONTENDS, OUTSIDE)
     shared: frozenset[str] = frozenset({POOLS, MAGLEV})
 
     def __init__(self, facts: NodeFacts) -> None:
@@ -82,24 +86,14 @@ class SockCompiler:
 
     def rows(self, frontends: Sequence[Frontend]) -> Tables:
         """Rows of one service in all tables; tables without any are left out."""
-        pools: Table = {}
-        tables_of_maglev: Table = {}
-        own: Table = {}
+        tables: Tables = {}
         for frontend in frontends:
             pool = _pool(frontend)
-            if not pool.targets and (frontend.key.protocol != TCP or pool.empty is not Verdict.REJECT):
-                continue
-            packed = [layout.pack_target(item) for item in pool.targets]
-            everybody = packed + [layout.pack_target(item) for item in pool.draining]
-            meta = _meta(frontend, packed, everybody)
-            own[layout.pack_frontend(frontend.key)] = meta.pack()
-            if packed:
-                pools.update(layout.chunks(meta.pool, everybody).items())
-            if meta.scheduler == layout.MH and packed:
-                for number, block in enumerate(maglev.pack(tuple(packed))):
-                    tables_of_maglev[layout.chunk_key(meta.pool, number)] = block
-        found: Tables = {POOLS: pools, MAGLEV: tables_of_maglev, FRONTENDS: own}
-        return {name: rows for name, rows in found.items() if rows}
+            if pool.targets or (frontend.key.protocol == TCP and pool.empty is Verdict.REJECT):
+                _put(tables, FRONTENDS, frontend, pool)
+            if self._on_uplink(frontend):
+                _put(tables, OUTSIDE, frontend, frontend.pool, masquerade=not frontend.local_only)
+        return tables
 
     def common(self) -> Tables:
         """The addresses of node ports. With node-port ranges there are none here: the driver finds them."""
@@ -108,37 +102,62 @@ class SockCompiler:
         return {NODES: {layout.pack_address(address): bytes(4) for address in self._facts.addresses}}
 
     def decide(self, tables: Mapping[str, Mapping[Any, Any]], packet: Packet) -> Decision:
-        """What becomes of a connection that a pod or the node itself opens; other packets are not touched here.
+        """What becomes of a connection that a pod or the node itself opens, or TCP from outside on the uplink.
 
         A translated socket keeps its source address: nothing of it is masqueraded.
         """
-        if not packet.from_node and not self._in_cluster(packet.source):
-            return UNTOUCHED
-        meta = self._frontend(tables, packet)
+        outside = not packet.from_node and not self._in_cluster(packet.source)
+        meta = self._frontend(tables, OUTSIDE if outside else FRONTENDS, packet)
         if meta is None:
             return UNTOUCHED
+        if outside:
+            targets = frozenset(self._targets(tables, meta))
+            return Decision(None, targets, targets if meta.flags & layout.MASQUERADE else frozenset())
         if not meta.targets:
             return Decision(Verdict.REJECT, frozenset())
         return Decision(None, frozenset(self._targets(tables, meta)))
 
     def text(self, tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
         """A line per frontend and per node-port address."""
-        lines = []
-        for key, raw in tables.get(FRONTENDS, {}).items():
-            meta = Meta.unpack(raw)
-            words = [f"socket {layout.unpack_frontend(key)}"]
-            if meta.targets:
-                targets = ", ".join(str(item) for item in self._targets(tables, meta))
-                words.append(f"{layout.SCHEDULER_NAMES[meta.scheduler]} -> {targets}")
-                if meta.affinity_s:
-                    words.append(f"affinity {meta.affinity_s}s")
-                if meta.draining:
-                    words.append(f"({meta.draining} draining)")
-            else:
-                words.append("refuse")
-            lines.append(" ".join(words))
+        lines = [
+            f"{word} {layout.unpack_frontend(key)} {self._line(tables, Meta.unpack(raw))}"
+            for table, word in ((FRONTENDS, "socket"), (OUTSIDE, "uplink"))
+            for key, raw in tables.get(table, {}).items()
+        ]
         lines += [f"node ports at {show(layout.unpack_address(key))}" for key in tables.get(NODES, {})]
         return sorted(lines)
+
+    def _line(self, tables: Mapping[str, Mapping[Any, Any]], meta: Meta) -> str:
+        if not meta.targets:
+            return "refuse"
+        targets = ", ".join(str(item) for item in self._targets(tables, meta))
+        words = [f"{layout.SCHEDULER_NAMES[meta.scheduler]} -> {targets}"]
+        if meta.affinity_s:
+            words.append(f"affinity {meta.affinity_s}s")
+        if meta.flags & layout.MASQUERADE:
+            words.append("masquerade")
+        if meta.draining:
+            words.append(f"({meta.draining} draining)")
+        return " ".join(words)
+
+    def _on_uplink(self, frontend: Frontend) -> bool:
+        """Whether what comes in by the uplink for a frontend is translated there; nftables serves the others."""
+        key, pool = frontend.key, frontend.pool
+        return bool(
+            self._facts.uplink
+            and key.protocol == TCP
+            and frontend.kind is not Kind.CLUSTER_IP
+            and pool.targets
+            and len(pool.targets) <= layout.MOST_TARGETS
+            # Open connections are counted by sockets only.
+            and SCHEDULERS.get(frontend.options.scheduler) != layout.LC
+            # A program of the node's at a node port: behind us it would be taken for that node port.
+            and not any(self._is_node_port(target) for target in pool.targets)
+        )
+
+    def _is_node_port(self, target: Target) -> bool:
+        low, high = self._facts.node_ports
+        return low <= target.port <= high and target.local and not self._in_cluster(target.address)
 
     def _in_cluster(self, source: bytes) -> bool:
         number = int.from_bytes(source, "big")
@@ -149,8 +168,8 @@ class SockCompiler:
                     return True
         return False
 
-    def _frontend(self, tables: Mapping[str, Mapping[Any, Any]], packet: Packet) -> Meta | None:
-        own = tables.get(FRONTENDS, {})
+    def _frontend(self, tables: Mapping[str, Mapping[Any, Any]], table: str, packet: Packet) -> Meta | None:
+        own = tables.get(table, {})
         family = Family.of_packed(packet.destination)
         key = FrontendKey(family, packet.destination, packet.protocol, packet.port)
         raw = own.get(layout.pack_frontend(key))
@@ -171,6 +190,22 @@ class SockCompiler:
 def _pool(frontend: Frontend) -> Pool:
     """Sockets of this node are inside."""
     return frontend.pool if frontend.inside is None else frontend.inside
+
+
+def _put(tables: Tables, table: str, frontend: Frontend, pool: Pool, *, masquerade: bool = False) -> None:
+    """Add the rows of one frontend with one of its pools."""
+    packed = [layout.pack_target(item) for item in pool.targets]
+    everybody = packed + [layout.pack_target(item) for item in pool.draining]
+    meta = _meta(frontend, packed, everybody)
+    if masquerade:
+        meta = meta._replace(flags=meta.flags | layout.MASQUERADE)
+    tables.setdefault(table, {})[layout.pack_frontend(frontend.key)] = meta.pack()
+    if packed:
+        tables.setdefault(POOLS, {}).update(layout.chunks(meta.pool, everybody).items())
+    if meta.scheduler == layout.MH and packed:
+        rows = tables.setdefault(MAGLEV, {})
+        for number, block in enumerate(maglev.pack(tuple(packed))):
+            rows[layout.chunk_key(meta.pool, number)] = block
 
 
 def _meta(frontend: Frontend, targets: list[bytes], everybody: list[bytes]) -> Meta:

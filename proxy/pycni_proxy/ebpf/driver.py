@@ -30,9 +30,11 @@ from pycni.reconcile.delta import Delta
 from pycni_proxy.base import Changes, Counters, Tables, TargetState
 from pycni_proxy.ebpf import layout, stale
 from pycni_proxy.ebpf.addresses import NodeAddresses
-from pycni_proxy.ebpf.compile import FRONTENDS, MAP_OF, NODES
+from pycni_proxy.ebpf.compile import FRONTENDS, MAP_OF, NODES, OUTSIDE
 from pycni_proxy.ebpf.layout import Meta
 from pycni_proxy.ebpf.namespaces import Namespaces
+from pycni_proxy.ebpf.uplink import PART as UPLINK
+from pycni_proxy.ebpf.uplink import SETTLE_S, Uplink
 
 SWEEP_S = 60.0
 PART = "services"
@@ -55,11 +57,14 @@ class Places(NamedTuple):
     bpffs: str = bpf_places.BPFFS
     cgroup: str = ""
     cache: str = bpf_build.CACHE
+    settle_s: float = SETTLE_S
+    """See ``uplink``."""
 
 
 def source(cache: str) -> Source:
     """The programs and where their builds are kept."""
-    return Source(Path(__file__).with_name("sock.c").read_text(encoding="utf-8"), cache=cache)
+    parts = ("balance.c", "sock.c")
+    return Source("".join(Path(__file__).with_name(name).read_text() for name in parts), cache=cache)
 
 
 class SockDriver:
@@ -72,8 +77,13 @@ class SockDriver:
         self.folder = bpf_places.folder(facts.name, PART, bpf_places.bpffs(places.bpffs))
         specs = [MapSpec(*row) for row in layout.MAPS]
         self._object = BpfObject(self.folder, source(places.cache), specs, PROGRAMS)
+        self.uplink: Uplink | None = None
         try:
             self._maps = self._object.maps
+            self._tables = {table: self._maps[name] for table, name in MAP_OF.items()}
+            if facts.uplink:
+                self.uplink = Uplink(facts, places.bpffs, places.cache, self._maps, places.settle_s)
+                self._tables[OUTSIDE] = self.uplink.outside
             self._addresses = NodeAddresses(facts)
             served = BpfMap(self._maps["served"].spec, os.dup(self._maps["served"].fd))
             self.namespaces = Namespaces(served, everybody=bpf_places.machine_wide(), own=bpf_places.cookie())
@@ -83,7 +93,11 @@ class SockDriver:
             self._refresh_addresses()
             if not self._object.fresh:
                 self._commit()
+                if self.uplink is not None and not self.uplink.fresh:
+                    self.uplink.attach()
         except BaseException:
+            if self.uplink is not None:
+                self.uplink.close()
             self._object.close()
             raise
 
@@ -93,34 +107,38 @@ class SockDriver:
 
     def read(self) -> Tables:
         """Rows of all tables. Node-port addresses the driver finds itself are no rows."""
-        return {
-            table: dict(self._maps[name].items().items())
-            for table, name in MAP_OF.items()
-            if table != NODES or not self._facts.node_port_ranges
-        }
+        if self._current and self.uplink is not None:
+            self.uplink.attach()
+        found: Tables = {OUTSIDE: {}}
+        for table, rows in self._tables.items():
+            if table != NODES or not self._facts.node_port_ranges:
+                found[table] = dict(rows.items().items())
+        return found
 
     def apply(self, changes: Changes) -> None:
         """Write differences, then have the programs run. Raises KernelError, BuildError."""
         by_table = dict(changes)
         datagrams = self._datagram_targets(by_table.get(FRONTENDS))
-        for table, name in MAP_OF.items():
+        for table, rows in self._tables.items():
             delta = by_table.get(table)
             if delta is not None:
-                self._maps[name].update({**delta.add, **delta.change})
-        for table, name in reversed(tuple(MAP_OF.items())):
+                rows.update({**delta.add, **delta.change})
+        for table, rows in reversed(tuple(self._tables.items())):
             delta = by_table.get(table)
             if delta is not None and delta.remove:
-                self._maps[name].remove(delta.remove)
-                if table == FRONTENDS:
+                rows.remove(delta.remove)
+                if table in {FRONTENDS, OUTSIDE}:
                     self._maps["turns"].remove(delta.remove)
         for key, before in datagrams.items():
             raw = self._maps["frontends"].get(key)
             kept = () if raw is None else map(layout.nameless, self._pool(Meta.unpack(raw)))
             self._gone |= before.difference(kept)
         self._commit()
+        if self.uplink is not None:
+            self.uplink.attach(look=False)
 
     def counters(self) -> Mapping[FrontendKey, Counters]:
-        """Connections (UDP: flows) opened through each frontend by sockets of this node."""
+        """Connections (UDP: flows) opened through each frontend by sockets of this node, and on the uplink."""
         return {
             layout.unpack_frontend(key): Counters(int.from_bytes(value, sys.byteorder))
             for key, value in self._maps["turns"].items().items()
@@ -151,16 +169,22 @@ class SockDriver:
         if now - self._swept >= SWEEP_S:
             self._swept = now
             self._sweep()
+            if self.uplink is not None:
+                self.uplink.attach()
+                self.uplink.sweep()
         return SWEEP_S
 
     def remove(self) -> list[str]:
-        """Detach and unpin everything; connections that are open stay open."""
-        return self._object.detach()
+        """Detach and unpin everything; connections that sockets of this node have open stay open."""
+        gone = [] if self.uplink is None else [f"{UPLINK}/{name}" for name in self.uplink.remove()]
+        return gone + self._object.detach()
 
     def close(self) -> None:
         """Release descriptors; the programs go on with what the maps hold."""
         self.namespaces.close()
         self._addresses.close()
+        if self.uplink is not None:
+            self.uplink.close()
         self._object.close()
 
     def _commit(self) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values of the socket layer's maps as bytes, exactly as ``sock.c`` reads them. Pure.
+"""Keys and values of the programs' maps as bytes, exactly as ``balance.c`` and what follows it read them. Pure.
 
 Addresses are 16 bytes in network order (IPv4 as ``::ffff:a.b.c.d``), ports 2 bytes in network order, everything else in
 the machine's own order. Sizes and order of ``MAPS`` are the other half of the structures and the enumeration there.
@@ -16,7 +16,7 @@ from pycni.model.family import Family
 from pycni.model.service import FrontendKey, Target
 
 # Kinds of maps (include/uapi/linux/bpf.h); the kernel layer has the same numbers, which pure code may not import.
-_HASH, _LRU, _STORAGE = 1, 9, 24
+_HASH, _ARRAY, _PERCPU_ARRAY, _LRU, _TRIE, _STORAGE = 1, 2, 6, 9, 11, 24
 _NO_PREALLOC = 1
 
 CHUNK = 8
@@ -43,15 +43,32 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
     ("reverse", _LRU, 32, 20, 1 << 16, 0),
     ("sockets", _STORAGE, 4, 80, 0, _NO_PREALLOC),
 )
-"""(name, kind, bytes of a key, bytes of a value, most entries, flags), in the order of the enumeration in sock.c."""
+"""(name, kind, bytes of a key, bytes of a value, most entries, flags), in the order of the enumerations in
+balance.c and sock.c."""
+SHARED = ("pools", "maglev", "nodes", "served", "turns", "open", "affinity")
+"""Maps of the socket layer that the uplink's programs use too, behind a map of frontends of their own."""
+UPLINK_MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
+    ("outside", _HASH, 20, 32, 1 << 16, _NO_PREALLOC),
+    *(row for row in MAPS if row[0] in SHARED),
+    ("conns", _HASH, 40, 32, 1 << 18, _NO_PREALLOC),
+    ("fragments", _LRU, 36, 24, 1 << 12, 0),
+    ("config", _ARRAY, 4, 16, 1, 0),
+    ("scratch", _PERCPU_ARRAY, 4, 136, 1, 0),
+    ("sources", _TRIE, 20, 4, 1 << 14, _NO_PREALLOC),
+)
+"""The same in the order of the enumerations in balance.c and uplink.c."""
 
 RANDOM, RR, LC, SH, DH, MH = range(6)
-REFUSE, HASH_PORTS, MAGLEV_SHIFT = 1, 2, 2
-"""Flags; from bit MAGLEV_SHIFT on which of ``MAGLEV_SIZES``."""
+REFUSE, HASH_PORTS, MAGLEV_SHIFT, MASQUERADE = 1, 2, 2, 16
+"""Flags; in the two bits from MAGLEV_SHIFT on which of ``MAGLEV_SIZES``."""
+LEFT, MARKED, FIN, RESET, ANSWERED = 1, 2, 4, 8, 16
+"""Flags of a connection by the uplink."""
 SCHEDULER_NAMES = ("random", "rr", "lc", "sh", "dh", "mh")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _META = struct.Struct("=12sIQIBBH")
+_TUPLE = struct.Struct("=16s16s4sBB2x")
+_CONN = struct.Struct("=16s2sBxIQ")
 _NODE_PORT_V4 = _MAPPED + bytes(4)
 
 
@@ -76,6 +93,45 @@ class Meta(NamedTuple):
     def unpack(cls, raw: bytes) -> Meta:
         """The other way."""
         return cls(*_META.unpack(raw))
+
+
+class Conn(NamedTuple):
+    """What is known of one direction of a connection by the uplink."""
+
+    address: bytes
+    """16 bytes: the endpoint's; of answers the frontend's."""
+    port: bytes
+    flags: int
+    packets: int
+    used: int
+    """Nanoseconds of the monotonic clock."""
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Conn:
+        """From a value of ``conns``."""
+        return cls(*_CONN.unpack(raw))
+
+
+class Tuple(NamedTuple):
+    """Which connection, and which direction of it. Addresses have 16 bytes, ports two."""
+
+    client: bytes
+    other: bytes
+    """The frontend's address; of answers the endpoint's."""
+    ports: bytes
+    """The client's, then the other one."""
+    protocol: int
+    answers: bool
+
+    def pack(self) -> bytes:
+        """40 bytes: a key of ``conns``."""
+        return _TUPLE.pack(*self)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Tuple:
+        """The other way."""
+        client, other, ports, protocol, answers = _TUPLE.unpack(raw)
+        return cls(client, other, ports, protocol, bool(answers))
 
 
 def pack_address(packed: bytes) -> bytes:
@@ -150,3 +206,14 @@ def open_key(service: int, target: bytes) -> bytes:
 def reverse_key(socket: int, target: bytes) -> bytes:
     """Key of what a socket asked for when it was led to a packed target; ``socket`` is its cookie."""
     return struct.pack("=Q20s4x", socket, target)
+
+
+def network_key(address: bytes, length: int) -> bytes:
+    """Key of a network in ``sources``: length in bits, then the address, given with 4 or 16 bytes."""
+    bits = length + 128 - 8 * len(address)
+    return bits.to_bytes(4, sys.byteorder) + pack_address(address)
+
+
+def config(start: int, mark: int, ifindex: int) -> bytes:
+    """The row of ``config``: no connection is taken before ``start`` (nanoseconds of the monotonic clock)."""
+    return struct.pack("=QII", start, mark, ifindex)
