@@ -38,6 +38,8 @@ async def wire(context: Context) -> Tasks:
     store = Store()
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
     settings = context.settings
+    for part in settings.components:
+        context.health.expect(part)
     client = _kube_client(context) if _asks_kubernetes(settings) else None
     network: NetworkComponent | None = None
     listeners: list[Callable[[EndpointStore], None]] = []

@@ -238,3 +238,20 @@ def test_a_control_socket_that_cannot_be_had_is_a_wrong_setting(tmp_path, plane)
                 pass
 
     asyncio.run(main())
+
+
+def test_it_is_not_ready_before_services_are_served(tmp_path, plane):
+    """Not even in the moment in which health is answered and the proxy is still being imported."""
+
+    async def main():
+        async with contextlib.AsyncExitStack() as exits:
+            argv = ["--components=proxy", f"--state-dir={tmp_path}", f"--cni-socket={tmp_path}/cni.sock"]
+            settings = load([*argv, f"--manifest-dir={tmp_path}"], {}, "n1").settings
+            context = Context(settings, Health(), Registry(), exits)
+            wired = asyncio.create_task(wiring.wire(context))
+            await asyncio.sleep(0)
+            assert not context.health.ready
+            for task in (await wired).values():
+                task.close()
+
+    asyncio.run(main())
