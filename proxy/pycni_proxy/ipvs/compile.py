@@ -194,7 +194,7 @@ class _Rows:
         self._address(key.family, names.IPVS_IPS, Member(key.address))
         self._address(key.family, names.DIRECT, Member(key.address))
         self.tables[DIRECT][ROUTING, key.family] = True
-        for target in (*frontend.pool.targets, *frontend.pool.draining):
+        for target in (item for pool in frontend.pools for item in (*pool.targets, *pool.draining)):
             if target.local:
                 self.tables[DIRECT][target.address, key.address] = True
 
