@@ -44,6 +44,7 @@ from pycni.model.policy import (
     Tier,
 )
 from pycni.store import Snapshot, Store
+from pycni.wire.kube_policy import UNKNOWN_FIELD
 
 V4, V6 = Family.V4, Family.V6
 NODES, SPACES = ("n1", "n2", "n3"), ("a", "b", "c")
@@ -210,7 +211,7 @@ def make_block(random: Random, *, excluding: bool = True) -> IpBlock:
 def make_peer(random: Random) -> Peer:
     kind = random.choice(("pods", "pods", "namespaces", "both", "block", "block", "unknown"))
     if kind == "unknown":
-        return Peer(unknown="a new kind") if maybe(random, 0.3) else Peer(pods=Selector())
+        return Peer(unknown=UNKNOWN_FIELD) if maybe(random, 0.3) else Peer(pods=Selector())
     if kind == "block":
         return Peer(block=make_block(random))
     return Peer(
