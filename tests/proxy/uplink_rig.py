@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from pycni.kernel import netns
+from pycni.kernel import ethtool, netns
 from pycni.model.kube import TCP
 from pycni.model.service import FrontendKey, NodeFacts
 from pycni_proxy.ebpf.driver import SockDriver
@@ -140,6 +140,20 @@ def stream(sender: socket.socket, receiver: socket.socket, size: int) -> None:
             sender.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert bytes(got) == data
+
+
+@contextlib.contextmanager
+def own_sums(node: Rig, *devices: tuple[str, str]) -> Iterator[None]:
+    """Have the kernel write checksums itself before these devices (role, name) send: receivers verify them then."""
+
+    def switch(role: str, device: str, *, on: bool) -> None:
+        inside(node, role, lambda: ethtool.set_tx_checksum(device, on=on))
+
+    with contextlib.ExitStack() as stack:
+        for role, device in devices:
+            switch(role, device, on=False)
+            stack.callback(switch, role, device, on=True)
+        yield
 
 
 class Sniffer:

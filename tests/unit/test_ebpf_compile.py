@@ -30,7 +30,7 @@ from pycni.model.service import (
     Verdict,
 )
 from pycni_proxy.ebpf import layout, maglev
-from pycni_proxy.ebpf.compile import FRONTENDS, MAGLEV, NODES, POOLS, SCHEDULERS, SockCompiler
+from pycni_proxy.ebpf.compile import FRONTENDS, MAGLEV, NODES, OUTSIDE, POOLS, SCHEDULERS, SockCompiler
 from pycni_proxy.ebpf.layout import Meta
 
 SOURCE = Path(__file__).parents[2] / "proxy/pycni_proxy/ebpf/sock.c"
@@ -68,6 +68,45 @@ def packet(source: bytes = POD, to: str = "10.96.0.1", **changes: object) -> Pac
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "uplink", "met"),
+    [
+        ({}, "eth0", True),
+        ({}, "", False),
+        ({"kind": Kind.NODE_PORT}, "eth0", True),
+        ({"kind": Kind.EXTERNAL_IP}, "eth0", True),
+        ({"kind": Kind.CLUSTER_IP}, "eth0", False),
+        ({"protocol": UDP}, "eth0", False),
+        ({"count": 0}, "eth0", False),
+        ({"options": Options(scheduler="mh")}, "eth0", True),
+        ({"options": Options(scheduler="wlc")}, "eth0", False),
+        ({"pool": Pool((Target(NODE, 30080, local=True),))}, "eth0", False),
+        ({"pool": Pool((Target(NODE, 8080, local=True),))}, "eth0", True),
+    ],
+)
+def test_the_uplink_serves_tcp_to_external_addresses(
+    changes: dict[str, object], uplink: str, met: bool
+) -> None:
+    compiler = SockCompiler(msgspec.structs.replace(FACTS, uplink=uplink))
+    made = entry(**{"kind": Kind.LOAD_BALANCER, **changes})  # type: ignore[arg-type]
+    assert (OUTSIDE in compiler.rows([made])) is met
+
+
+def test_only_cluster_policy_hides_the_source_of_clients_outside() -> None:
+    compiler = SockCompiler(msgspec.structs.replace(FACTS, uplink="eth0"))
+    outside = ipaddress.ip_address("198.51.100.9").packed
+    made = entry(kind=Kind.LOAD_BALANCER)
+    everybody = frozenset(made.pool.targets)
+    assert compiler.decide(compiler.rows([made]), packet(outside)) == (None, everybody, everybody)
+    near = Pool(made.pool.targets[:1])
+    local = msgspec.structs.replace(made, pool=near, inside=made.pool, local_only=True)
+    rows = compiler.rows([local])
+    assert compiler.decide(rows, packet(outside)) == (None, frozenset(near.targets), frozenset())
+    assert compiler.decide(rows, packet()).targets == everybody
+    assert any(line.startswith("uplink TCP 10.96.0.1:80 random -> ") for line in compiler.text(rows))
+    assert any(line.endswith("masquerade") for line in compiler.text(compiler.rows([made])))
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 100], ids=lambda n: f"{n} targets")
@@ -214,14 +253,32 @@ def test_targets_come_back() -> None:
             assert layout.unpack_target(layout.pack_target(item)) == item
 
 
+def enumerated(text: str, first: str) -> list[str]:
+    """Names of the enumeration that begins with one, as the layout writes them."""
+    found = re.search(rf"enum {{ ({first}[^}}]*) }}", text)
+    assert found is not None
+    return [name.split("=")[0].strip().lower() for name in found[1].split(",")]
+
+
+def flags(text: str, first: str) -> dict[str, int]:
+    found = re.search(rf"enum {{ ({first}[^}}]*) }}", text)
+    assert found is not None
+    return {name: int(number) for name, number in re.findall(r"(\w+) = (\d+)", found[1])}
+
+
 def test_numbers_of_the_source_are_those_of_the_layout() -> None:
-    text = SOURCE.read_text()
-    maps = re.search(r"enum \{ (FRONTENDS[^}]*) \}", text)
-    schedulers = re.search(r"enum \{ (RANDOM[^}]*) \}", text)
-    assert maps is not None
-    assert schedulers is not None
-    assert [name.strip().lower() for name in maps[1].split(",")] == [row[0] for row in layout.MAPS]
-    assert [name.strip().lower() for name in schedulers[1].split(",")] == list(layout.SCHEDULER_NAMES)
+    text, sock, uplink = (SOURCE.with_name(f"{name}.c").read_text() for name in ("balance", "sock", "uplink"))
+    shared = enumerated(text, "FRONTENDS")
+    assert shared.pop() == "own"
+    assert shared + enumerated(sock, "FLOWS") == [row[0] for row in layout.MAPS]
+    outside = ["outside", *shared[1:], *enumerated(uplink, "CONNS")]
+    assert outside == [row[0] for row in layout.UPLINK_MAPS]
+    assert tuple(shared[1:]) == layout.SHARED
+    assert enumerated(text, "RANDOM") == list(layout.SCHEDULER_NAMES)
+    names = ("REFUSE", "HASH_PORTS", "MASQUERADE")
+    assert flags(text, "REFUSE") == {name: getattr(layout, name) for name in names}
+    names = ("LEFT", "MARKED", "FIN", "RESET", "ANSWERED")
+    assert flags(uplink, "LEFT") == {name: getattr(layout, name) for name in names}
     numbers = dict(re.findall(r"#define (\w+) (\d+)$", text, re.MULTILINE))
     assert int(numbers["CHUNK"]) == layout.CHUNK
     assert int(numbers["MAGLEV_BLOCK"]) == layout.MAGLEV_BLOCK

@@ -53,7 +53,7 @@ UPLINK_MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
     ("conns", _HASH, 40, 32, 1 << 18, _NO_PREALLOC),
     ("fragments", _LRU, 36, 24, 1 << 12, 0),
     ("config", _ARRAY, 4, 16, 1, 0),
-    ("scratch", _PERCPU_ARRAY, 4, 136, 1, 0),
+    ("scratch", _PERCPU_ARRAY, 4, 120, 1, 0),
     ("sources", _TRIE, 20, 4, 1 << 14, _NO_PREALLOC),
 )
 """The same in the order of the enumerations in balance.c and uplink.c."""

@@ -88,15 +88,13 @@ class Uplink:
         """Have the programs run on the interface, when it is there, for the clients that routes say.
 
         What goes wrong is logged: nftables serves what the programs do not. ``look`` False: nothing is done when they
-        were seen to run before.
+        were seen to run, or could not, before.
         """
-        if self._index and not look:
+        if not look and (self._index or self._trouble):
             return
         try:
             index = self._find()
             self._prepare(index)
-            if index and index == self._index:
-                return
             self._object.commit(
                 [Attachment(item.function, item.function, index, index) for item in PROGRAMS] if index else []
             )
