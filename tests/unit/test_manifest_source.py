@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.model.kube import ENDPOINT_SLICE, POD, SERVICE
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.sources import inotify
 from pycni.sources.manifest_folder import ManifestFolder
 from pycni.sources.manifests import KINDS, ManifestSource
@@ -386,3 +387,33 @@ def test_file_systems_of_this_machine_report_changes_and_others_do_not() -> None
     assert inotify.reports("/dev/shm")
     assert inotify.file_system("/proc/self") == "proc"
     assert not inotify.reports("/proc")
+
+
+def test_policies_are_there_before_the_pods_they_are_about(tmp_path: Path) -> None:
+    meta = {"name": "deny"}
+    subject = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}
+    (tmp_path / "a.yaml").write_text(
+        text(
+            pod("p", "10.0.0.1"),
+            {"apiVersion": "networking.k8s.io/v1", "kind": NETWORK_POLICY, "metadata": meta},
+            {
+                "apiVersion": "policy.networking.k8s.io/v1alpha2",
+                "kind": CLUSTER_NETWORK_POLICY,
+                "metadata": meta,
+                "spec": subject,
+            },
+        )
+    )
+    seen: list[tuple[int, int, int]] = []
+
+    async def test(found: Follower) -> None:
+        def note() -> None:
+            held = found.store.snapshot()
+            seen.append(tuple(len(held.of(kind)) for kind in (NETWORK_POLICY, CLUSTER_NETWORK_POLICY, POD)))
+
+        found.store.subscribe(note)
+        await found.until(lambda: POD in found.store.snapshot().listed)
+
+    follow(tmp_path, test)
+    assert seen[-1] == (1, 1, 1)
+    assert not [each for each in seen if each[2] and each[:2] != (1, 1)]
