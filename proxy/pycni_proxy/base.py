@@ -12,17 +12,15 @@ gives every virtual address to one service only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from pycni.model.service import Decision, Frontend, FrontendKey, NodeFacts, Packet, Target
-from pycni.reconcile.delta import Delta
+from pycni.reconcile import ledger
 
-Table: TypeAlias = dict[Hashable, Any]
-Tables: TypeAlias = dict[str, Table]
-"""Table name -> key -> value."""
-Changes: TypeAlias = Sequence[tuple[str, Delta[Any, Any]]]
-"""Differences in dependency order; tables without any are left out."""
+Table: TypeAlias = ledger.Table
+Tables: TypeAlias = ledger.Tables
+Changes: TypeAlias = ledger.Changes
 
 
 class Counters(NamedTuple):

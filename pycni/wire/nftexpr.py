@@ -21,13 +21,16 @@ _REG32_00 = 8
 
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
-CT_STATUS, CT_STATUS_DNAT = 2, 1 << 5
+CT_STATE, CT_STATUS, CT_STATUS_DNAT = 0, 2, 1 << 5
+STATE_ESTABLISHED, STATE_RELATED = 1 << 1, 1 << 2
+"""Bits of the connection's state as ``ct_state`` loads it (NF_CT_STATE_BIT)."""
 EQ, NEQ = 0, 1
 _FIB_ADDRTYPE, _FIB_SADDR, _FIB_DADDR = 3, 1, 2
 RTN_LOCAL = 2
 _DYNSET_UPDATE, _DYNSET_DELETE = 1, 2
 _RANDOM_FULLY = 1 << 4
 _NFPROTO = {4: 2, 6: 10}
+_NFT_JUMP = -3
 
 
 def meta(key: int, register: int) -> bytes:
@@ -50,6 +53,11 @@ def ct_status(register: int) -> bytes:
     return _expr("ct", attr_be32(2, CT_STATUS), _reg(1, register))
 
 
+def ct_state(register: int) -> bytes:
+    """Load the connection's state as one bit (``STATE_*``, host order)."""
+    return _expr("ct", _reg(1, register), attr_be32(2, CT_STATE))
+
+
 def fib_type(register: int, *, source: bool) -> bytes:
     """Load the type of the route to the source or destination address (``RTN_LOCAL``: one of this node's own)."""
     which = _FIB_SADDR if source else _FIB_DADDR
@@ -59,6 +67,13 @@ def fib_type(register: int, *, source: bool) -> bytes:
 def cmp(register: int, data: bytes, operation: int = EQ) -> bytes:
     """Go on when the register equals the data (or differs, with ``NEQ``)."""
     return _expr("cmp", _reg(1, register), attr_be32(2, operation), nested(3, attr(1, data)))
+
+
+def within(register: int, first: bytes, last: bytes) -> bytes:
+    """Go on when the register is in a range, ends included."""
+    return _expr(
+        "range", _reg(1, register), attr_be32(2, EQ), nested(3, attr(1, first)), nested(4, attr(1, last))
+    )
 
 
 def bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
@@ -143,6 +158,27 @@ def reject_tcp() -> bytes:
 def reject_port() -> bytes:
     """Answer with ICMP or ICMPv6 port unreachable and drop."""
     return _expr("reject", attr_be32(1, 2), attr(2, b"\1"))
+
+
+def counter() -> bytes:
+    """Count packets and bytes."""
+    return _expr("counter")
+
+
+def limit(rate: int, burst: int) -> bytes:
+    """Go on for ``rate`` packets in a second, and ``burst`` at once."""
+    return _expr("limit", attr_be64(1, rate), attr_be64(2, 1), attr_be32(3, burst), attr_be32(4, 0))
+
+
+def log(group: int, prefix: str) -> bytes:
+    """Send the packet to a group of nfnetlink_log, with up to 127 bytes of text."""
+    return _expr("log", attr(1, struct.pack(">H", group)), attr_str(2, prefix))
+
+
+def jump(chain: str) -> bytes:
+    """Go to a chain and come back when it has decided nothing."""
+    data = attr_be32(1, _NFT_JUMP & 0xFFFFFFFF) + attr_str(2, chain)
+    return _expr("immediate", _reg(1, VERDICT), nested(2, nested(2, data)))
 
 
 def goto(chain: str) -> bytes:

@@ -14,6 +14,7 @@ agent knows them again without understanding expressions, and what ``nft list`` 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ class RuleComment(NamedTuple):
     chain: str
     comment: str
     """"" for a rule without one."""
+
+
+class RuleCount(NamedTuple):
+    """What a rule has counted."""
+
+    chain: str
+    comment: str
+    packets: int
+    bytes: int
 
 
 def nfgenmsg(family: int, resource: int = 0) -> bytes:
@@ -182,6 +192,24 @@ def decode_rule(payload: bytes) -> RuleComment:
     """Chain and comment of a NEWRULE message."""
     attrs = parse_attrs(payload, 4)
     return RuleComment(text(attrs.get(2, b"")), _comment_of(attrs.get(7, b"")))
+
+
+def decode_rule_count(payload: bytes) -> RuleCount | None:
+    """The counter of a NEWRULE message; None for a rule without one."""
+    attrs = parse_attrs(payload, 4)
+    expressions = attrs.get(4, b"")
+    at = 0
+    while at + 4 <= len(expressions):
+        size = int.from_bytes(expressions[at : at + 2], sys.byteorder)
+        if size < 4:
+            break
+        body = parse_attrs(expressions[at + 4 : at + size])
+        if text(body.get(1, b"")) == "counter":
+            data = parse_attrs(body.get(2, b""))
+            counted = (int.from_bytes(data.get(kind, b""), "big") for kind in (2, 1))
+            return RuleCount(text(attrs.get(2, b"")), _comment_of(attrs.get(7, b"")), *counted)
+        at += (size + 3) & ~3
+    return None
 
 
 def _comment(kind: int, comment: str) -> bytes:

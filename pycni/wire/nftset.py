@@ -61,6 +61,9 @@ IPV4, IPV6, PROTO, PORT, MARK = Field(7, 4), Field(8, 16), Field(12, 1), Field(1
 Value: TypeAlias = bytes | str | None
 """Of an element: data, a verdict (``drop``, ``accept``, or the chain to go to), or nothing."""
 
+Elements: TypeAlias = Iterable[bytes]
+"""Packed elements."""
+
 
 class SetSpec(NamedTuple):
     """A set or map of one table."""
@@ -185,7 +188,7 @@ def decode_elements(spec: SetSpec, payload: bytes) -> dict[bytes, Value]:
     key_size, value_size = spec.key_size, spec.value_size
     plain = 8 + key_size + (8 + value_size if value_size else 0)
     key_end, value_at = 8 + key_size, 16 + key_size
-    for element in _elements(payload):
+    for element in element_bodies(payload):
         # The common shape (key, then data, nothing else) is cut out by position: a third of the time.
         if value_size and len(element) == plain:
             rows[element[8:key_end]] = element[value_at:]
@@ -207,7 +210,7 @@ def decode_elements(spec: SetSpec, payload: bytes) -> dict[bytes, Value]:
 def decode_counts(payload: bytes) -> dict[bytes, Count]:
     """The counters of the elements in one message of a dump, by key."""
     counts: dict[bytes, Count] = {}
-    for element in _elements(payload):
+    for element in element_bodies(payload):
         attrs = parse_attrs(element)
         expression = parse_attrs(attrs.get(7, b""))
         if text(expression.get(1, b"")) == "counter":
@@ -221,7 +224,7 @@ def decode_counts(payload: bytes) -> dict[bytes, Count]:
 def decode_remembered(payload: bytes) -> list[Remembered]:
     """The elements of a dynamic map in one message of a dump."""
     found = []
-    for element in _elements(payload):
+    for element in element_bodies(payload):
         attrs = parse_attrs(element)
         timeout = int.from_bytes(attrs.get(4, b""), "big")
         expires = int.from_bytes(attrs.get(5, b""), "big")
@@ -262,6 +265,11 @@ def _verdict_elements(key_size: int, rows: Mapping[bytes, Value]) -> Iterator[by
         yield piece[0] + key + piece[1]
 
 
+def element_lists(kind: int, table: str, name: str, elements: Elements) -> Iterator[bytes]:
+    """Messages (NEWSETELEM, DELSETELEM) about elements packed as NFTA_LIST_ELEM."""
+    return _lists(kind, NLM_F_CREATE if kind == NEWSETELEM else 0, table, name, elements)
+
+
 def _lists(kind: int, flags: int, table: str, name: str, elements: Iterable[bytes]) -> Iterator[bytes]:
     """Messages with as many elements each as fit."""
     names = attr_str(1, table) + attr_str(2, name)
@@ -277,7 +285,7 @@ def _lists(kind: int, flags: int, table: str, name: str, elements: Iterable[byte
         yield nft_message(kind, flags, names, nested(3, *part))
 
 
-def _elements(payload: bytes) -> Iterator[bytes]:
+def element_bodies(payload: bytes) -> Iterator[bytes]:
     """The bodies of the elements in a NEWSETELEM message."""
     lists = parse_attrs(payload, 4).get(3, b"")
     at, end = 0, len(lists)

@@ -1,0 +1,118 @@
+"""What the compiled table does to a packet: the rules interpreted word by word. Pure.
+
+Life: tests ask ``decide`` the same questions as the API's oracle and as real packets; ``explain`` asks it whether the
+kernel's tables agree with the API.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+from pycni.policy.base import Decision, Packet
+from pycni.policy.nft.layout import (
+    CHAINS,
+    ELEMENTS,
+    SIDES,
+    VERDICTS,
+    fixed_chains,
+    named_by,
+    port_bytes,
+    version_of,
+)
+from pycni.policy.nft.rules import Condition, condition
+
+_ALLOWED = Decision(True)
+_FIXED = fixed_chains()
+
+
+def decide(tables: Mapping[str, Mapping[Any, Any]], packet: Packet) -> Decision:
+    """What becomes of a first packet that is neither neighbour discovery nor an error about a connection."""
+    for side in SIDES.values():
+        walk = _Walk(tables, packet, side)
+        if walk.chain(side) == "drop":
+            return Decision(False, tuple(walk.counted), side)
+    return _ALLOWED
+
+
+class _Walk:
+    """One packet on its way through the chains of one direction."""
+
+    def __init__(self, tables: Mapping[str, Mapping[Any, Any]], packet: Packet, side: str) -> None:
+        self._tables, self._packet, self._side = tables, packet, side
+        self._version = version_of(packet.source)
+        self._end = packet.source if side == "egress" else packet.destination
+        self._other = packet.destination if side == "egress" else packet.source
+        self.counted: list[str] = []
+        """Who has counted the packet."""
+
+    def chain(self, name: str) -> str:
+        """``accept``, ``drop``, or "" when the chain ends."""
+        if name in {"accept", "drop"}:
+            return name
+        rules = _FIXED.get(name)
+        for rule in self._tables[CHAINS][name] if rules is None else rules:
+            if rule.startswith("if "):
+                found = condition(rule)
+                if self._matches(found):
+                    return self._final(found.verdict)
+                continue
+            verdict = self._rule(rule.split(), rule)
+            if verdict:
+                return verdict
+        return ""
+
+    def _final(self, name: str) -> str:
+        """Going somewhere does not come back: where that ends the base chain's policy accepts."""
+        return self.chain(name) or "accept"
+
+    def _rule(self, words: list[str], rule: str) -> str:
+        packet, version = self._packet, str(self._version)
+        match words:
+            case ["local", "accept"] if packet.local:
+                return "accept"
+            case ["family", number, "goto", name] if number == version:
+                return self._final(name)
+            case ["own", _, end, "accept"] if getattr(packet, end) in self._table("own"):
+                return "accept"
+            case ["self", *_] if packet.source + packet.destination in self._table("self"):
+                return "accept"
+            case ["judge", _, side]:
+                named = self._table(f"judged_{side}").get(self._end)
+                return "" if named is None else self._final(self._tables[VERDICTS][named_by(named)])
+            case ["closed", _, side, "goto", name] if self._end in self._table(f"closed_{side}"):
+                return self._final(name)
+            case ["jump", name]:
+                return self.chain(name)
+            case ["goto", name]:
+                return self._final(name)
+            case ["drop"]:
+                return "drop"
+            case ["count", side, *_]:
+                self.counted.append(rule.removeprefix(f"count {side} "))
+        return ""
+
+    def _matches(self, found: Condition) -> bool:
+        packet = self._packet
+        if found.version != self._version or (found.protocol and found.protocol != packet.protocol):
+            return False
+        if found.ports is not None and not found.ports[0] <= packet.port <= found.ports[1]:
+            return False
+        elements = self._tables.get(ELEMENTS, {})
+        if found.named and (found.named, packet.destination + port_bytes(packet.port)) not in elements:
+            return False
+        if not found.peer:
+            return True
+        if found.peer.startswith("net"):
+            return self._within(found.peer)
+        return (found.peer, self._other) in elements
+
+    def _within(self, name: str) -> bool:
+        size = len(self._other)
+        ranges = sorted(key for some, key in self._tables.get(ELEMENTS, {}) if some == name)
+        at = bisect_right(ranges, self._other + b"\xff" * size)
+        return at > 0 and self._other <= ranges[at - 1][size:]
+
+    def _table(self, name: str) -> Mapping[Any, Any]:
+        return self._tables.get(f"{name}{self._version}", {})

@@ -1,0 +1,189 @@
+"""The nftables table of network policies: its sets, its fixed chains, how rows lie in keys and values. Pure.
+
+    table inet pycni_policy:
+      verdicts               map  name -> goto a chain                     one row per combination of policies
+    for each family N in 4, 6 and each direction D:
+      judged_<D>N            map  address -> 0 . name                      pods of this node that policies judge
+      closed_<D>N            set  address                                  who is dropped without such a row
+      ownN, selfN            set  address; address . address               the node's; pairs of one pod's addresses
+      selN-<group>           set  address                                  a group of pods, shared by policies
+      netN-<hash>            set  ranges                                   what ipBlocks allow, shared by equal ones
+      portN-<proto>-<name>   set  address . port                           pods' ports of a name
+
+    chains
+      egress, ingress        hooks: first packets only, then ``egressN``, ``ingressN``
+      pods-<D>N-<hash>       one combination of policies, shared by all pods that have it
+      rest-<D>N-<hash>       the part of a combination that Pass rules lead to
+      np-<D>N-<policy>       what one NetworkPolicy allows
+      deny-<D>-<hash>        counts, logs and drops, by the policies that deny
+
+Both base chains hang in postrouting before masquerading: there every packet to or from a pod passes once with the
+addresses of both ends, also what bridges hand on (bridge-nf-call-iptables) and what IPVS has translated, which never
+sees forward. What accepts in ``egress`` leads on to ``ingress``: two hooks, two verdicts. What a pod sends to its own
+node never comes by, and needs no judging (docs/policy.md, step 1).
+
+A pod leads to its chain in two steps, by a name of eight bytes: adding an element with a verdict makes the kernel walk
+through everything that can be reached, a name is just data. Sets of ranges are named by what they hold and never
+change. A pod that comes or goes is one element in each set it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from pycni.model.kube import PROTOCOL_NAMES
+from pycni.model.policy import Direction
+from pycni.view.policy_rules import Named, Range
+from pycni.wire.nftmsg import POSTROUTING, Hook
+from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, SetSpec
+
+TABLE = "pycni_policy"
+LAYOUT = "1"
+"""Raised when the meaning of a row changes: a table of another layout is replaced."""
+LOG_GROUP, LOG_RATE, LOG_BURST = 100, 10, 20
+"""nfnetlink_log group; per chain of denials so many packets in a second, and so many at once."""
+NEIGHBOURS = ((130, 137), (143, 143))
+"""ICMPv6 types that always pass: MLD and neighbour discovery (RFC 2710, 4861), MLDv2 reports (RFC 3810)."""
+PREFIX_MAX = 120
+"""Bytes of a log prefix; the kernel takes 127."""
+
+TABLE_ROW, SETS, ELEMENTS, CHAINS, VERDICTS = "table", "sets", "elements", "chains", "verdicts"
+VERDICT_MAP = SetSpec(VERDICTS, (MARK, MARK), ())
+VERSIONS = (4, 6)
+SIDES = {Direction.EGRESS: "egress", Direction.INGRESS: "ingress"}
+HOOKS = {"egress": Hook("filter", POSTROUTING, 90), "ingress": Hook("filter", POSTROUTING, 91)}
+_ADDRESS = {4: IPV4, 6: IPV6}
+_FILLING = bytes(4)
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
+
+
+def version_of(address: bytes) -> int:
+    """4 or 6."""
+    return 4 if len(address) == 4 else 6
+
+
+def row_sets() -> dict[str, SetSpec]:
+    """The sets that are always there, whose elements are rows, in dependency order."""
+    specs = [VERDICT_MAP]
+    for version in VERSIONS:
+        address = _ADDRESS[version]
+        specs += (SetSpec(f"own{version}", (address,)), SetSpec(f"self{version}", (address, address)))
+        for side in SIDES.values():
+            specs.append(SetSpec(f"judged_{side}{version}", (address,), (MARK, MARK, MARK)))
+            specs.append(SetSpec(f"closed_{side}{version}", (address,)))
+    return {spec.name: spec for spec in specs}
+
+
+def kinds(name: str) -> SetSpec:
+    """What a set holds that comes and goes, by its name. ValueError for a name of nobody's."""
+    for version in VERSIONS:
+        address = _ADDRESS[version]
+        if name.startswith(f"sel{version}-"):
+            return SetSpec(name, (address,))
+        if name.startswith(f"net{version}-"):
+            return SetSpec(name, (address,), interval=True)
+        if name.startswith(f"port{version}-"):
+            return SetSpec(name, (address, PORT))
+    raise ValueError(f"set {name}: unknown kind")
+
+
+def group_set(version: int, group: str) -> str:
+    """Name of the set of a group."""
+    return f"sel{version}-{group}"
+
+
+@lru_cache(maxsize=4096)
+def range_set(version: int, ranges: Sequence[Range]) -> str:
+    """Name of the set of ranges."""
+    raw = b"".join(first + last for first, last in ranges)
+    return f"net{version}-{hashlib.blake2b(raw, digest_size=8).hexdigest()}"
+
+
+def port_set(version: int, named: Named) -> str:
+    """Name of the set of a port's name."""
+    protocol, name = named
+    return f"port{version}-{PROTOCOL_NAMES.get(protocol, str(protocol)).lower()}-{_plain(name)}"
+
+
+@lru_cache(maxsize=65536)
+def port_bytes(port: int) -> bytes:
+    """A port as it lies behind an address in keys."""
+    return port.to_bytes(2, "big") + b"\0\0"
+
+
+@lru_cache(maxsize=65536)
+def verdict_name(chain: str) -> bytes:
+    """The name of a chain as it lies in keys of ``verdicts``."""
+    return hashlib.blake2b(chain.encode(), digest_size=8).digest()
+
+
+def judged_value(chain: str) -> bytes:
+    """The same as it lies in values of ``judged_*``."""
+    return _FILLING + verdict_name(chain)
+
+
+def named_by(value: bytes) -> bytes:
+    """The name in a value of ``judged_*``."""
+    return value[4:]
+
+
+def policy_chain(version: int, side: str, key: str) -> str:
+    """The chain of a NetworkPolicy (``namespace/name``)."""
+    return f"np-{side}{version}-{shortened(_plain(key), 180)}"
+
+
+def hashed(kind: str, rules: Sequence[str]) -> str:
+    """The name of a chain that is named by what it does."""
+    return f"{kind}-{hashlib.blake2b('|'.join(rules).encode(), digest_size=8).hexdigest()}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many bytes; what is cut off is told apart by a checksum."""
+    if len(text.encode()) <= most:
+        return text
+    return f"{text[: most - 10]}..{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def fixed_chains() -> dict[str, tuple[str, ...]]:
+    """The chains that are always there, with their rules (in the notation of ``rules``)."""
+    found: dict[str, tuple[str, ...]] = {}
+    for side in SIDES.values():
+        found[f"deny-{side}-closed"] = denial(side, ["pods not known yet"])
+        for version in VERSIONS:
+            found[f"{side}{version}"] = (
+                f"own {version} source accept",
+                f"own {version} destination accept",
+                f"self {version} accept",
+                f"judge {version} {side}",
+                f"closed {version} {side} goto deny-{side}-closed",
+            )
+        enter = tuple(f"family {version} goto {side}{version}" for version in VERSIONS)
+        neighbours = (f"neighbours {first} {last} accept" for first, last in NEIGHBOURS)
+        found[side] = ("established accept", *neighbours, "local accept", *enter)
+    return found
+
+
+def _plain(name: str) -> str:
+    """A name as a word; one that no API server would have let in is named by a checksum."""
+    if _PLAIN.fullmatch(name):
+        return name
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def denial(side: str, policies: Sequence[str]) -> tuple[str, ...]:
+    """The rules of a chain that denies in the name of policies (``NetworkPolicy a/x``)."""
+    names = [shortened(name, 200) for name in policies]
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    first = shortened(policies[0], PREFIX_MAX - len("pycni ingress : ") - len(more))
+    return (*(f"count {side} {name}" for name in names), f"log pycni {side} {first}{more}: ", "drop")
+
+
+def generation() -> str:
+    """Names everything of the table that is no row: another generation is replaced as a whole."""
+    raw = repr(
+        (LAYOUT, sorted(fixed_chains().items()), sorted(HOOKS.items()), LOG_GROUP, LOG_RATE, LOG_BURST)
+    )
+    return f"pycni {LAYOUT} {hashlib.sha256(raw.encode()).hexdigest()[:16]}"

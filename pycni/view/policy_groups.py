@@ -1,0 +1,156 @@
+"""Groups of pods and names of ports that policies in use on a node refer to, with who is in them. Pure.
+
+Life: ``use`` and ``disuse`` count references of policies; a group that comes to life is matched once against every kind
+of pods; from then on addresses that change hands are rows by their kind's groups, without any matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pycni.view.policy_pods import Census, Kind, Known
+from pycni.view.policy_rules import Group, Match, Named
+from pycni.view.policy_stages import GROUPS, MEMBERS, NAMES, PORTS
+
+Labels = Callable[[str], Mapping[str, str]]
+"""Labels of a namespace by its name."""
+
+
+class Groups:
+    """Live groups and names. ``put(table, key, value)`` and ``drop(table, key)`` keep the rows."""
+
+    def __init__(
+        self, census: Census, put: Callable[[str, Any, Any], None], drop: Callable[[str, Any], None]
+    ) -> None:
+        self._census = census
+        self._put = put
+        self._drop = drop
+        self._users: dict[str, int] = {}
+        self._groups: dict[str, Group] = {}
+        self._home: dict[str, set[str]] = {}
+        """Names of groups by the one namespace they are in; those of several under ""."""
+        self._kinds: dict[str, set[Kind]] = {}
+        """The kinds of each group."""
+        self._name_users: dict[Named, int] = {}
+        self._bearers: dict[Named, set[tuple[bytes, int]]] = {}
+        """Every named port there is, used or not."""
+        self._seen: set[Kind] = set()
+        """Kinds that have been matched."""
+
+    # --- policies ------------------------------------------------------------------------------------------------
+
+    def use(self, matches: Iterable[Match], labels: Labels) -> None:
+        """One more policy refers to these."""
+        for match in matches:
+            for group in match.groups:
+                count = self._users[group.name] = self._users.get(group.name, 0) + 1
+                if count == 1:
+                    self._start(group, labels)
+            for named in () if match.ports is None else match.ports.names:
+                count = self._name_users[named] = self._name_users.get(named, 0) + 1
+                if count == 1:
+                    self._put(NAMES, named, None)
+                    for address, port in self._bearers.get(named, ()):
+                        self._put(PORTS, (named, address, port), None)
+
+    def disuse(self, matches: Iterable[Match]) -> None:
+        """One policy less refers to these."""
+        for match in matches:
+            for group in match.groups:
+                self._users[group.name] -= 1
+                if not self._users[group.name]:
+                    self._end(group)
+            for named in () if match.ports is None else match.ports.names:
+                self._name_users[named] -= 1
+                if not self._name_users[named]:
+                    del self._name_users[named]
+                    self._drop(NAMES, named)
+                    for address, port in self._bearers.get(named, ()):
+                        self._drop(PORTS, (named, address, port))
+
+    def _start(self, group: Group, labels: Labels) -> None:
+        self._groups[group.name] = group
+        self._home.setdefault(group.namespace, set()).add(group.name)
+        self._kinds[group.name] = set()
+        self._put(GROUPS, group.name, group)
+        if group.namespace:
+            for kind in self._census.in_namespace(group.namespace):
+                self._match(kind, group, labels)
+        else:
+            assert group.namespaces is not None
+            for namespace in self._census.by_namespace:
+                if group.namespaces.matches(labels(namespace)):
+                    for kind in self._census.in_namespace(namespace):
+                        self._match(kind, group, labels, known=True)
+
+    def _end(self, group: Group) -> None:
+        name = group.name
+        del self._users[name], self._groups[name]
+        self._home[group.namespace].discard(name)
+        for kind in self._kinds.pop(name):
+            kind.groups.discard(name)
+            for address in kind.addresses:
+                self._drop(MEMBERS, (name, address))
+        self._drop(GROUPS, name)
+
+    # --- pods ----------------------------------------------------------------------------------------------------
+
+    def hold(self, address: bytes, known: Known, labels: Labels) -> None:
+        """A pod has got an address."""
+        kind = known.kind
+        if kind not in self._seen:
+            self._enter(kind, labels)
+        for name in kind.groups:
+            self._put(MEMBERS, (name, address), None)
+        for named, port in known.ports:
+            self._bearers.setdefault(named, set()).add((address, port))
+            if named in self._name_users:
+                self._put(PORTS, (named, address, port), None)
+
+    def release(self, address: bytes, known: Known) -> None:
+        """A pod has lost an address."""
+        for name in known.kind.groups:
+            self._drop(MEMBERS, (name, address))
+        for named, port in known.ports:
+            bearers = self._bearers[named]
+            bearers.discard((address, port))
+            if not bearers:
+                del self._bearers[named]
+            self._drop(PORTS, (named, address, port))
+
+    def moved(self, namespace: str, labels: Mapping[str, str]) -> None:
+        """Labels of a namespace changed."""
+        for kind in self._census.in_namespace(namespace):
+            for name in self._home.get("", ()):
+                self._match(kind, self._groups[name], lambda _: labels)
+
+    def leave(self, kind: Kind) -> None:
+        """A kind without pods."""
+        self._seen.discard(kind)
+        for name in kind.groups:
+            self._kinds[name].discard(kind)
+        kind.groups.clear()
+
+    def _enter(self, kind: Kind, labels: Labels) -> None:
+        self._seen.add(kind)
+        for home in (kind.namespace, ""):
+            for name in self._home.get(home, ()):
+                self._match(kind, self._groups[name], labels)
+
+    def _match(self, kind: Kind, group: Group, labels: Labels, *, known: bool = False) -> None:
+        inside = group.pods.matches(kind.labels) and (
+            known or group.namespaces is None or group.namespaces.matches(labels(kind.namespace))
+        )
+        if inside is (group.name in kind.groups):
+            return
+        if inside:
+            kind.groups.add(group.name)
+            self._kinds[group.name].add(kind)
+            for address in kind.addresses:
+                self._put(MEMBERS, (group.name, address), None)
+        else:
+            kind.groups.discard(group.name)
+            self._kinds[group.name].discard(kind)
+            for address in kind.addresses:
+                self._drop(MEMBERS, (group.name, address))
