@@ -7,7 +7,6 @@ through a VIP beside an iptables chain layout, all in the same guest.
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from bench.iptables_chains import lines
 from bench.proxyload import PORT, TARGET_PORT, virtual
 from bench.proxysync import measure
 from bench.vipnodes import SERVER, VipNode
-from pycni.kernel import netns
 from tests.proxy.uml_boot import answer
 
 SYNCS = {1_000: 4, 10_000: 2}
@@ -32,11 +30,6 @@ def sync(count: int) -> Callable[[], Any]:
     """Measure one size."""
 
     def job() -> Any:
-        name = f"pyb-sync{count}"
-        netns.create(name)
-        fd = netns.open_netns(netns.path(name))
-        netns.setns(fd, name)
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return measure("ipvs", count, Path(tempfile.mkdtemp()), SYNCS[count], CHANGES)
 
     return job

@@ -1,23 +1,26 @@
-"""One process of a proxy benchmark, inside a node's namespace: full syncs, single changes, memory; JSON on stdout.
+"""One process of a proxy benchmark: full syncs, single changes, memory; JSON on stdout.
 
     python -m bench.proxysync PLANE COUNT FOLDER ROUNDS CHANGES
 
 A full sync is everything from objects in the store to the kernel's answer: resolve, compile, read back, apply. After
-each one but the last the equal ruleset is loaded by the kernel's own tools into the emptied kernel: the floor.
+each one but the last the equal ruleset is loaded by the kernel's own tools: the floor. Every one of them has a network
+namespace of its own: IPVS looks through the real servers it has forgotten for two minutes after.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.proxyload import default_slice, facts, filled, service
+from pycni.kernel import netns
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 from pycni.store import Store
 from pycni_proxy import planes
@@ -34,7 +37,6 @@ class Floor:
     """The equal ruleset as text for the kernel's own tools."""
 
     def __init__(self, plane: str, lines: list[str], folder: Path) -> None:
-        self.plane = plane
         self._commands: list[tuple[list[str], Path]] = []
         if plane == "nftables":
             self._add("nft", ["nft", "-f", "-"], lines, folder)
@@ -63,17 +65,43 @@ class Floor:
                 raise RuntimeError(f"{' '.join(command)}: {done.stderr[:500]}")
         return time.perf_counter() - started
 
-    def unload(self) -> None:
-        """Empty the kernel of what ``load`` made."""
-        if self.plane == "ipvs":
-            for words in ("ipvsadm -C", "ipset destroy", "ip link del pycni-ipvs0"):
-                subprocess.run(words.split(), check=True)
-        elif self.plane == "nftables":
-            subprocess.run(["nft", "flush", "ruleset"], check=True)
+
+class Spaces:
+    """Empty network namespaces, one after the other; the thread goes into each. Used with ``with``."""
+
+    def __init__(self) -> None:
+        self._made: list[str] = []
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        netns.setns(self._home, "home")
+        os.close(self._home)
+        for name in self._made:
+            netns.delete(name)
+
+    def fresh(self) -> None:
+        """Go into a new one."""
+        name = f"pyb{os.getpid()}z{len(self._made)}"
+        netns.create(name)
+        self._made.append(name)
+        fd = netns.open_netns(netns.path(name))
+        netns.setns(fd, name)
+        os.close(fd)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> dict[str, Any]:
-    """Everything of one size, in this namespace, which has to be empty and is left full."""
+    """Everything of one size."""
+    with Spaces() as spaces:
+        return _measure(spaces, plane, count, folder, rounds, changes)
+
+
+def _measure(
+    spaces: Spaces, plane: str, count: int, folder: Path, rounds: int, changes: int
+) -> dict[str, Any]:
     factory = planes.load(plane)
     store = filled(count)
     gc.collect()
@@ -81,6 +109,7 @@ def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> 
     found: dict[str, Any] = {"plane": plane, "count": count, "sync_s": [], "cpu_s": [], "floor_s": []}
     floor: Floor | None = None
     for number in range(rounds):
+        spaces.fresh()
         engine = Engine(facts(), [factory.make(facts())])
         cpu = time.process_time()
         started = time.perf_counter()
@@ -89,12 +118,10 @@ def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> 
         found["cpu_s"].append(time.process_time() - cpu)
         if number == rounds - 1:
             break
-        driver = engine.planes[0].driver
         floor = floor or Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
-        driver.remove()
-        driver.close()
+        engine.planes[0].driver.close()
+        spaces.fresh()
         found["floor_s"].append(floor.load())
-        floor.unload()
     found["changes_s"] = replace_endpoints(store, engine, count, changes)
     found["new_s"] = add_services(store, engine, count, changes)
     found["rss_mib"] = resident_mib()

@@ -14,8 +14,8 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from bench.rows import milliseconds, quantile, row
 from bench.vipnodes import SERVER, VipNode
 from pycni.kernel import netns
 from tests.cni.node import ROOT
-from tests.cni.runtimes import inside
 
 SYNC_SIZES = {1_000: 5, 10_000: 4, 50_000: 3}
 """Services by rounds: our full sync and the floor's take turns."""
@@ -39,29 +38,18 @@ KUBE_PROXY_CHANGE_S, KUBE_PROXY_MIB = 0.141, 74
 SYNCS: dict[int, dict[str, Any]] = {}
 
 
-@contextmanager
-def namespace(name: str) -> Iterator[str]:
-    netns.create(name)
-    try:
-        yield name
-    finally:
-        netns.delete(name)
-
-
 def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> dict[str, Any]:
-    """Run ``bench.proxysync`` in a namespace of its own."""
-    with namespace(f"pyb{os.getpid()}y") as name:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        words = [plane, str(count), str(folder), str(rounds), str(changes)]
-        done = subprocess.run(
-            [*inside(name), sys.executable, "-m", "bench.proxysync", *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/proxy"},
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=900,
-        )
+    """Run ``bench.proxysync``."""
+    words = [plane, str(count), str(folder), str(rounds), str(changes)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.proxysync", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/proxy"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=900,
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
