@@ -179,6 +179,8 @@ def union(blocks: Iterable[IpBlock], family: Family) -> tuple[Range, ...]:
             for net in block.excluded
             if Family.of(net) is family
         ):
+            if low > last:
+                break
             if low > first:
                 spans.append((first, low - 1))
             first = max(first, high + 1)

@@ -31,7 +31,7 @@ def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     """All of the table. Rows are sorted."""
     lines = [f"table inet {TABLE} {{", f'\tcomment "{generation()}"']
     chains = {**fixed_chains(), **dict(sorted(tables.get(CHAINS, {}).items()))}
-    # nft wants to know a chain before an element or a rule leads to it.
+    # nft wants to know of a chain before something leads to it.
     lines += [f"\tchain {name} {{\n\t}}" for name in chains if name not in HOOKS]
     for name, spec in row_sets().items():
         if name != VERDICTS:

@@ -1,0 +1,187 @@
+"""Rules of policies in the form compilers want, and sets that come and go as messages."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycni.model.family import Family
+from pycni.model.kube import SCTP, TCP, UDP
+from pycni.model.policy import Action, ClusterRule, Direction, IpBlock, Peer, PortRange, Rule, Selector
+from pycni.view.policy_rules import Match, Ports, cluster_section, directions, group_of, section, union
+from pycni.wire.netlink import MalformedError, attr, nested
+from pycni.wire.nftgroup import add_groups, decode_ranges, remove_groups
+from pycni.wire.nftmsg import attr_be32
+from pycni.wire.nftset import IPV4, SetSpec
+
+NETS = [f"10.0.{part}.0/{length}" for part in (0, 1, 128) for length in (24, 32)] + [
+    "10.0.0.0/16",
+    "0.0.0.0/0",
+]
+WEB = Selector(labels=(("app", "web"),))
+TCP80, UDP53 = PortRange(first=80, last=80), PortRange(protocol=UDP, first=53, last=53)
+
+
+def block(cidr, *excluded):
+    return IpBlock(cidr=ipaddress.ip_network(cidr), excluded=tuple(map(ipaddress.ip_network, excluded)))
+
+
+def text(ranges):
+    return [f"{ipaddress.ip_address(first)}-{ipaddress.ip_address(last)}" for first, last in ranges]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ranges"),
+    [
+        ([], []),
+        ([block("10.0.0.0/24")], ["10.0.0.0-10.0.0.255"]),
+        ([block("10.0.0.0/24"), block("10.0.1.0/24")], ["10.0.0.0-10.0.1.255"]),
+        ([block("10.0.0.0/24", "10.0.0.0/30")], ["10.0.0.4-10.0.0.255"]),
+        ([block("10.0.0.0/24", "10.0.0.255/32", "10.0.0.8/31")], ["10.0.0.0-10.0.0.7", "10.0.0.10-10.0.0.254"]),
+        ([block("10.0.0.0/24", "10.0.0.0/25", "10.0.0.128/25")], []),
+        ([block("10.0.0.0/24", "10.0.0.0/25"), block("10.0.0.5/32")], ["10.0.0.5-10.0.0.5", "10.0.0.128-10.0.0.255"]),
+        ([block("0.0.0.0/0")], ["0.0.0.0-255.255.255.255"]),
+        ([block("::/0")], []),
+    ],
+    ids=["none", "one", "touching", "start cut off", "holes", "nothing left", "allowed elsewhere", "all", "other family"],
+)  # fmt: skip
+def test_blocks_become_disjoint_ranges(blocks, ranges):
+    assert text(union(blocks, Family.V4)) == ranges
+
+
+@given(st.lists(st.tuples(st.sampled_from(NETS), st.lists(st.sampled_from(NETS), max_size=3)), max_size=4))
+def test_an_address_is_in_the_ranges_when_a_block_has_it(parts):
+    blocks = [block(cidr, *excluded) for cidr, excluded in parts]
+    ranges = union(blocks, Family.V4)
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
+    for probe in (
+        "0.0.0.0",
+        "10.0.0.0",
+        "10.0.0.255",
+        "10.0.1.0",
+        "10.0.2.0",
+        "10.0.128.1",
+        "255.255.255.255",
+    ):
+        address = ipaddress.ip_address(probe)
+        wanted = any(
+            address in item.cidr and not any(address in net for net in item.excluded) for item in blocks
+        )
+        assert any(first <= address.packed <= last for first, last in ranges) is wanted
+
+
+def test_rules_with_the_same_ports_become_one():
+    rules = [
+        Rule(peers=(Peer(pods=WEB),), ports=(TCP80, UDP53)),
+        Rule(peers=(Peer(block=block("10.0.0.0/24")),), ports=(UDP53, TCP80)),
+        Rule(peers=(Peer(pods=WEB),)),
+    ]
+    first, second = section("a", rules)
+    group = group_of("a", Peer(pods=WEB))
+    assert (first.groups, text(first.of(Family.V4))) == ((group,), ["10.0.0.0-10.0.0.255"])
+    assert first.ports == Ports(((TCP, ((80, 80),)), (UDP, ((53, 53),))))
+    assert second == Match(groups=(group,))
+
+
+def test_ports_of_one_protocol_are_joined_and_all_of_them_take_the_rest():
+    ports = (
+        TCP80,
+        PortRange(first=81, last=90),
+        PortRange(first=85, last=95),
+        PortRange(protocol=SCTP),
+        UDP53,
+    )
+    ports = (*ports, PortRange(protocol=UDP), PortRange(name="http"))
+    (match,) = section("a", [Rule(ports=ports)])
+    assert match == Match(
+        anybody=True, ports=Ports(((TCP, ((80, 95),)), (UDP, ()), (SCTP, ())), ((TCP, "http"),))
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(peers=(Peer(unknown="new"),)), Rule(peers=()), Rule(ports=())],
+    ids=["a peer of an unknown kind", "no peer", "no port"],
+)
+def test_a_rule_that_nobody_matches_is_none(rule):
+    assert section("a", [rule]) == ()
+
+
+def test_a_cluster_rule_with_an_unknown_peer_fails_closed():
+    unknown = (Peer(unknown="domainNames"),)
+    found = cluster_section(
+        [ClusterRule(action=Action.ACCEPT, peers=unknown), ClusterRule(action=Action.DENY, peers=unknown)]
+    )
+    assert [(rule.action, rule.match) for rule in found] == [(Action.DENY, Match(anybody=True))]
+
+
+def test_groups_are_told_apart_by_where_and_who():
+    peers = [Peer(pods=WEB), Peer(pods=Selector()), Peer(namespaces=WEB), Peer(namespaces=WEB, pods=WEB)]
+    names = [group_of(space, peer).name for space in ("a", "b") for peer in peers]
+    # What names namespaces itself is the same from everywhere.
+    assert len(set(names)) == 6
+    assert names[2:4] == names[6:8]
+    assert group_of("a", Peer(namespaces=WEB)) == group_of("a", Peer(namespaces=WEB, pods=Selector()))
+
+
+def test_names_of_ports_mean_nothing_in_blocks_at_egress():
+    mixed = Rule(
+        peers=(Peer(pods=WEB), Peer(block=block("10.0.0.0/24"))), ports=(PortRange(name="http"), TCP80)
+    )
+    (match,) = section("a", [mixed])
+    assert directions(match, Direction.INGRESS) == (match,)
+    pods, blocks = directions(match, Direction.EGRESS)
+    assert (pods.ports, pods.ranges) == (match.ports, ((), ()))
+    assert (blocks.ports, blocks.groups) == (Ports(((TCP, ((80, 80),)),)), ())
+    only = match._replace(groups=(), ports=Ports(names=((TCP, "http"),)))
+    assert directions(only, Direction.EGRESS) == ()
+
+
+SPEC = SetSpec("net4-x", (IPV4,), interval=True)
+
+
+def edges(*texts):
+    """A dump's message of a set with elements: addresses, "-" before one that ends a range."""
+    elements = [
+        nested(
+            1,
+            nested(1, attr(1, ipaddress.ip_address(one.lstrip("-")).packed)),
+            attr_be32(3, 1) if one.startswith("-") else b"",
+        )
+        for one in texts
+    ]
+    return struct.pack("=BBH", 1, 0, 0) + nested(3, *elements)
+
+
+@pytest.mark.parametrize(
+    ("dump", "ranges"),
+    [
+        (edges(), []),
+        (edges("-10.0.1.0", "10.0.0.0"), ["10.0.0.0-10.0.0.255"]),
+        (edges("-0.0.0.0", "10.0.0.1", "-10.0.0.2"), ["10.0.0.1-10.0.0.1"]),
+        (edges("255.0.0.0"), ["255.0.0.0-255.255.255.255"]),
+        (edges("0.0.0.0", "-0.0.0.1", "0.0.0.5", "-0.0.0.9"), ["0.0.0.0-0.0.0.0", "0.0.0.5-0.0.0.8"]),
+    ],
+    ids=["empty", "in any order", "an end before everything", "to the greatest", "two"],
+)
+def test_ranges_are_read_back(dump, ranges):
+    assert text((key[:4], key[4:]) for key in decode_ranges(SPEC, [dump])) == ranges
+
+
+def test_a_range_inside_another_is_malformed():
+    with pytest.raises(MalformedError, match="net4-x"):
+        decode_ranges(SPEC, [edges("10.0.0.0", "10.0.0.5", "-10.0.0.9")])
+
+
+def test_a_set_that_goes_takes_its_elements_along():
+    key = bytes(4) + bytes((0, 0, 0, 9))
+    elements = [("net4-x", key), ("net4-y", key)]
+    named = lambda name: SPEC._replace(name=name)  # noqa: E731
+    assert len(list(remove_groups("t", named, ["net4-x"], elements))) == 2
+    assert len(list(remove_groups("t", named, ["net4-x", "net4-y"], elements))) == 2
+    assert len(list(add_groups("t", named, ["net4-x", "net4-y"], elements, 1))) == 4
