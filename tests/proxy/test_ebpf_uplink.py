@@ -284,6 +284,15 @@ def test_one_port_of_a_client_may_be_at_one_endpoint_twice(node, family):
 
 
 @BOTH
+def test_a_port_that_was_used_for_a_service_may_be_used_for_its_endpoint(node, family):
+    put(node, svc(lb="lb", external_local=True), eps("a"))
+    source = SOURCES[family][5]
+    for _ in range(3):
+        assert again(node, source, 45002, LB[family]).startswith(b"a ")
+        assert again(node, source, 45002, PODS["a"][family], 8080).startswith(b"a ")
+
+
+@BOTH
 def test_a_port_used_again_may_meet_another_endpoint(node, family):
     put(node, svc(lb="lb", annotations={"scheduler": "rr"}), eps(*EVERYBODY))
     met = {again(node, SOURCES[family][0], 45001, LB[family]).split()[0] for _ in range(8)}

@@ -168,14 +168,31 @@ INLINE int over(struct tuple *key, struct conn *c, u64 now) {
     return age > (answers->flags & ANSWERED ? LONG_NS : SHORT_NS);
 }
 
+/* A connection to an endpoint itself begins: answers to one from the same port that is over are no longer expected. */
+INLINE void direct(struct tuple *key, u64 now) {
+    struct tuple back = *key;
+    back.answers = 1;
+    struct conn *answers = map_lookup(MAP(CONNS), &back);
+    if (!answers)
+        return;
+    struct tuple there = {.client = key->client, .other = answers->addr, .client_port = key->client_port,
+                          .other_port = answers->port, .protocol = key->protocol};
+    struct conn *c = map_lookup(MAP(CONNS), &there);
+    if (!c || c->flags & LEFT || c->port != key->other_port || !same_address(&c->addr, &key->other) ||
+        over(&there, c, now))
+        map_delete(MAP(CONNS), &back);
+}
+
 /* A connection begins. 1: it has entries now. */
 INLINE int begin(struct tuple *key, struct scratch *s, u64 now) {
     struct header *h = &s->outer;
     struct conn entry = {.flags = LEFT, .used = now};
     struct frontend row = {.addr = h->to, .port = h->to_port, .protocol = TCP};
     struct meta *m = find_frontend(&row);
-    if (!m || !m->count)
+    if (!m || !m->count) {
+        direct(key, now);
         return 0;
+    }
     u32 zero = 0;
     struct config *config = map_lookup(MAP(CONFIG), &zero);
     struct network client = {.bits = 128, .addr = h->from};
