@@ -22,7 +22,6 @@ from pycni.policy.nft.layout import (
     SETS,
     SIDES,
     TABLE_ROW,
-    VERDICTS,
     VERSIONS,
     denial,
     generation,
@@ -35,6 +34,7 @@ from pycni.policy.nft.layout import (
     range_set,
     row_sets,
     verdict_name,
+    verdicts,
     version_of,
 )
 from pycni.policy.nft.listing import table_text
@@ -114,7 +114,7 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     chain, chains, ranges = _combination(version, direction, subject.stages)
     tables: Tables = {
         CHAINS: dict[Any, Any](chains),
-        VERDICTS: {verdict_name(chain): chain},
+        verdicts(side, version): {verdict_name(chain): chain},
         f"judged_{side}{version}": {address: judged_value(chain)},
         f"self{version}": {address + other: None for other in subject.siblings},
     }

@@ -15,10 +15,10 @@ from pycni.policy.nft.layout import (
     CHAINS,
     ELEMENTS,
     SIDES,
-    VERDICTS,
     fixed_chains,
     named_by,
     port_bytes,
+    verdicts,
     version_of,
 )
 from pycni.policy.nft.rules import Condition, condition
@@ -80,7 +80,11 @@ class _Walk:
                 return "accept"
             case ["judge", _, side]:
                 named = self._table(f"judged_{side}").get(self._end)
-                return "" if named is None else self._final(self._tables[VERDICTS][named_by(named)])
+                return (
+                    ""
+                    if named is None
+                    else self._final(self._tables[verdicts(side, self._version)][named_by(named)])
+                )
             case ["closed", _, side, "goto", name] if self._end in self._table(f"closed_{side}"):
                 return self._final(name)
             case ["jump", name]:

@@ -1,8 +1,8 @@
 """The nftables table of network policies: its sets, its fixed chains, how rows lie in keys and values. Pure.
 
     table inet pycni_policy:
-      verdicts               map  name -> goto a chain                     one row per combination of policies
     for each family N in 4, 6 and each direction D:
+      verdicts_<D>N          map  name -> goto a chain                     one row per combination of policies
       judged_<D>N            map  address -> 0 . name                      pods of this node that policies judge
       closed_<D>N            set  address                                  who is dropped without such a row
       ownN, selfN            set  address; address . address               the node's; pairs of one pod's addresses
@@ -23,7 +23,8 @@ sees forward. What accepts in ``egress`` leads on to ``ingress``: two hooks, two
 node never comes by, and needs no judging (docs/policy.md, step 1).
 
 A pod leads to its chain in two steps, by a name of eight bytes: adding an element with a verdict makes the kernel walk
-through everything that can be reached, a name is just data. Sets of ranges are named by what they hold and never
+through everything that can be reached, a name is just data. As it walks through a map of verdicts once for each rule
+that looks it up, every such rule has a map of its own. Sets of ranges are named by what they hold and never
 change. A pod that comes or goes is one element in each set it belongs to.
 """
 
@@ -50,8 +51,7 @@ NEIGHBOURS = ((130, 137), (143, 143))
 PREFIX_MAX = 120
 """Bytes of a log prefix; the kernel takes 127."""
 
-TABLE_ROW, SETS, ELEMENTS, CHAINS, VERDICTS = "table", "sets", "elements", "chains", "verdicts"
-VERDICT_MAP = SetSpec(VERDICTS, (MARK, MARK), ())
+TABLE_ROW, SETS, ELEMENTS, CHAINS = "table", "sets", "elements", "chains"
 VERSIONS = (4, 6)
 SIDES = {Direction.EGRESS: "egress", Direction.INGRESS: "ingress"}
 HOOKS = {"egress": Hook("filter", POSTROUTING, 90), "ingress": Hook("filter", POSTROUTING, 91)}
@@ -67,11 +67,12 @@ def version_of(address: bytes) -> int:
 
 def row_sets() -> dict[str, SetSpec]:
     """The sets that are always there, whose elements are rows, in dependency order."""
-    specs = [VERDICT_MAP]
+    specs: list[SetSpec] = []
     for version in VERSIONS:
         address = _ADDRESS[version]
         specs += (SetSpec(f"own{version}", (address,)), SetSpec(f"self{version}", (address, address)))
         for side in SIDES.values():
+            specs.append(SetSpec(verdicts(side, version), (MARK, MARK), ()))
             specs.append(SetSpec(f"judged_{side}{version}", (address,), (MARK, MARK, MARK)))
             specs.append(SetSpec(f"closed_{side}{version}", (address,)))
     return {spec.name: spec for spec in specs}
@@ -114,9 +115,14 @@ def port_bytes(port: int) -> bytes:
     return port.to_bytes(2, "big") + b"\0\0"
 
 
+def verdicts(side: str, version: int) -> str:
+    """Name of the map of verdicts of a direction and family."""
+    return f"verdicts_{side}{version}"
+
+
 @lru_cache(maxsize=65536)
 def verdict_name(chain: str) -> bytes:
-    """The name of a chain as it lies in keys of ``verdicts``."""
+    """The name of a chain as it lies in keys of ``verdicts_*``."""
     return hashlib.blake2b(chain.encode(), digest_size=8).digest()
 
 

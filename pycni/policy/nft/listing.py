@@ -16,7 +16,6 @@ from pycni.policy.nft.layout import (
     HOOKS,
     SETS,
     TABLE,
-    VERDICTS,
     fixed_chains,
     generation,
     kinds,
@@ -34,7 +33,7 @@ def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     # nft wants to know of a chain before something leads to it.
     lines += [f"\tchain {name} {{\n\t}}" for name in chains if name not in HOOKS]
     for name, spec in row_sets().items():
-        if name != VERDICTS:
+        if spec.value != ():
             rows = tables.get(name, {})
             lines += _set(
                 spec,
@@ -75,7 +74,8 @@ def _set(spec: SetSpec, kind: str, texts: Iterable[str]) -> Iterator[str]:
 
 def _row(spec: SetSpec, key: bytes, value: Any, tables: Mapping[str, Mapping[Any, Any]]) -> str:
     if spec.value:
-        return f"{show(key)} : goto {tables[VERDICTS][named_by(value)]}"
+        leads = tables[spec.name.replace("judged", "verdicts")][named_by(value)]
+        return f"{show(key)} : goto {leads}"
     return _member(spec, key)
 
 

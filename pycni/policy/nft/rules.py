@@ -21,10 +21,11 @@ them; ``nft_text`` prints what they mean. N is 4 or 6, D ``egress`` or ``ingress
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from pycni.model.kube import PROTOCOL_NAMES
-from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE
+from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE, verdicts
 from pycni.wire import nftexpr as x
 
 _SADDR, _DADDR = {4: 12, 6: 8}, {4: 16, 6: 24}
@@ -86,6 +87,7 @@ def nft_text(rule: str) -> str:
 # Instructions.
 
 
+@lru_cache(maxsize=64)
 def _address(version: int, register: int, *, source: bool) -> bytes:
     return x.payload(x.NETWORK_HEADER, (_SADDR if source else _DADDR)[version], _SIZE[version], register)
 
@@ -96,16 +98,28 @@ def _if(found: Condition) -> bytes:
     if found.peer:
         out += _address(version, 0, source=found.side == "ingress") + x.lookup(found.peer, 0)
     if found.protocol:
-        out += x.meta(x.META_L4PROTO, 0) + x.cmp(0, bytes((found.protocol,)))
-    if found.ports is not None:
-        first, last = (port.to_bytes(2, "big") for port in found.ports)
-        out += x.payload(x.TRANSPORT_HEADER, 2, 2, 0)
-        out += x.cmp(0, first) if first == last else x.within(0, first, last)
+        out += _service(found.protocol, found.ports)
     if found.named:
         port = _SIZE[version] // 4
         out += _address(version, 0, source=False) + x.payload(x.TRANSPORT_HEADER, 2, 2, port)
         out += x.lookup(found.named, 0)
-    return out + x.goto(found.verdict)
+    return out + _then(found.verdict)
+
+
+@lru_cache(maxsize=1024)
+def _service(protocol: int, ports: tuple[int, int] | None) -> bytes:
+    """Protocol and port of the destination."""
+    out = x.meta(x.META_L4PROTO, 0) + x.cmp(0, bytes((protocol,)))
+    if ports is not None:
+        first, last = (port.to_bytes(2, "big") for port in ports)
+        out += x.payload(x.TRANSPORT_HEADER, 2, 2, 0)
+        out += x.cmp(0, first) if first == last else x.within(0, first, last)
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _then(verdict: str) -> bytes:
+    return x.goto(verdict)
 
 
 def _established() -> bytes:
@@ -128,7 +142,7 @@ def _judge(version: int, side: str) -> bytes:
     # The name lies behind a filling: nft 1.0.6 stops with a failed assertion where a map's value starts a key.
     filling = x.meta(x.META_MARK, 1) + x.meta(x.META_MARK, 2)
     found = _address(version, 3, source=side == "egress") + x.lookup(f"judged_{side}{version}", 3, 0)
-    return filling + found + x.lookup("verdicts", 1, x.VERDICT)
+    return filling + found + x.lookup(verdicts(side, version), 1, x.VERDICT)
 
 
 def _closed(version: int, side: str, chain: str) -> bytes:
