@@ -20,7 +20,7 @@ from pycni.view.policy_stages import ABSENT, TABLES
 from tests.laws.policy_worlds import NODES, make_world
 
 SEEDS = st.integers(0, 1 << 32)
-SET_NAME = re.compile(r"(?:peer|named) (\S+)")
+SET_NAME = re.compile(r"(?:peer|named|service) (\S+)")
 COMPILER = NftCompiler()
 
 

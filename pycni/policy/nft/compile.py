@@ -8,9 +8,9 @@ can only accept, drop or come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from pycni.model.family import Family
 from pycni.model.policy import Action, Direction
@@ -33,13 +33,15 @@ from pycni.policy.nft.layout import (
     port_set,
     range_set,
     row_sets,
+    service_bytes,
+    service_set,
     verdict_name,
     verdicts,
     version_of,
 )
 from pycni.policy.nft.listing import table_text
 from pycni.reconcile.ledger import Tables
-from pycni.view.policy_rules import Match, Range, Section, directions
+from pycni.view.policy_rules import Match, Section, directions
 from pycni.view.policy_stages import (
     CLOSED,
     GROUPS,
@@ -55,6 +57,8 @@ from pycni.view.policy_stages import (
 )
 
 _FAMILY = {4: Family.V4, 6: Family.V6}
+_Sets: TypeAlias = dict[str, tuple[bytes, ...]]
+"""Sets that rules look up and that are named by what they hold."""
 
 
 class NftCompiler:
@@ -111,7 +115,7 @@ def _closed(address: bytes, direction: Direction) -> str:
 
 def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     version, side = version_of(address), SIDES[direction]
-    chain, chains, ranges = _combination(version, direction, subject.stages)
+    chain, chains, sets = _combination(version, direction, subject.stages)
     tables: Tables = {
         CHAINS: dict[Any, Any](chains),
         verdicts(side, version): {verdict_name(chain): chain},
@@ -120,7 +124,7 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     }
     if subject.stages.policies is not None:
         tables[f"closed_{side}{version}"] = {address: None}
-    _add_ranges(tables, version, ranges)
+    _add_sets(tables, sets)
     return tables
 
 
@@ -128,47 +132,45 @@ def _section(key: str, direction: Direction, section: Section) -> Tables:
     tables: Tables = {}
     chains = tables[CHAINS] = {}
     for version in VERSIONS:
-        rules, ranges = list[str](), set[tuple[Range, ...]]()
+        rules: list[str] = []
+        sets: _Sets = {}
         for match in section:
-            rules += _rules(version, direction, match, "accept", ranges)
+            rules += _rules(version, direction, match, "accept", sets)
         chains[policy_chain(version, SIDES[direction], key)] = tuple(rules)
-        _add_ranges(tables, version, ranges)
+        _add_sets(tables, sets)
     return tables
 
 
-def _add_ranges(tables: Tables, version: int, ranges: Iterable[tuple[Range, ...]]) -> None:
-    for some in ranges:
-        name = range_set(version, some)
+def _add_sets(tables: Tables, sets: _Sets) -> None:
+    for name, keys in sets.items():
         tables.setdefault(SETS, {})[name] = None
-        elements = tables.setdefault(ELEMENTS, {})
-        for first, last in some:
-            elements[name, first + last] = None
+        tables.setdefault(ELEMENTS, {}).update(dict.fromkeys((name, key) for key in keys))
 
 
 @lru_cache(maxsize=8192)
 def _combination(
     version: int, direction: Direction, stages: Stages
-) -> tuple[str, Mapping[str, tuple[str, ...]], frozenset[tuple[Range, ...]]]:
+) -> tuple[str, Mapping[str, tuple[str, ...]], _Sets]:
     """Name of the chain of some stages, all chains it needs but those of NetworkPolicies, and sets of ranges."""
     side = SIDES[direction]
     chains: dict[str, tuple[str, ...]] = {}
-    ranges: set[tuple[Range, ...]] = set()
+    sets: _Sets = {}
     rest: list[str] = []
     if stages.policies is not None:
         rest += (f"jump {policy_chain(version, side, key)}" for key in stages.policies)
         deny = _deny(chains, side, [f"NetworkPolicy {key}" for key in stages.policies])
         rest.append(f"goto {deny}")
     else:
-        rest += _parts(version, direction, stages.baseline, "accept", chains, ranges)
+        rest += _parts(version, direction, stages.baseline, "accept", chains, sets)
     behind = "accept"
     passes = any(rule.action is Action.PASS for part in stages.admin for rule in part.rules)
     if rest and passes:
         behind = hashed(f"rest-{side}{version}", rest)
         chains[behind] = tuple(rest)
-    rules = [*_parts(version, direction, stages.admin, behind, chains, ranges), *rest]
+    rules = [*_parts(version, direction, stages.admin, behind, chains, sets), *rest]
     name = hashed(f"pods-{side}{version}", rules)
     chains[name] = tuple(rules)
-    return name, chains, frozenset(ranges)
+    return name, chains, sets
 
 
 def _parts(  # noqa: PLR0917 - two of them collect
@@ -177,7 +179,7 @@ def _parts(  # noqa: PLR0917 - two of them collect
     parts: Sequence[ClusterPart],
     behind: str,
     chains: dict[str, tuple[str, ...]],
-    ranges: set[tuple[Range, ...]],
+    sets: _Sets,
 ) -> Iterator[str]:
     """The rules of a tier; Pass leads to ``behind``."""
     for part in parts:
@@ -186,7 +188,7 @@ def _parts(  # noqa: PLR0917 - two of them collect
                 verdict = _deny(chains, SIDES[direction], [f"ClusterNetworkPolicy {part.name}"])
             else:
                 verdict = "accept" if rule.action is Action.ACCEPT else behind
-            yield from _rules(version, direction, rule.match, verdict, ranges)
+            yield from _rules(version, direction, rule.match, verdict, sets)
 
 
 def _deny(chains: dict[str, tuple[str, ...]], side: str, policies: Sequence[str]) -> str:
@@ -196,30 +198,41 @@ def _deny(chains: dict[str, tuple[str, ...]], side: str, policies: Sequence[str]
     return name
 
 
-def _rules(
-    version: int, direction: Direction, match: Match, verdict: str, ranges: set[tuple[Range, ...]]
-) -> Iterator[str]:
-    """One rule per peer and port; sets of ranges used go to ``ranges``."""
+def _rules(version: int, direction: Direction, match: Match, verdict: str, sets: _Sets) -> Iterator[str]:
+    """One rule per peer and port; sets they look up by content go to ``sets``."""
     for part in directions(match, direction):
         peers = [""] if part.anybody else [f" peer {group_set(version, item.name)}" for item in part.groups]
         some = part.of(_FAMILY[version])
         if some:
-            ranges.add(some)
-            peers.append(f" peer {range_set(version, some)}")
+            name = range_set(version, some)
+            sets[name] = tuple(first + last for first, last in some)
+            peers.append(f" peer {name}")
         for peer in peers:
-            for ports in _ports(version, part):
+            for ports in _ports(version, part, sets):
                 then = verdict if verdict == "accept" else f"goto {verdict}"
                 yield f"if {version} {SIDES[direction]}{peer}{ports} then {then}"
 
 
-def _ports(version: int, match: Match) -> Iterator[str]:
+def _ports(version: int, match: Match, sets: _Sets) -> Iterator[str]:
     if match.ports is None:
         yield ""
         return
+    single = [
+        service_bytes(protocol, first)
+        for protocol, numbers in match.ports.numbers
+        for first, last in numbers
+        if first == last
+    ]
+    if len(single) > 1:
+        name = service_set(single)
+        sets[name] = tuple(single)
+        yield f" service {name}"
     for protocol, numbers in match.ports.numbers:
         if not numbers:
             yield f" proto {protocol}"
         for first, last in numbers:
+            if first == last and len(single) > 1:
+                continue
             yield f" proto {protocol} port {first}-{last}"
     for named in match.ports.names:
         yield f" proto {named[0]} named {port_set(version, named)}"

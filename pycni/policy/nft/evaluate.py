@@ -18,6 +18,7 @@ from pycni.policy.nft.layout import (
     fixed_chains,
     named_by,
     port_bytes,
+    service_bytes,
     verdicts,
     version_of,
 )
@@ -104,6 +105,8 @@ class _Walk:
         if found.ports is not None and not found.ports[0] <= packet.port <= found.ports[1]:
             return False
         elements = self._tables.get(ELEMENTS, {})
+        if found.services and (found.services, service_bytes(packet.protocol, packet.port)) not in elements:
+            return False
         if found.named and (found.named, packet.destination + port_bytes(packet.port)) not in elements:
             return False
         if not found.peer:

@@ -9,6 +9,7 @@
       selN-<group>           set  address                                  a group of pods, shared by policies
       netN-<hash>            set  ranges                                   what ipBlocks allow, shared by equal ones
       portN-<proto>-<name>   set  address . port                           pods' ports of a name
+      svc-<hash>             set  protocol . port                          several ports of rules, shared by equal ones
 
     chains
       egress, ingress        hooks: first packets only, then ``egressN``, ``ingressN``
@@ -39,7 +40,7 @@ from pycni.model.kube import PROTOCOL_NAMES
 from pycni.model.policy import Direction
 from pycni.view.policy_rules import Named, Range
 from pycni.wire.nftmsg import POSTROUTING, Hook
-from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, SetSpec
+from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, PROTO, SetSpec
 
 TABLE = "pycni_policy"
 LAYOUT = "1"
@@ -88,6 +89,8 @@ def kinds(name: str) -> SetSpec:
             return SetSpec(name, (address,), interval=True)
         if name.startswith(f"port{version}-"):
             return SetSpec(name, (address, PORT))
+    if name.startswith("svc-"):
+        return SetSpec(name, (PROTO, PORT))
     raise ValueError(f"set {name}: unknown kind")
 
 
@@ -103,6 +106,11 @@ def range_set(version: int, ranges: Sequence[Range]) -> str:
     return f"net{version}-{hashlib.blake2b(raw, digest_size=8).hexdigest()}"
 
 
+def service_set(keys: Sequence[bytes]) -> str:
+    """Name of the set of protocols and ports, as ``service_bytes`` gives them."""
+    return f"svc-{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}"
+
+
 def port_set(version: int, named: Named) -> str:
     """Name of the set of a port's name."""
     protocol, name = named
@@ -113,6 +121,11 @@ def port_set(version: int, named: Named) -> str:
 def port_bytes(port: int) -> bytes:
     """A port as it lies behind an address in keys."""
     return port.to_bytes(2, "big") + b"\0\0"
+
+
+def service_bytes(protocol: int, port: int) -> bytes:
+    """Protocol and port as they lie in keys."""
+    return bytes((protocol, 0, 0, 0)) + port_bytes(port)
 
 
 def verdicts(side: str, version: int) -> str:

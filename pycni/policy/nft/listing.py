@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pycni.model.family import show
+from pycni.model.kube import PROTOCOL_NAMES
 from pycni.policy.nft.layout import (
     CHAINS,
     ELEMENTS,
@@ -23,7 +24,7 @@ from pycni.policy.nft.layout import (
     row_sets,
 )
 from pycni.policy.nft.rules import nft_text
-from pycni.wire.nftset import IPV4, PORT, SetSpec
+from pycni.wire.nftset import IPV4, PORT, PROTO, SetSpec
 
 
 def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
@@ -61,7 +62,7 @@ def _chain(name: str, rules: Iterable[str]) -> Iterator[str]:
 
 
 def _set(spec: SetSpec, kind: str, texts: Iterable[str]) -> Iterator[str]:
-    names = {4: "ipv4_addr", 16: "ipv6_addr", 2: "inet_service"}
+    names = {4: "ipv4_addr", 16: "ipv6_addr", 2: "inet_service", 1: "inet_proto"}
     yield f"\t{kind} {spec.name} {{"
     yield f"\t\ttype {' . '.join(names[field.size] for field in spec.key)}{' : verdict' if kind == 'map' else ''}"
     if spec.interval:
@@ -85,6 +86,8 @@ def _member(spec: SetSpec, key: bytes) -> str:
         first, last = (ipaddress.ip_address(part) for part in (key[:half], key[half:]))
         nets = list(ipaddress.summarize_address_range(first, last))
         return str(nets[0]) if len(nets) == 1 else f"{first}-{last}"
+    if spec.key[0] == PROTO:
+        return f"{PROTOCOL_NAMES[key[0]].lower()} . {int.from_bytes(key[4:6], 'big')}"
     size = 4 if spec.key[0] == IPV4 else 16
     if len(spec.key) == 1:
         return show(key)

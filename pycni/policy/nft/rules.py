@@ -12,7 +12,7 @@ them; ``nft_text`` prints what they mean. N is 4 or 6, D ``egress`` or ``ingress
     self N accept                from a pod to itself
     judge N D                    what policies say of the pod
     closed N D goto C            a pod that should have been judged
-    if N D [peer SET] [proto P [port A-B | named SET]] then accept|goto C
+    if N D [peer SET] [proto P [port A-B | named SET] | service SET] then accept|goto C
     jump C / goto C / accept / drop
     count D NAME                 counts packets denied by a policy
     log TEXT                     tells nfnetlink_log, some per second
@@ -47,6 +47,8 @@ class Condition(NamedTuple):
     ports: tuple[int, int] | None
     named: str
     """Set destination and port have to be in."""
+    services: str
+    """Set protocol and port have to be in."""
     verdict: str
     """``accept`` or a chain."""
 
@@ -64,6 +66,7 @@ def condition(rule: str) -> Condition:
         int(found.get("proto", 0)),
         (int(first), int(last)) if first else None,
         found.get("named", ""),
+        found.get("service", ""),
         verdict.removeprefix("goto "),
     )
 
@@ -99,6 +102,10 @@ def _if(found: Condition) -> bytes:
         out += _address(version, 0, source=found.side == "ingress") + x.lookup(found.peer, 0)
     if found.protocol:
         out += _service(found.protocol, found.ports)
+    if found.services:
+        out += (
+            x.meta(x.META_L4PROTO, 0) + x.payload(x.TRANSPORT_HEADER, 2, 2, 1) + x.lookup(found.services, 0)
+        )
     if found.named:
         port = _SIZE[version] // 4
         out += _address(version, 0, source=False) + x.payload(x.TRANSPORT_HEADER, 2, 2, port)
@@ -192,6 +199,8 @@ def _if_text(found: Condition) -> str:
     if found.ports is not None:
         first, last = found.ports
         words.append(f"th dport {first}" if first == last else f"th dport {first}-{last}")
+    if found.services:
+        words.append(f"meta l4proto . th dport @{found.services}")
     if found.named:
         words.append(f"{ip} daddr . th dport @{found.named}")
     return " ".join([*words, _verdict(found.verdict)])
