@@ -82,7 +82,11 @@ class NftGroupTable(NftTable):
         return [item for item in found if item is not None]
 
     def _keys(self, name: str) -> list[bytes]:
-        spec = self._kinds(name)
+        try:
+            spec = self._kinds(name)
+        except ValueError:
+            # Somebody else's: a row that nobody desires, so that it goes.
+            return []
         replies = self._dump(get_elements(self.schema.table, spec), name)
         if not spec.interval:
             return [key for reply in replies for key in decode_elements(spec, reply)]

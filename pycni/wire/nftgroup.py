@@ -26,7 +26,7 @@ from pycni.wire.nftset import (
 )
 
 Kinds = Callable[[str], SetSpec]
-"""What a set of this name holds."""
+"""What a set of this name holds; ValueError for a name that is none of the component's."""
 Element = tuple[str, bytes]
 _INTERVAL_END = 1
 
