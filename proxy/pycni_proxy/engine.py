@@ -119,8 +119,8 @@ class Engine:
 
     def plane_of(self, frontend: Frontend) -> Dataplane | None:
         """Who serves a frontend; None: nobody can."""
-        found = self._home(frontend)
-        return None if found is None else found.dataplane
+        homes = self._homes(frontend)
+        return homes[0].dataplane if homes else None
 
     # --- passes ----------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Engine:
         keys = self._index.update(objects, None if full else changed)
         if full:
             keys = keys | self._resolved.keys()
-        with _no_collection() if full else contextlib.nullcontext():
+        with _no_collection(freeze=not self._served) if full else contextlib.nullcontext():
             services = self._take(objects, keys, full=full)
             resolved = time.perf_counter()
             operations = self._apply(full=full)
@@ -226,9 +226,6 @@ class Engine:
                     break
         return found
 
-    def _home(self, frontend: Frontend) -> _Plane | None:
-        return next((plane for plane in self._planes if not plane.dataplane.compiler.refusal(frontend)), None)
-
     def _note_problems(self, key: str) -> None:
         resolved = self._resolved.get(key, _NOTHING)
         lines = list(resolved.problems)
@@ -237,17 +234,19 @@ class Engine:
             if owner != key:
                 lines.append(f"{frontend.kind.label} {frontend.key} is service {owner}'s, which came first")
                 continue
-            home = self._home(frontend)
+            homes = self._homes(frontend)
+            home = homes[0] if homes else None
             for plane in self._planes:
                 if plane is home:
                     break
                 reason = plane.dataplane.compiler.refusal(frontend)
                 then = f"served by {home.name}" if home is not None else "not served"
                 lines.append(f"{frontend.kind.label} {frontend.key}: {plane.name} cannot: {reason}; {then}")
-            for plane in self._homes(frontend):
-                remark = "" if plane.remark is None else plane.remark(frontend)
-                if remark:
-                    lines.append(f"{frontend.kind.label} {frontend.key}: {plane.name}: {remark}")
+            lines += [
+                f"{frontend.kind.label} {frontend.key}: {plane.name}: {remark}"
+                for plane in homes
+                if plane.remark is not None and (remark := plane.remark(frontend))
+            ]
         if lines:
             self._problems[key] = tuple(lines)
         else:
@@ -277,14 +276,19 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the cycle collector: a full pass makes many objects and no cycles; looking at them all took a quarter."""
+def _no_collection(*, freeze: bool) -> Iterator[None]:
+    """Without the cycle collector: a full pass makes many objects and no cycles; looking at them all took a quarter.
+
+    With ``freeze`` it never looks at what there is by then: what the first pass makes stays as long as its services.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was:
+            if freeze:
+                gc.freeze()
             gc.enable()
 
 

@@ -66,18 +66,20 @@ class ServiceIndex:
 
     def _place(self, slices: Mapping[str, EndpointSlice], keys: Iterable[str]) -> set[str]:
         """Enter slices that are not in the index. Returns their services."""
-        fresh: dict[str, list[EndpointSlice]] = {}
+        touched: set[str] = set()
+        several: dict[str, list[EndpointSlice]] = {}
         for key in keys:
             piece = slices.get(key)
-            if piece is not None and piece.service:
-                self._service[key] = piece.service
-                fresh.setdefault(piece.service, []).append(piece)
-        for owner, pieces in fresh.items():
-            have = self._slices.get(owner)
-            if have is None and len(pieces) == 1:
-                self._slices[owner] = (pieces[0],)
+            if piece is None or not piece.service:
+                continue
+            owner = self._service[key] = piece.service
+            touched.add(owner)
+            if owner in self._slices:
+                several.setdefault(owner, []).append(piece)
             else:
-                merged = [*(have or ()), *pieces]
-                merged.sort(key=lambda item: item.meta.key)
-                self._slices[owner] = tuple(merged)
-        return set(fresh)
+                self._slices[owner] = (piece,)
+        for owner, pieces in several.items():
+            merged = [*self._slices[owner], *pieces]
+            merged.sort(key=lambda item: item.meta.key)
+            self._slices[owner] = tuple(merged)
+        return touched
