@@ -3,7 +3,7 @@
 Life: ``section`` and ``cluster_section`` turn a policy's rules of one direction into ``Match``es, once per policy
 object. Peers by labels become ``Group``s, which many policies share and whose members ``view/policies`` keeps; blocks
 become disjoint ranges; ports become disjoint ranges per protocol and names. Rules of a NetworkPolicy only allow, so
-those with the same ports become one; those of a ClusterNetworkPolicy stay as they are and in order.
+those with the same ports or the same peers become one; those of a ClusterNetworkPolicy stay as they are and in order.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def section(namespace: str, rules: Sequence[Rule]) -> Section:
         known = peers.setdefault(ports, [])
         if known is not None:
             known += rule.peers
-    found = []
+    same: dict[Match, list[Ports | None]] = {}
     for ports, some in peers.items():
         if ports is not None and not (ports.numbers or ports.names):
             continue
-        match = _match(namespace, some, ports)
+        match = _match(namespace, some, None)
         if match is not None:
-            found.append(match)
-    return tuple(found)
+            same.setdefault(match, []).append(ports)
+    return tuple(match._replace(ports=_joined(some)) for match, some in same.items())
 
 
 def cluster_section(rules: Sequence[ClusterRule]) -> ClusterSection:
@@ -193,17 +193,30 @@ def union(blocks: Iterable[IpBlock], family: Family) -> tuple[Range, ...]:
 def _ports(ports: Sequence[PortRange] | None) -> Ports | None:
     if ports is None:
         return None
+    return _joined(
+        [
+            Ports(names=((port.protocol, port.name),))
+            if port.name
+            else Ports(((port.protocol, ((port.first, port.last),) if port.first else ()),))
+            for port in ports
+        ]
+    )
+
+
+def _joined(some: Sequence[Ports | None]) -> Ports | None:
+    """All that any of them has."""
     numbers: dict[int, list[tuple[int, int]] | None] = {}
-    for port in ports:
-        if port.name:
-            continue
-        if not port.first:
-            numbers[port.protocol] = None
-        else:
-            known = numbers.setdefault(port.protocol, [])
-            if known is not None:
-                known.append((port.first, port.last))
-    names = {(port.protocol, port.name) for port in ports if port.name}
+    names: set[Named] = set()
+    for ports in some:
+        if ports is None:
+            return None
+        names.update(ports.names)
+        for protocol, ranges in ports.numbers:
+            known = numbers.setdefault(protocol, [])
+            if not ranges:
+                numbers[protocol] = None
+            elif known is not None:
+                known += ranges
     return Ports(
         tuple((protocol, tuple(_merged(numbers[protocol] or ()))) for protocol in sorted(numbers)),
         tuple(sorted(names)),

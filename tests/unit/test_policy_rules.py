@@ -88,6 +88,20 @@ def test_rules_with_the_same_ports_become_one():
     assert second == Match(groups=(group,))
 
 
+def test_rules_with_the_same_peers_become_one():
+    peers = (Peer(pods=WEB), Peer(block=block("10.0.0.0/24")))
+    rules = [Rule(peers=peers, ports=(PortRange(first=port, last=port),)) for port in range(1000, 3000, 2)]
+    (match,) = section("a", [*rules, Rule(peers=peers, ports=(PortRange(name="http"), UDP53))])
+    assert match.ports is not None
+    assert match.ports.names == ((TCP, "http"),)
+    assert match.ports.numbers == (
+        (TCP, tuple((port, port) for port in range(1000, 3000, 2))),
+        (UDP, ((53, 53),)),
+    )
+    (match,) = section("a", [*rules, Rule(peers=peers)])
+    assert match.ports is None
+
+
 def test_ports_of_one_protocol_are_joined_and_all_of_them_take_the_rest():
     ports = (
         TCP80,
