@@ -13,7 +13,6 @@ and tables: rows before a change are compiled again from the frontends before it
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -21,11 +20,12 @@ from typing import NamedTuple
 from pycni.errors import PycniError
 from pycni.model.kube import SERVICE, EndpointSlice, Service
 from pycni.model.service import Frontend, FrontendKey, HealthCheck, NodeFacts, Resolved
+from pycni.reconcile.collection import no_collection
+from pycni.reconcile.ledger import Ledger
 from pycni.store import Objects
 from pycni.view.services import ServiceIndex, resolve
 from pycni_proxy.base import Changes, Dataplane, Remarking, Tables
 from pycni_proxy.claims import Claims
-from pycni_proxy.ledger import Ledger
 
 _NOTHING = Resolved()
 Resolve = Callable[[Service, Sequence[EndpointSlice], NodeFacts], Resolved]
@@ -136,7 +136,7 @@ class Engine:
         keys = self._index.update(objects, None if full else changed)
         if full:
             keys = keys | self._resolved.keys()
-        with _no_collection(freeze=not self._served) if full else contextlib.nullcontext():
+        with no_collection(freeze=not self._served) if full else contextlib.nullcontext():
             services = self._take(objects, keys, full=full)
             resolved = time.perf_counter()
             operations = self._apply(full=full)
@@ -273,23 +273,6 @@ class Engine:
             raise ExceptionGroup("services", errors)
         self._stale = False
         return sum(delta.size for _, changes in batches for _, delta in changes)
-
-
-@contextlib.contextmanager
-def _no_collection(*, freeze: bool) -> Iterator[None]:
-    """Without the cycle collector: a full pass makes many objects and no cycles; looking at them all took a quarter.
-
-    With ``freeze`` it never looks at what there is by then: what the first pass makes stays as long as its services.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            if freeze:
-                gc.freeze()
-            gc.enable()
 
 
 def _keys(resolved: Resolved) -> list[FrontendKey]:

@@ -16,6 +16,7 @@ import struct
 from pycni.errors import KernelError
 from pycni.kernel import netns, sysctl
 from pycni.kernel.netlink import NetlinkSocket
+from pycni.kernel.vips import find_link
 from pycni.model.family import Family, show
 from pycni.model.tables import LINK_ALIAS, ROUTE_PROTOCOL
 from pycni.wire import rtlink, rtnl
@@ -204,13 +205,8 @@ def _device(family: Family) -> str:
 
 
 def _find(sock: NetlinkSocket, name: str) -> int:
-    try:
-        [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
-    except KernelError as exc:
-        if exc.errno == errno.ENODEV:
-            return 0
-        raise
-    return rtlink.parse_link(reply).ifindex
+    found = find_link(sock, name)
+    return 0 if found is None else found.ifindex
 
 
 def _tunnel_in(pod: bytes, vip: bytes) -> None:

@@ -140,13 +140,19 @@ def can_make_link(kind: str) -> bool:
     return True
 
 
+def find_link(sock: NetlinkSocket, name: str) -> rtlink.Link | None:
+    """The device of that name; None when there is none. Raises KernelError."""
+    try:
+        [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
+    except KernelError as exc:
+        if exc.errno == errno.ENODEV:
+            return None
+        raise
+    return rtlink.parse_link(reply)
+
+
 def link_mtu(name: str) -> int:
     """MTU of a device; 0 when there is none of that name. Raises KernelError."""
     with NetlinkSocket() as sock:
-        try:
-            [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
-        except KernelError as exc:
-            if exc.errno == errno.ENODEV:
-                return 0
-            raise
-    return rtlink.parse_link(reply).mtu
+        found = find_link(sock, name)
+    return 0 if found is None else found.mtu

@@ -9,12 +9,12 @@ restarted agent adopts what is there: nothing is flushed and there is no moment 
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pycni.policy.base import Dataplane
+from pycni.reconcile.collection import no_collection
 from pycni.reconcile.ledger import Ledger, Tables
 from pycni.store import Objects
 from pycni.view.policies import PolicyView
@@ -55,7 +55,7 @@ class PolicyEngine:
         Raises KernelError; the next pass is a full one then.
         """
         full = changed is None or self._stale
-        with _no_collection() if full else contextlib.nullcontext():
+        with no_collection() if full else contextlib.nullcontext():
             started = time.perf_counter()
             return self._pass(self.view.update(objects, None if full else changed), started, full=full)
 
@@ -93,15 +93,3 @@ class PolicyEngine:
             compiled - started,
             time.perf_counter() - compiled,
         )
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the cycle collector: a full pass makes many objects and no cycles."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -13,21 +13,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from pycni.errors import ConfigError, StoreError
 from pycni.model.kube import NODE, KubeNode
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.reconcile.backoff import Backoff
+from pycni.sources.insisting import Insisting, lost_lease
 from pycni.sources.kube import SILENCE_S, KindFollower, Selection
 from pycni.sources.kube_client import STRATEGIC, KubeClient
 from pycni.sources.kube_nodes import NodeLeases
 from pycni.sources.leases_own import LeaseLostError
-from pycni.sources.sparing import Sparing
 from pycni.store import Store
 from pycni.wire.kube import decode_object
 from pycni.wire.kube_flannel import DEFAULT_PREFIX, annotation_names, node_subnets, wanted_annotations
@@ -36,11 +36,10 @@ from pycni.wire.netconf import decode_netconf, unknown_keys
 
 __all__ = ["HeldLease", "KubeLeaseSource", "LeaseLostError"]
 log = logging.getLogger("pycni.leases")
-T = TypeVar("T")
 NETCONF, CONFIG = "netconf", "config"
 
 
-class KubeLeaseSource:
+class KubeLeaseSource(Insisting):
     """The interface of ``sources.leases.LeaseSource``. Times are in seconds; one event loop.
 
     ``look_s``: how often the file is looked at. ``check_s``: how often our node object is read though nothing was heard
@@ -63,8 +62,7 @@ class KubeLeaseSource:
         silence_s: float = SILENCE_S,
         rng: random.Random | None = None,
     ) -> None:
-        self.waiting = ""
-        """What is being waited for, "" when nothing is."""
+        super().__init__("the Kubernetes API answers again", retry_s, rng, (StoreError, ConfigError))
         self.on_held: Callable[[HeldLease], None] = lambda _held: None
         """Called whenever what we hold has changed."""
         self.held: HeldLease | None = None
@@ -78,9 +76,7 @@ class KubeLeaseSource:
         self._names = annotation_names(prefix)
         self._set_condition = set_condition
         self._look_s = look_s
-        self._retry_s = retry_s
         self._check_s = check_s
-        self._rng = rng or random.Random()  # noqa: S311  # spreads nodes over time, guards nothing
         self._nodes = NodeLeases(node_name, self._names, grace_s=grace_s)
         self._nodes.on_own = self._saw_own
         self.follower = KindFollower(
@@ -95,7 +91,6 @@ class KubeLeaseSource:
         self._conf: NetConf | None = None
         self._conf_raw: bytes | None = None
         self._conf_trouble = ""
-        self._trouble = Sparing(log)
 
     # --- state for health and metrics ------------------------------------------------------------------------
 
@@ -187,11 +182,9 @@ class KubeLeaseSource:
                 tasks.create_task(self._follow_conf(store), name="follow net-conf")
                 tasks.create_task(self._keep(), name="keep annotations")
         except BaseExceptionGroup as group:
-            lost = group.subgroup(LeaseLostError)
-            if lost is None:
-                raise
+            lost = lost_lease(group)
             self.held = None
-            raise _first(lost) from None
+            raise lost from None
         finally:
             self._nodes.close()
         raise AssertionError("the tasks are eternal")
@@ -361,34 +354,3 @@ class KubeLeaseSource:
         if news:
             self.on_held(held)
         return held
-
-    # --- waiting ----------------------------------------------------------------------------------------------
-
-    async def _insist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an attempt until the API has carried it out."""
-        backoff = Backoff(
-            min(0.1, self._retry_s), min(5.0, self._retry_s), jitter=0.5, chance=self._rng.random
-        )
-        while True:
-            try:
-                return await attempt()
-            except (StoreError, ConfigError) as exc:
-                self._wait_for(f"{what}: {exc}")
-                await asyncio.sleep(backoff.next())
-
-    def _wait_for(self, what: str) -> None:
-        self.waiting = what
-        self._trouble.warn(f"waiting: {what}")
-
-    def _over(self) -> None:
-        self._trouble.over("the Kubernetes API answers again")
-        self.waiting = ""
-
-
-def _first(group: BaseExceptionGroup[LeaseLostError]) -> LeaseLostError:
-    """The error itself out of its task groups."""
-    exc: BaseException = group
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    assert isinstance(exc, LeaseLostError)
-    return exc

@@ -16,9 +16,9 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from pycni.errors import ConfigError, StoreError
 from pycni.model.lease import LeaseAttrs
@@ -26,16 +26,15 @@ from pycni.model.network import NetConf
 from pycni.reconcile.backoff import Backoff
 from pycni.sources.etcd import EtcdClient
 from pycni.sources.etcd_follow import Follower
+from pycni.sources.insisting import Insisting, lost_lease
 from pycni.sources.leases_follow import RecordFollower
 from pycni.sources.leases_own import LeaseLostError, OwnRecord, now
-from pycni.sources.sparing import Sparing
 from pycni.store import Store
 from pycni.view.subnets import OutOfSubnetsError
 from pycni.wire.lease import HeldLease
 
 __all__ = ["HeldLease", "LeaseLostError", "LeaseSource"]
 log = logging.getLogger("pycni.leases")
-T = TypeVar("T")
 
 DAY_S = 86400
 """Life of a lease between renewals, flannel's."""
@@ -45,7 +44,7 @@ SLICE_S = 60.0
 """Longest sleep of the renewal timer, so that a machine that slept notices soon."""
 
 
-class LeaseSource:
+class LeaseSource(Insisting):
     """flannel's etcd records below ``prefix``. Times are in seconds; one event loop.
 
     ``margin_s``: how long before its end a lease is renewed. ``retry_s``: the longest pause between attempts to
@@ -68,17 +67,14 @@ class LeaseSource:
         if not 0 < margin_s < ttl_s:
             reason = f"expected more than 0 and less than the lease's life of {ttl_s} s"
             raise ConfigError("lease settings", "renew margin", margin_s, reason)
+        super().__init__("etcd answers again", retry_s, rng)
         self.prefix = prefix.rstrip("/")
-        self.waiting = ""
-        """What is being waited for, "" when nothing is."""
         self.on_held: Callable[[HeldLease], None] = lambda _held: None
         """Called whenever what we hold has changed (acquired, renewed, published): time to remember it."""
         self.renewals = 0
         self._client = client
         self._margin_s = margin_s
-        self._retry_s = retry_s
         self._poll_s = poll_s
-        self._rng = rng or random.Random()  # noqa: S311  # spreads nodes over subnets, guards nothing
         self._records = RecordFollower(client, self.prefix, grace_s=grace_s)
         self._records.on_watched = self._seen
         self._records.was_missing = lambda: self._own.was_missing
@@ -87,7 +83,6 @@ class LeaseSource:
         self._attrs: LeaseAttrs | None = None
         self._known: HeldLease | None = None
         self._news = asyncio.Event()
-        self._trouble = Sparing(log)
 
     # --- state for health and metrics ------------------------------------------------------------------------
 
@@ -192,11 +187,9 @@ class LeaseSource:
                 tasks.create_task(self._records.run(store), name="follow etcd")
                 tasks.create_task(self._keep(), name="keep lease")
         except BaseExceptionGroup as group:
-            lost = group.subgroup(LeaseLostError)
-            if lost is None:
-                raise
+            lost = lost_lease(group)
             self._own.held = None
-            raise _first(lost) from None
+            raise lost from None
         raise AssertionError("the tasks are eternal")
 
     # --- our own record --------------------------------------------------------------------------------------
@@ -295,34 +288,3 @@ class LeaseSource:
         """Something was seen under our own key (None: nothing is there): look unless it is our own write."""
         if self._own.held is not None and (revision is None or revision > self._own.revision):
             self._news.set()
-
-    # --- waiting ---------------------------------------------------------------------------------------------
-
-    async def _insist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an attempt until etcd has answered it."""
-        backoff = Backoff(
-            min(0.1, self._retry_s), min(5.0, self._retry_s), jitter=0.5, chance=self._rng.random
-        )
-        while True:
-            try:
-                return await attempt()
-            except StoreError as exc:
-                self._wait_for(f"{what}: {exc}")
-                await asyncio.sleep(backoff.next())
-
-    def _wait_for(self, what: str) -> None:
-        self.waiting = what
-        self._trouble.warn(f"waiting: {what}")
-
-    def _over(self) -> None:
-        self._trouble.over("etcd answers again")
-        self.waiting = ""
-
-
-def _first(group: BaseExceptionGroup[LeaseLostError]) -> LeaseLostError:
-    """The error itself out of its task groups."""
-    exc: BaseException = group
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    assert isinstance(exc, LeaseLostError)
-    return exc

@@ -8,7 +8,7 @@ whoever may create a Service could otherwise take over any address (CVE-2020-855
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pycni.model.family import Address, Family, Network
@@ -53,46 +53,47 @@ def addresses(
     return mine
 
 
+def _accepted(
+    text: str, where: str, mine: Mapping[Family, Addresses], facts: NodeFacts, problems: list[str]
+) -> Address | None:
+    """An address a service asks for, if this node can have it; ``where`` it stands in the object."""
+    address = _parsed(text)
+    if address is None:
+        problems.append(f"{where} {text!r}: not an address")
+        return None
+    family = Family.of(address)
+    if family not in facts.families:
+        return None
+    if family not in mine:
+        problems.append(f"{where} {text}: the service has no cluster IP of family {family.label}")
+        return None
+    return address
+
+
 def _add_external(
     text: str, mine: dict[Family, Addresses], service: Service, facts: NodeFacts, problems: list[str]
 ) -> None:
-    address = _parsed(text)
+    address = _accepted(text, "spec.externalIPs", mine, facts, problems)
     if address is None:
-        problems.append(f"spec.externalIPs {text!r}: not an address")
         return
-    family = Family.of(address)
-    if family not in facts.families:
-        return
-    reason = _no_family(family, mine) or refused(address, service.cluster_ips, facts)
+    reason = refused(address, service.cluster_ips, facts)
     if reason:
         problems.append(f"spec.externalIPs {text}: {reason}")
         return
-    have = mine[family]
+    have = mine[Family.of(address)]
     if address.packed not in have.external:
-        mine[family] = have._replace(external=(*have.external, address.packed))
+        mine[have.family] = have._replace(external=(*have.external, address.packed))
 
 
 def _add_load_balancer(
     text: str, mine: dict[Family, Addresses], facts: NodeFacts, problems: list[str]
 ) -> None:
-    address = _parsed(text)
+    address = _accepted(text, "status.loadBalancer.ingress", mine, facts, problems)
     if address is None:
-        problems.append(f"status.loadBalancer.ingress {text!r}: not an address")
         return
-    family = Family.of(address)
-    if family not in facts.families:
-        return
-    reason = _no_family(family, mine)
-    if reason:
-        problems.append(f"status.loadBalancer.ingress {text}: {reason}")
-        return
-    have = mine[family]
+    have = mine[Family.of(address)]
     if address.packed not in have.load_balancer:
-        mine[family] = have._replace(load_balancer=(*have.load_balancer, address.packed))
-
-
-def _no_family(family: Family, mine: Collection[Family]) -> str:
-    return "" if family in mine else f"the service has no cluster IP of family {family.label}"
+        mine[have.family] = have._replace(load_balancer=(*have.load_balancer, address.packed))
 
 
 def refused(address: Address, cluster_ips: Collection[str], facts: NodeFacts) -> str:

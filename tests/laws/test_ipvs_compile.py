@@ -23,10 +23,10 @@ from pycni.model.service import (
     Target,
     Verdict,
 )
+from pycni.reconcile.ledger import Ledger
 from pycni.view.service_decide import decide_frontends
 from pycni_proxy.ipvs.compile import SHARED, TABLES, IpvsCompiler
 from pycni_proxy.ipvs.options import IpvsOptions
-from pycni_proxy.ledger import Ledger
 
 
 def packed(text):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycni.model.service import Kind, Packet, Verdict
+from pycni.reconcile.ledger import Ledger
 from pycni.view.service_decide import decide_frontends
-from pycni_proxy.ledger import Ledger
 from pycni_proxy.nft.compile import NftCompiler
 from tests.unit.nft_world import FACTS, V4, V6, asking, frontend
 from tests.unit.service_world import net, pack

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pycni.model.family import Family
 from pycni.model.service import FrontendKey
 from pycni.reconcile.delta import patched
+from pycni.reconcile.ledger import Ledger
 from pycni_proxy.claims import Claims
-from pycni_proxy.ledger import Ledger
 
 KEYS = [FrontendKey(Family.V4, bytes((10, 0, 0, n)), 6, 80) for n in range(4)]
 WISHES = st.frozensets(st.sampled_from(KEYS))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.model.service import Kind, Verdict
+from pycni.reconcile.ledger import Ledger
 from pycni_proxy import nft
-from pycni_proxy.ledger import Ledger
 from pycni_proxy.nft.compile import NftCompiler
 from pycni_proxy.nft.driver import NftDriver
 from pycni_proxy.nft.layout import CHAINS, SHARDS, TARGETS, affinity_map, frontend_bytes, shard_of

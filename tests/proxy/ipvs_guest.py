@@ -16,10 +16,10 @@ from pycni.kernel.ipvs import Ipvs
 from pycni.model.family import Family
 from pycni.model.kube import SCTP
 from pycni.model.service import Verdict
+from pycni.reconcile.ledger import Ledger
 from pycni.wire import ipvs as wire
 from pycni.wire.ipset import TYPES, Member, SetSpec, member_text
 from pycni.wire.ipvs import DestKey, DestSpec, ServiceKey, ServiceSpec
-from pycni_proxy.ledger import Ledger
 from tests.proxy.ipvs_world import (
     NODE,
     OUT,

@@ -28,9 +28,9 @@ from pycni.model.service import (
     Target,
     Verdict,
 )
+from pycni.reconcile.ledger import Ledger
 from pycni_proxy import ipvs
 from pycni_proxy.ipvs.options import IpvsOptions
-from pycni_proxy.ledger import Ledger
 
 PODS = {"a": 5, "b": 6, "c": 7, "d": 8}
 PORT = 8080
