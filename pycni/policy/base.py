@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pycni.reconcile.ledger import Changes, Tables
+from pycni.view.policy_stages import RowDiff
 
 
 class Packet(NamedTuple):
@@ -81,6 +82,100 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Release sockets; the kernel keeps enforcing."""
+
+
+class LocalPod(NamedTuple):
+    """A pod of this node as its host sees it: whose device, and who may send by it."""
+
+    key: str
+    """``namespace/name``; a container id when the runtime did not tell."""
+    ifname: str
+    """Of the host's end of its veth pair."""
+    mac: bytes
+    """Of the pod's end."""
+    addresses: tuple[bytes, ...]
+
+
+class Drop(NamedTuple):
+    """A packet that was not let through, as told by the kernel."""
+
+    time: float
+    """Seconds since the epoch."""
+    source: bytes
+    destination: bytes
+    protocol: int
+    source_port: int
+    """0 where there are none; so is ``port``."""
+    port: int
+    direction: str
+    """ingress or egress."""
+    policy: str
+    """``NetworkPolicy a/x``, ``ClusterNetworkPolicy x``, or what else refused it (``spoofed source``)."""
+    more: int
+    """How many further policies deny it too."""
+    by: str
+    """nftables, ebpf or xdp."""
+
+
+class DropReader(Protocol):
+    """Live denials from one source in the kernel. Made in the node's network namespace; reading never blocks."""
+
+    def fileno(self) -> int:
+        """Becomes readable when there is something to read."""
+
+    def read(self) -> Sequence[Drop]:
+        """What has come since. Raises KernelError."""
+
+    @property
+    def lost(self) -> int:
+        """How many the kernel could not tell of for want of room."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class FastPath(Protocol):
+    """Programs that judge connections before the data plane below would, and only those they see whole.
+
+    What they are not certain of, and everything while they stand aside, goes on to the data plane, which has the same
+    policies. So they may be missing, stand aside or be taken away at any moment, and nothing gets through.
+    Blocking; one thread at a time; made in the node's network namespace.
+    """
+
+    name: str
+
+    def update(self, rows: Sequence[RowDiff], *, full: bool) -> None:
+        """Take in rows of the view that changed. ``full``: they are all there are, compared with nothing."""
+
+    def aside(self) -> None:
+        """Leave new connections to the data plane, before that changes. Raises KernelError."""
+
+    def apply(self) -> int:
+        """Bring the kernel to what was taken in, then judge again; says how many operations. Raises KernelError."""
+
+    def pods(self, pods: Sequence[LocalPod]) -> None:
+        """Serve these pods and no others. Raises KernelError after having served all it could."""
+
+    def decide(self, packet: Packet) -> Decision:
+        """What the compiled maps say of a packet; must agree with oracle, data plane and kernel."""
+
+    def sweep(self) -> None:
+        """Forget connections that have ended, as needs doing every few seconds. Raises KernelError."""
+
+    def denied(self) -> Sequence[Denied]:
+        """What has been denied, by policy and direction. Raises KernelError."""
+
+    def drops(self) -> DropReader:
+        """Live denials. Raises KernelError."""
+
+    def problems(self) -> Sequence[str]:
+        """What keeps it from judging all it could, in words."""
+
+    def remove(self) -> list[str]:
+        """Take everything of ours out of the kernel; says what went."""
+
+    def close(self) -> None:
+        """Release descriptors; the kernel keeps the programs."""
 
 
 class Dataplane(NamedTuple):

@@ -4,6 +4,10 @@ Life of a change: ``sync`` is told which keys of the store changed; the node's v
 each of them is compiled as it was and as it is, and what differs is one transaction. A full pass (the first one, one
 after a failure) makes the view anew, reads back what is ours in the kernel and applies the whole difference, so that a
 restarted agent adopts what is there: nothing is flushed and there is no moment without policies.
+
+A fast path, where there is one, gets the same rows. It stands aside while the data plane and then its own maps change,
+so what is new in that moment is judged by the data plane, whose change is one transaction. What the fast path cannot be
+brought to leaves it aside, with a reason, and nothing unjudged.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pycni.policy.base import Dataplane
+from pycni.errors import KernelError
+from pycni.policy.base import Dataplane, FastPath
 from pycni.reconcile.collection import no_collection
 from pycni.reconcile.ledger import Ledger, Tables
 from pycni.store import Objects
@@ -36,8 +41,11 @@ class SyncResult(NamedTuple):
 class PolicyEngine:
     """Holds what one node enforces. One thread at a time."""
 
-    def __init__(self, node: str, plane: Dataplane) -> None:
+    def __init__(self, node: str, plane: Dataplane, fast: FastPath | None = None) -> None:
         self.plane = plane
+        self.fast = fast
+        self.aside = ""
+        """Why the fast path stands aside; tried again by the next pass."""
         self.view = PolicyView(node)
         self._ledger = Ledger(plane.compiler.tables, plane.compiler.shared)
         self._ledger.put(plane.compiler.common())
@@ -83,9 +91,13 @@ class PolicyEngine:
         compiled = time.perf_counter()
         self._stale = True
         changes = self._ledger.against(driver.read()) if full else self._ledger.take()
+        if self.fast is not None and (changes or rows):
+            self.fast.aside()
         if changes:
             driver.apply(changes)
         self._stale = False
+        if self.fast is not None and (changes or rows or self.aside):
+            self._hasten(self.fast, rows, full=full)
         return SyncResult(
             len(rows),
             sum(delta.size for _, delta in changes),
@@ -93,3 +105,16 @@ class PolicyEngine:
             compiled - started,
             time.perf_counter() - compiled,
         )
+
+    def _hasten(self, fast: FastPath, rows: list[RowDiff], *, full: bool) -> None:
+        full = full or bool(self.aside)
+        self.aside = ""
+        try:
+            fast.update(self._all_rows() if full else rows, full=full)
+            fast.apply()
+        except KernelError as error:
+            self.aside = str(error)
+
+    def _all_rows(self) -> list[RowDiff]:
+        tables = self.view.tables
+        return [RowDiff(name, key, ABSENT, value) for name in tables for key, value in tables[name].items()]
