@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from pycni.reconcile.ledger import Changes, Tables
 from pycni.view.policy_stages import RowDiff
 
+JUDGED_MARK = 0x08000000
+"""Bit of a packet's mark: a fast path of this node has judged its connection. Marks do not cross namespaces."""
+
 
 class Packet(NamedTuple):
     """The first packet of a connection as a node sees it, after service translation and before masquerading."""
