@@ -23,6 +23,7 @@ from pycni.model.policy import (
     Tier,
 )
 from pycni.policy import nft
+from pycni.policy.base import JUDGED_MARK
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.nft.layout import LOG_GROUP, TABLE
 from tests.laws.test_policy_nft import random_steps
@@ -207,6 +208,30 @@ def test_peers_are_pods_behind_a_translated_address(rig, spaces, traffic):
         assert seen == {"own": [True, False, True, False], "address": [False] * 4, "nobody's": [True] * 4}
     finally:
         run(name, "nft delete table inet pyt_dnat")
+
+
+@pytest.mark.parametrize(
+    ("mark", "passes"), [(JUDGED_MARK, True), (JUDGED_MARK | 0x4000, True), (~JUDGED_MARK, False)]
+)
+def test_what_a_fast_path_has_judged_passes(rig, spaces, mark, passes):
+    """Bridged and routed, into pods and out of them."""
+    name = spaces.names["node"]
+    rig.only(policy("shop/deny", ingress=(), egress=()))
+    tries = [
+        Try(*ends, family, UDP, 80) for ends in (("b", "a"), ("x", "a"), ("a", "y")) for family in (0, 1)
+    ]
+    # Replies are of an established connection. The rule's hook is one that bridged packets pass too.
+    hook = "type filter hook prerouting priority -150 ;"
+    rule_text = f"meta l4proto udp meta mark set {mark & 0xFFFFFFFF:#x}"
+    run(
+        name,
+        f"nft add table inet pyt_mark ; add chain inet pyt_mark c {{ {hook} }} ; add rule inet pyt_mark c {rule_text}",
+    )
+    try:
+        assert dict(zip(tries, rig.passes(tries), strict=True)) == dict.fromkeys(tries, passes)
+    finally:
+        run(name, "nft delete table inet pyt_mark")
+    assert rig.passes(tries) == [False] * len(tries)
 
 
 def test_bridged_packets_are_judged_whatever_the_switch_said(spaces, traffic):

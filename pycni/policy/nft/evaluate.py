@@ -29,7 +29,7 @@ _FIXED = fixed_chains()
 
 
 def decide(tables: Mapping[str, Mapping[Any, Any]], packet: Packet) -> Decision:
-    """What becomes of a first packet that is neither neighbour discovery nor an error about a connection."""
+    """What becomes of a first packet that is neither judged, neighbour discovery nor an error about a connection."""
     for side in SIDES.values():
         walk = _Walk(tables, packet, side)
         if walk.chain(side) == "drop":

@@ -21,7 +21,8 @@
 Both base chains hang in postrouting before masquerading: there every packet to or from a pod passes once with the
 addresses of both ends, also what bridges hand on (bridge-nf-call-iptables) and what IPVS has translated, which never
 sees forward. What accepts in ``egress`` leads on to ``ingress``: two hooks, two verdicts. What a pod sends to its own
-node never comes by, and needs no judging (docs/policy.md, step 1).
+node never comes by, and needs no judging (docs/policy.md, step 1). Packets that bear ``base.JUDGED_MARK`` are let pass:
+a fast path of this node, which has the same policies, has judged their connection.
 
 A pod leads to its chain in two steps, by a name of eight bytes: adding an element with a verdict makes the kernel walk
 through everything that can be reached, a name is just data. As it walks through a map of verdicts once for each rule
@@ -181,7 +182,7 @@ def fixed_chains() -> dict[str, tuple[str, ...]]:
             )
         enter = tuple(f"family {version} goto {side}{version}" for version in VERSIONS)
         neighbours = (f"neighbours {first} {last} accept" for first, last in NEIGHBOURS)
-        found[side] = ("established accept", *neighbours, "local accept", *enter)
+        found[side] = ("established accept", "judged accept", *neighbours, "local accept", *enter)
     return found
 
 

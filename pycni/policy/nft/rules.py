@@ -5,6 +5,7 @@ the words as the rule's comment, so that a restarted agent (and ``nft list``) re
 them; ``nft_text`` prints what they mean. N is 4 or 6, D ``egress`` or ``ingress``.
 
     established accept           connections that are established, and what belongs to them (ICMP errors)
+    judged accept                packets of connections that a fast path of this node has judged
     neighbours A B accept        ICMPv6 of these types
     local accept                 sent by this node
     family N goto C              packets of this family
@@ -25,6 +26,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pycni.model.kube import PROTOCOL_NAMES
+from pycni.policy.base import JUDGED_MARK
 from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE, verdicts
 from pycni.wire import nftexpr as x
 
@@ -134,6 +136,11 @@ def _established() -> bytes:
     return x.ct_state(0) + x.bitwise(0, bits, bytes(4)) + x.cmp(0, bytes(4), x.NEQ) + x.goto("accept")
 
 
+def _judged() -> bytes:
+    mark = x.meta(x.META_MARK, 0) + x.bitwise(0, x.host32(JUDGED_MARK), bytes(4))
+    return mark + x.cmp(0, bytes(4), x.NEQ) + x.goto("accept")
+
+
 def _neighbours(first: int, last: int) -> bytes:
     kind = x.meta(x.META_L4PROTO, 0) + x.cmp(0, bytes((_ICMPV6,))) + x.payload(x.TRANSPORT_HEADER, 0, 1, 0)
     ends = bytes((first,)), bytes((last,))
@@ -164,6 +171,7 @@ def _own(version: int, end: str) -> bytes:
 _Pack = Callable[[list[str], str], bytes]
 _PACK: Mapping[str, _Pack] = {
     "established": lambda _, __: _established(),
+    "judged": lambda _, __: _judged(),
     "neighbours": lambda words, _: _neighbours(int(words[0]), int(words[1])),
     "local": lambda _, __: x.fib_type(0, source=True) + x.cmp(0, x.host32(x.RTN_LOCAL)) + x.goto("accept"),
     "family": lambda words, _: (
@@ -215,6 +223,7 @@ def _judge_text(words: list[str]) -> str:
 _Text = Callable[[list[str], str], str]
 _TEXT: Mapping[str, _Text] = {
     "established": lambda _, __: "ct state established,related accept",
+    "judged": lambda _, __: f"meta mark & {JUDGED_MARK:#010x} != 0 accept",
     "neighbours": lambda words, _: f"icmpv6 type {'-'.join(sorted({*words[:2]}))} accept",
     "local": lambda _, __: "fib saddr type local accept",
     "family": lambda words, _: f"meta nfproto ipv{words[0]} goto {words[2]}",
