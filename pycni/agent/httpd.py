@@ -1,8 +1,9 @@
 """The smallest HTTP/1.1 server that probes and scrapers need (RFC 9112): GET and HEAD, one request a connection.
 
 On TCP for probes and scrapers, on a Unix socket for pycnictl. Everything is bounded: the head's size, the time to
-send it and to take the answer, the number of connections. A standard one would be ``http.server``, which costs 40 ms to
-import and a thread per connection.
+send it and to take the answer, the number of connections. On the Unix socket an answer may go on as a stream of lines,
+until it ends or the client goes. A standard one would be ``http.server``, which costs 40 ms to import and a thread per
+connection.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import NamedTuple
 
 log = logging.getLogger("pycni.http")
@@ -45,6 +47,8 @@ class Response(NamedTuple):
     body: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     """Further ones; names and values without line ends."""
+    stream: Callable[[], AsyncGenerator[str, None]] | None = None
+    """What follows ``body``, piece by piece; the end of the connection is its end. Closed when the client goes."""
 
 
 Handler = Callable[[str], Response]
@@ -84,20 +88,27 @@ def respond(head: bytes, routes: Mapping[str, Handler]) -> bytes:
     return encode(found, head_only=request.head_only)
 
 
-async def respond_later(head: bytes, routes: Mapping[str, AsyncHandler]) -> bytes:
+class Answer(NamedTuple):
+    """The bytes to send, and what may follow them."""
+
+    head: bytes
+    stream: Callable[[], AsyncGenerator[str, None]] | None = None
+
+
+async def respond_later(head: bytes, routes: Mapping[str, AsyncHandler]) -> Answer:
     """As ``respond``, with handlers that are waited for."""
     request = parse(head)
     if isinstance(request, bytes):
-        return request
+        return Answer(request)
     handler = routes.get(request.path) or routes.get(ANY)
     if handler is None:
-        return _unknown(request, routes)
+        return Answer(_unknown(request, routes))
     try:
         found = await handler(request.query)
     except Exception:
         log.exception("answering %s failed", request.path)
         found = _BROKEN
-    return encode(found, head_only=request.head_only)
+    return Answer(encode(found, head_only=request.head_only), None if request.head_only else found.stream)
 
 
 def _unknown(request: Request, routes: Mapping[str, object]) -> bytes:
@@ -125,8 +136,8 @@ def encode(response: Response, *, head_only: bool = False, allow: bool = False) 
     head = (
         f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}\r\n"
         f"Content-Type: {response.content_type}\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\n"
+        + (f"Content-Length: {len(body)}\r\n" if response.stream is None else "")
+        + "Cache-Control: no-store\r\n"
         + "".join(f"{name}: {value}\r\n" for name, value in response.headers)
         + ("Allow: GET, HEAD\r\n" if allow else "")
         + "Connection: close\r\n\r\n"
@@ -176,9 +187,12 @@ class HttpServer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 # Read first also when busy: closing with unread bytes makes the kernel throw the answer away.
                 answer = await self._answer(reader)
-                busy = len(self._connections) > CONNECTIONS
-                writer.write(encode(Response(503, body="busy\n")) if busy else answer)
+                if len(self._connections) > CONNECTIONS:
+                    answer = Answer(encode(Response(503, body="busy\n")))
+                writer.write(answer.head)
                 await writer.drain()
+            if answer.stream is not None:
+                await _pour(answer.stream(), reader, writer)
         except TimeoutError:
             log.debug("connection of %s cut after %s s", writer.get_extra_info("peername"), REQUEST_SECONDS)
         except ConnectionError as exc:
@@ -187,17 +201,45 @@ class HttpServer:
             self._connections.discard(task)
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as exc:
-            return encode(Response(400, body="the request ends early\n")) if exc.partial else b""
+            early = Response(400, body="the request ends early\n")
+            return Answer(encode(early) if exc.partial else b"")
         except asyncio.LimitOverrunError:
-            return encode(Response(431, body=f"more than {HEAD_LIMIT} bytes of headers\n"))
+            return Answer(encode(Response(431, body=f"more than {HEAD_LIMIT} bytes of headers\n")))
         return await self._respond(head)
 
-    async def _respond(self, head: bytes) -> bytes:
-        return respond(head, self._routes)
+    async def _respond(self, head: bytes) -> Answer:
+        return Answer(respond(head, self._routes))
+
+
+async def _pour(
+    pieces: AsyncGenerator[str, None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Send what comes until it ends or the client has hung up, which only reading tells while nothing comes."""
+
+    async def send() -> None:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                writer.write(piece.encode())
+                await writer.drain()
+
+    async def listen() -> None:
+        while await reader.read(HEAD_LIMIT):
+            pass
+
+    tasks = [asyncio.create_task(send()), asyncio.create_task(listen())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for found in results:
+        if isinstance(found, Exception) and not isinstance(found, ConnectionError):
+            log.error("a stream broke off", exc_info=found)
 
 
 class UnixHttpServer(HttpServer):
@@ -236,7 +278,7 @@ class UnixHttpServer(HttpServer):
         except FileNotFoundError:
             return
 
-    async def _respond(self, head: bytes) -> bytes:
+    async def _respond(self, head: bytes) -> Answer:
         return await respond_later(head, self._later)
 
 
