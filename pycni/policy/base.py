@@ -162,6 +162,9 @@ class FastPath(Protocol):
     def decide(self, packet: Packet) -> Decision:
         """What the compiled maps say of a packet; must agree with oracle, data plane and kernel."""
 
+    def read_back(self, packet: Packet) -> Decision:
+        """What the maps in the kernel say of a packet, looked up there: ``explain`` compares. Raises KernelError."""
+
     def sweep(self) -> None:
         """Forget connections that have ended, as needs doing every few seconds. Raises KernelError."""
 
