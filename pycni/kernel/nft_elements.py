@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from pycni.wire.netlink import NLMSG_ERROR, parse_error
-from pycni.wire.nftmsg import batch
+from pycni.wire.netlink import NLMSG_ERROR, Message, parse_error
+from pycni.wire.nftmsg import NFPROTO_INET, batch, in_family
 from pycni.wire.nftset import IPV4, IPV6, SetSpec, add_elements, delete_elements
 
 _SNDBUFFORCE = 32
@@ -24,10 +24,20 @@ _OWN_SEQ = 1 << 30
 class NftSocket(NetlinkSocket):
     """A netlink socket for nf_tables in the namespace it was made in. One thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: int = NFPROTO_INET) -> None:
+        """``family``: of the tables that all messages are about."""
         super().__init__(NETLINK_NETFILTER)
+        self._family = family
         self._next = _OWN_SEQ
         self._send_bytes = 0
+
+    def request(self, msg: bytes, operation: str = "", obj: str = "") -> list[Message]:
+        """See ``NetlinkSocket.request``."""
+        return super().request(in_family(msg, self._family), operation, obj)
+
+    def dump(self, msg: bytes, operation: str = "dump", obj: str = "") -> list[Message]:
+        """See ``NetlinkSocket.dump``."""
+        return super().dump(in_family(msg, self._family), operation, obj)
 
     def commit(self, messages: Sequence[bytes], operation: str, obj: str, *, check: bool = False) -> None:
         """Carry out messages (of ``wire/nftmsg`` and ``wire/nftset``) as one transaction; none: nothing to do.
@@ -42,6 +52,8 @@ class NftSocket(NetlinkSocket):
         first = self._next + 1
         last = first + len(messages) - 1
         self._next = last + 2
+        if self._family != NFPROTO_INET:
+            messages = [in_family(msg, self._family) for msg in messages]
         out = batch(messages, first, check=check)
         self._make_room(len(out))
         try:

@@ -16,6 +16,8 @@ from pycni.kernel.nft_elements import NftSocket
 from pycni.reconcile.delta import Delta
 from pycni.wire.netlink import MalformedError
 from pycni.wire.nftmsg import (
+    NFPROTO_BRIDGE,
+    NFPROTO_INET,
     add_table,
     decode_chain,
     decode_rule,
@@ -44,11 +46,12 @@ _GENERATION = "generation"
 class NftTable:
     """One table in the namespace this was made in. One thread at a time."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, family: int = NFPROTO_INET) -> None:
         """Open a socket. Raises KernelError when the kernel has no nf_tables."""
         self.schema = schema
+        self._family = family
         try:
-            self._sock = NftSocket()
+            self._sock = NftSocket(family)
         except OSError as exc:
             raise KernelError(
                 exc.errno or errno.EIO, "open nftables", detail="is it in this kernel?"
@@ -184,7 +187,7 @@ class NftTable:
         return [reply.payload for reply in found]
 
     def _name(self) -> str:
-        return f"inet {self.schema.table}"
+        return f"{'bridge' if self._family == NFPROTO_BRIDGE else 'inet'} {self.schema.table}"
 
 
 def _checked(

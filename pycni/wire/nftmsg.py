@@ -33,7 +33,9 @@ from pycni.wire.netlink import (
 
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFNL_SUBSYS_NFTABLES = 10
-NFPROTO_INET = 1
+NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+_FAMILY_AT = 16
+"""Where ``nfgenmsg`` begins: behind the netlink header."""
 
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
 NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
@@ -87,6 +89,11 @@ def nft_message(kind: int, flags: int, *attrs: bytes) -> bytes:
     return message(
         NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | flags, nfgenmsg(NFPROTO_INET) + b"".join(attrs)
     )
+
+
+def in_family(msg: bytes, family: int) -> bytes:
+    """The same message about an object of a table of another family."""
+    return msg if family == NFPROTO_INET else msg[:_FAMILY_AT] + bytes((family,)) + msg[_FAMILY_AT + 1 :]
 
 
 def attr_be32(kind: int, value: int) -> bytes:
