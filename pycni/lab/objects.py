@@ -1,8 +1,9 @@
 """The Kubernetes objects of a lab: one file each in the folder that every agent watches.
 
 Life: ``lab apply`` changes a ``Changes`` and ``Objects.write`` puts it into the folder: each file whole or not at all,
-in an order in which an agent that looks in between sees no Service without its endpoints. What is in the folder is
-what the lab has; there is no other record of it.
+in an order in which an agent that looks in between sees no Service without its endpoints, and behind all of them the
+change's number, by which agents tell how far they are. What is in the folder is what the lab has; there is no other
+record of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from pycni.lab.topology import LabError
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
+from pycni.sources.manifest_folder import NUMBER_FILE
 from pycni.wire.kube import CLUSTER_WIDE, KubeObject, from_mapping
 
 Mappings = dict[str, Any]
@@ -84,8 +86,15 @@ class Objects:
                     raise LabError(f"{file} is damaged: {exc!r}") from exc
         return dict(sorted(found.items()))
 
-    def write(self, before: Mapping[Key, Mappings], after: Mapping[Key, Mappings]) -> None:
-        """Make the folder what ``after`` says where that differs from ``before``."""
+    def number(self) -> int:
+        """Of the last change; 0 before the first."""
+        try:
+            return int((self.folder / NUMBER_FILE).read_text())
+        except FileNotFoundError:
+            return 0
+
+    def write(self, before: Mapping[Key, Mappings], after: Mapping[Key, Mappings]) -> int:
+        """Make the folder what ``after`` says where that differs from ``before``; returns the change's number."""
         self.folder.mkdir(parents=True, exist_ok=True)
         changed = [key for key, value in after.items() if before.get(key) != value]
         for key in sorted(changed, key=lambda key: (key.kind in _LAST, key.kind not in _FIRST, key)):
@@ -93,12 +102,20 @@ class Objects:
         gone = [key for key in before if key not in after]
         for key in sorted(gone, key=lambda key: (key.kind not in _LAST, key)):
             self._file(key).unlink(missing_ok=True)
+        number = self.number()
+        if changed or gone:
+            number += 1
+            _replace(self.folder / NUMBER_FILE, f"{number}\n".encode())
+        return number
 
     def _put(self, key: Key, value: Mappings) -> None:
-        file = self._file(key)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
-        temporary.rename(file)
+        _replace(self._file(key), msgspec.json.format(msgspec.json.encode(value)) + b"\n")
 
     def _file(self, key: Key) -> Path:
         return self.folder / ".".join([key.kind.lower(), *filter(None, key[1:]), "json"])
+
+
+def _replace(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.rename(file)

@@ -21,6 +21,8 @@ from pycni.errors import ConfigError
 from pycni.wire.kube import KubeObject, from_mapping
 from pycni.wire.manifest import SUFFIXES, documents
 
+NUMBER_FILE = ".generation"
+"""Hidden, so no manifest: the number of the last change, put into place behind it."""
 SETTLE_S = 0.05
 """How long a file nobody has announced as finished must stay as it is before it is read."""
 OLD_S = 1.0

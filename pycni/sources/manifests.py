@@ -5,6 +5,9 @@ listing: what is in no file any more is gone. inotify wakes it; a look every sec
 not told of changes, finds the rest. When the folder vanishes, what was in it stays until it is back: an unmounted
 folder is not a deleted cluster.
 
+Who writes several files as one change says so by a number in the hidden file ``.generation``, put into place last: the
+store gets it, as the only object of kind ``Generation``, at the same moment as all that was written before it.
+
 With ``derive_slices`` Services with a selector and without any EndpointSlice in the folder get slices from the folder's
 Pods, as Kubernetes' controller would make them (``view/slices``).
 """
@@ -23,7 +26,7 @@ import msgspec
 
 from pycni.model.kube import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE, EndpointSlice, Service
 from pycni.sources import inotify
-from pycni.sources.manifest_folder import SETTLE_S, ManifestFolder, Objects
+from pycni.sources.manifest_folder import NUMBER_FILE, SETTLE_S, Listing, ManifestFolder, Objects
 from pycni.store import Store
 from pycni.view import slices
 from pycni.wire.kube import API_VERSIONS, KubeObject
@@ -36,6 +39,8 @@ KINDS = (
     *(POD, ENDPOINT_SLICE, SERVICE),
 )
 """In the order they are put: policies before the pods they are about, what a Service refers to before it."""
+GENERATION, MANIFESTS = "Generation", "manifests"
+"""Store kind and key of the folder's number."""
 LOOK_S = 1.0
 """Between looks where inotify tells of changes."""
 BLIND_LOOK_S = 0.05
@@ -114,7 +119,7 @@ class ManifestSource:
         self._writing = {name: until for name, until in self._writing.items() if until > now}
         finished, self._finished = self._finished, set()
         try:
-            listing = await asyncio.to_thread(self._reader.look, finished, set(self._writing))
+            number, listing = await asyncio.to_thread(self._read, finished, set(self._writing))
         except OSError as exc:
             self._say_missing(exc.strerror or str(exc))
             return False
@@ -129,7 +134,17 @@ class ManifestSource:
         objects = self._with_slices(listing.objects) if self.derive_slices else listing.objects
         for kind in self.kinds:
             store.replace(kind, objects.get(kind, {}))
+        if number and not listing.pending:
+            store.put(GENERATION, MANIFESTS, number)
         return listing.pending
+
+    def _read(self, finished: set[str], writing: set[str]) -> tuple[int, Listing]:
+        """What ``.generation`` says (0 without), then the listing, which is at least as new. Raises OSError."""
+        try:
+            text = (self.folder / NUMBER_FILE).read_text(errors="replace").strip()
+        except FileNotFoundError:
+            text = ""
+        return int(text) if text.isdecimal() else 0, self._reader.look(finished, writing)
 
     def _say_missing(self, reason: str) -> None:
         if reason != self._missing:

@@ -19,7 +19,7 @@ from pycni.model.kube import ENDPOINT_SLICE, POD, SERVICE
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.sources import inotify
 from pycni.sources.manifest_folder import ManifestFolder
-from pycni.sources.manifests import KINDS, ManifestSource
+from pycni.sources.manifests import GENERATION, KINDS, MANIFESTS, ManifestSource
 from pycni.store import Store
 
 PATIENCE_S = 5.0
@@ -132,6 +132,18 @@ def _put(file: Path, content: str) -> None:
     temporary = file.with_name(".new")
     temporary.write_text(content)
     temporary.rename(file)
+
+
+def test_the_number_of_a_change_never_comes_before_what_was_changed(tmp_path: Path) -> None:
+    async def test(found: Follower) -> None:
+        for number in range(1, 40):
+            for name in ("a", "b", "c"):
+                _put(tmp_path / f"{name}.yaml", text(service(name, number)))
+            _put(tmp_path / ".generation", f"{number}\n")
+            await found.until(lambda n=number: found.store.snapshot().of(GENERATION).get(MANIFESTS) == n)
+            assert found.ports() == dict.fromkeys("abc", number)
+
+    follow(tmp_path, test)
 
 
 def test_a_missing_folder_is_waited_for_and_said_once(
