@@ -537,19 +537,21 @@ def test_a_histogram_has_a_bar_per_answer() -> None:
 def test_objects_are_one_file_each_and_only_changed_ones_are_written(tmp_path: Any) -> None:
     folder = Objects(tmp_path / "m")
     objects = settle(made(check(f"{WEB}\n---\n{deployment(1)}")))
-    folder.write({}, objects)
+    assert folder.write({}, objects) == 1
     assert folder.load() == objects
+    assert folder.write(objects, objects) == 1, "nothing changed"
     before = {file: file.stat().st_ino for file in folder.folder.iterdir()}
     pod = Key("Pod", "default", "web-1")
     changed = {**objects, pod: {**objects[pod], "extra": 1}}
     del changed[Key("Service", "default", "web")]
-    folder.write(objects, changed)
+    assert folder.write(objects, changed) == folder.number() == 2
     assert folder.load() == dict(sorted(changed.items()))
     after = {file: file.stat().st_ino for file in folder.folder.iterdir()}
-    assert [file.name for file in before if after.get(file) != before[file]] in (
-        ["pod.default.web-1.json", "service.default.web.json"],
-        ["service.default.web.json", "pod.default.web-1.json"],
-    )
+    assert {file.name for file in before if after.get(file) != before[file]} == {
+        ".generation",
+        "pod.default.web-1.json",
+        "service.default.web.json",
+    }
 
 
 POLICIES = """
