@@ -109,10 +109,10 @@ def create_map(kind: int, key: int, value: int, entries: int, *, flags: int = 0,
             os.close(btf)
 
 
-def load_program(kind: int, code: bytes, *, attach_type: int = 0, name: str = "") -> int:
+def load_program(kind: int, code: bytes, *, attach_type: int = 0, name: str = "", flags: int = 0) -> int:
     """Have the kernel verify and translate a program. Returns its descriptor.
 
-    ``code`` are instructions of 8 bytes with descriptors of maps in place. On refusal KernelError's detail is the end
+    ``code`` are instructions of 8 bytes with descriptors of maps in place; ``flags`` are BPF_F_*. On refusal KernelError's detail is the end
     of the verifier's own log, which tells the instruction and the reason.
     """
     body = ctypes.create_string_buffer(code, len(code))
@@ -122,7 +122,7 @@ def load_program(kind: int, code: bytes, *, attach_type: int = 0, name: str = ""
         attr = struct.pack(
             "=2IQQ2IQ2I16s2I",
             *(kind, len(code) // INSTRUCTION_BYTES, ctypes.addressof(body), ctypes.addressof(_LICENSE)),
-            *(level, size, address, 0, 0, _name(name), 0, attach_type),
+            *(level, size, address, 0, flags, _name(name), 0, attach_type),
         )
         return call(PROG_LOAD, attr, "load program", name)
 
@@ -150,13 +150,13 @@ def get(path: str) -> int:
     return call(OBJ_GET, struct.pack("=QII", ctypes.addressof(text), 0, 0), "open pin", path)
 
 
-def create_link(program: int, target: int, attach_type: int, obj: str = "") -> int:
+def create_link(program: int, target: int, attach_type: int, obj: str = "", flags: int = 0) -> int:
     """Attach a program to a cgroup (its descriptor) or an interface (its index); it stays as long as the link.
 
-    Several programs may be attached to one cgroup; all of them run. Raises KernelError: EPERM or EBUSY when somebody
-    holds the hook for himself alone.
+    Several programs may be attached to one cgroup; all of them run. ``flags`` are the hook's own. Raises KernelError:
+    EPERM or EBUSY when somebody holds the hook for himself alone.
     """
-    attr = struct.pack("=4I", program, target, attach_type, 0)
+    attr = struct.pack("=4I", program, target, attach_type, flags)
     return call(LINK_CREATE, attr + bytes(32), "attach program", obj)
 
 

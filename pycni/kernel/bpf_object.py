@@ -30,6 +30,8 @@ class ProgramSpec(NamedTuple):
     function: str
     kind: int
     attach_type: int
+    flags: int = 0
+    """BPF_F_* it is loaded with."""
 
 
 class Attachment(NamedTuple):
@@ -40,6 +42,8 @@ class Attachment(NamedTuple):
     target: int
     target_id: int
     """What links report: a control group's id, an ifindex."""
+    flags: int = 0
+    """Of the hook; for a link that is made, not for one that is there."""
 
 
 class Source(NamedTuple):
@@ -161,7 +165,7 @@ class BpfObject:
         for spec in stale:
             body = bpf_build.relocate(code[spec.function], fds)
             name = self._program_name(spec.function)
-            fd = bpf.load_program(spec.kind, body, attach_type=spec.attach_type, name=name)
+            fd = bpf.load_program(spec.kind, body, attach_type=spec.attach_type, name=name, flags=spec.flags)
             stack.callback(os.close, fd)
             found[spec.function] = fd
             self._pin(fd, "programs", spec.function)
@@ -186,7 +190,9 @@ class BpfObject:
                     return
             finally:
                 os.close(link)
-        link = bpf.create_link(program, attachment.target, spec.attach_type, attachment.name)
+        link = bpf.create_link(
+            program, attachment.target, spec.attach_type, attachment.name, attachment.flags
+        )
         try:
             self._pin(link, "links", attachment.name)
         finally:
