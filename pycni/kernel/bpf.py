@@ -112,8 +112,8 @@ def create_map(kind: int, key: int, value: int, entries: int, *, flags: int = 0,
 def load_program(kind: int, code: bytes, *, attach_type: int = 0, name: str = "", flags: int = 0) -> int:
     """Have the kernel verify and translate a program. Returns its descriptor.
 
-    ``code`` are instructions of 8 bytes with descriptors of maps in place; ``flags`` are BPF_F_*. On refusal KernelError's detail is the end
-    of the verifier's own log, which tells the instruction and the reason.
+    ``code`` are instructions of 8 bytes with descriptors of maps in place; ``flags`` are BPF_F_*. On refusal
+    KernelError's detail is the end of the verifier's own log, which tells the instruction and the reason.
     """
     body = ctypes.create_string_buffer(code, len(code))
 

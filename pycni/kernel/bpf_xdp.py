@@ -36,7 +36,7 @@ class Device(NamedTuple):
     """An interface as far as programs on it are concerned."""
 
     name: str
-    index: int
+    ifindex: int
     mac: bytes
     """Empty where packets have no Ethernet header."""
     mode: str
@@ -66,10 +66,10 @@ def device(sock: NetlinkSocket, name: str) -> Device | None:
     )
 
 
-def attachment(function: str, index: int, mode: str) -> Attachment:
+def attachment(function: str, ifindex: int, mode: str) -> Attachment:
     """For ``BpfObject.commit``: the program on this interface in this mode. A link that is there keeps its mode."""
     # bpffs takes no dots in names, interfaces may have them.
-    return Attachment(f"if{index}", function, index, index, _FLAGS[mode])
+    return Attachment(f"if{ifindex}", function, ifindex, ifindex, _FLAGS[mode])
 
 
 def link_program(path: str) -> tuple[int, int]:
