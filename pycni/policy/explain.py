@@ -1,0 +1,211 @@
+"""What becomes of a connection and why: the API's judgement, and whether compiled value and kernel agree. Pure.
+
+Life of an answer: the oracle judges both directions from the objects; this node is then asked about the directions that
+are its own (egress of its pods, ingress to its pods), as compiled, as read back from the kernel, and by the fast path.
+Any of them that says otherwise is a difference, in words. Who asks several nodes puts their answers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from pycni.model.family import show
+from pycni.model.kube import PROTOCOL_NAMES
+from pycni.policy.base import Decision, Packet
+from pycni.policy.ends import End, Objects, Way
+from pycni.policy.nft.layout import shortened
+from pycni.view.policy_oracle import Cause, Judgement, Reason, verdict
+
+CLOSED = "pods not known yet"
+"""Who denies what comes from and to addresses that are closed (``policy/nft/layout``)."""
+
+
+class EndText(msgspec.Struct, frozen=True, kw_only=True):
+    """One end."""
+
+    address: str
+    pod: str = ""
+    """``namespace/name``."""
+    node: str = ""
+    """Where the pod runs, or the node itself."""
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """The API's judgement of one direction."""
+
+    direction: str
+    """egress or ingress."""
+    allowed: bool
+    subject: str
+    """``Pod a/x``: whose policies these are."""
+    node: str
+    """Which node judges it; "" when none does."""
+    cause: str
+    policies: tuple[str, ...] = ()
+    rule: int = -1
+    """Place in the policy's list, from 0; -1: no rule decided."""
+    rule_name: str = ""
+    passed_by: tuple[str, ...] = ()
+    why: str = ""
+    """One line."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of the node's tables says of the directions that are the node's."""
+
+    by: str
+    """``compiled``, ``nftables in the kernel``, ``ebpf``, ``ebpf in the kernel``."""
+    allowed: bool
+    direction: str = ""
+    """The one that is denied."""
+    denied_by: tuple[str, ...] = ()
+    agrees: bool = True
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """One connection."""
+
+    source: EndText
+    destination: EndText
+    protocol: str
+    port: int
+    through: str
+    """The Service it was translated by."""
+    allowed: bool
+    egress: Side
+    ingress: Side
+    node: str
+    """Whose checks these are."""
+    judges: tuple[str, ...]
+    """The directions this node judges."""
+    checks: tuple[Check, ...] = ()
+    differences: tuple[str, ...] = ()
+    """What is not as it should be, in words."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """``/policies/explain``."""
+
+    node: str
+    connections: tuple[Explanation, ...]
+    trouble: str = ""
+    """Why the kernel is not as the policies say; "" when it is."""
+    notes: tuple[str, ...] = ()
+
+
+Decide = Callable[[Packet], Decision]
+
+
+def explain(objects: Objects, way: Way, node: str, deciders: Mapping[str, Decide]) -> Explanation:
+    """What the API says of a connection, and what ``deciders`` (by name) of this node say."""
+    told = judge(objects, way)
+    judges = directions_of(way, node)
+    expected = expectation(told, judges)
+    packet = packet_of(way, node)
+    checks = []
+    if judges:
+        for name, decide in deciders.items():
+            said = decide(packet)
+            agrees = _same(said, expected)
+            checks.append(
+                Check(
+                    by=name,
+                    allowed=said.allowed,
+                    direction=said.direction,
+                    denied_by=said.denied_by,
+                    agrees=agrees,
+                )
+            )
+    return Explanation(
+        source=_end(way.source),
+        destination=_end(way.destination),
+        protocol=PROTOCOL_NAMES.get(way.protocol, str(way.protocol)),
+        port=way.port,
+        through=way.through,
+        allowed=told.allowed,
+        egress=_side(told.egress, way.source.node),
+        ingress=_side(told.ingress, way.destination.node),
+        node=node,
+        judges=judges,
+        checks=tuple(checks),
+        differences=tuple(
+            f"{check.by}: {_said(check)}, expected {_expected(expected)}"
+            for check in checks
+            if not check.agrees
+        ),
+    )
+
+
+def judge(objects: Objects, way: Way) -> Judgement:
+    """The API's judgement."""
+    return verdict(
+        objects, way.source.address, way.destination.address, way.protocol, way.port, way.source.sender
+    )
+
+
+def packet_of(way: Way, node: str) -> Packet:
+    """The connection as a node sees it."""
+    return Packet(
+        way.source.address, way.destination.address, way.protocol, way.port, local=way.source.sender == node
+    )
+
+
+def directions_of(way: Way, node: str) -> tuple[str, ...]:
+    """The directions a node judges: of its own pods."""
+    return tuple(
+        side
+        for side, end in (("egress", way.source), ("ingress", way.destination))
+        if end.pod and end.node == node
+    )
+
+
+def expectation(told: Judgement, judges: tuple[str, ...]) -> Decision:
+    """What a node that judges these directions should say: what egress denies never comes to ingress."""
+    for side, reason in (("egress", told.egress), ("ingress", told.ingress)):
+        if side in judges and not reason.allowed:
+            return Decision(False, reason.policies, side)
+    return Decision(True)
+
+
+def _same(said: Decision, expected: Decision) -> bool:
+    if said.allowed or expected.allowed:
+        return said.allowed is expected.allowed
+    names = {shortened(name, 200) for name in expected.denied_by}
+    return said.direction == expected.direction and {shortened(name, 200) for name in said.denied_by} == names
+
+
+def _said(check: Check) -> str:
+    if check.allowed:
+        return "allowed"
+    if CLOSED in check.denied_by:
+        return f"{check.direction} closed, because the pod with this address is not known yet"
+    return f"{check.direction} denied by {', '.join(check.denied_by) or 'nobody'}"
+
+
+def _expected(decision: Decision) -> str:
+    if decision.allowed:
+        return "allowed"
+    return f"{decision.direction} denied by {', '.join(decision.denied_by)}"
+
+
+def _side(reason: Reason, node: str) -> Side:
+    text = str(reason)
+    judged = reason.cause not in {Cause.HOST, Cause.OUTSIDE}
+    return Side(
+        direction=reason.direction.name.lower(),
+        allowed=reason.allowed,
+        subject=reason.subject,
+        node=node if judged else "",
+        cause=reason.cause.value,
+        policies=reason.policies,
+        rule=reason.rule,
+        rule_name=reason.rule_name,
+        passed_by=reason.passed,
+        why=text.partition(": ")[2].partition(": ")[2],
+    )
+
+
+def _end(end: End) -> EndText:
+    return EndText(address=show(end.address), pod=end.pod, node=end.node or end.sender)
