@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pycni.errors import KernelError
 from pycni.kernel.nft_elements import NftSocket
@@ -18,15 +18,18 @@ from pycni.wire.netlink import MalformedError
 from pycni.wire.nftmsg import (
     NFPROTO_BRIDGE,
     NFPROTO_INET,
+    RuleCount,
     add_table,
     decode_chain,
     decode_rule,
+    decode_rule_count,
     decode_table_comment,
     delete_table,
     get_chains,
     get_rules,
     get_table,
 )
+from pycni.wire.nftrange import decode_ranges
 from pycni.wire.nftset import (
     Count,
     Remembered,
@@ -41,6 +44,8 @@ from pycni.wire.nftset import (
 from pycni.wire.nfttable import RowChange, Schema, build, change
 
 _GENERATION = "generation"
+_Raw = TypeVar("_Raw")
+_Decoded = TypeVar("_Decoded")
 
 
 class NftTable:
@@ -109,8 +114,11 @@ class NftTable:
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""
+        replies = self._dump(get_elements(self.schema.table, spec), spec.name)
+        if spec.interval:
+            return dict.fromkeys(_checked(decode_ranges, spec, replies))
         found: dict[bytes, Value] = {}
-        for reply in self._dump(get_elements(self.schema.table, spec), spec.name):
+        for reply in replies:
             found.update(_checked(decode_elements, spec, reply))
         return found
 
@@ -155,6 +163,17 @@ class NftTable:
             raise
         return tuple(decode_rule(reply).comment for reply in found)
 
+    def rule_counts(self) -> list[RuleCount]:
+        """All rules of the table that count, with what they have counted. Raises KernelError."""
+        try:
+            replies = self._dump(get_rules(self.schema.table), "rules")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        found = (decode_rule_count(reply) for reply in replies)
+        return [item for item in found if item is not None]
+
     def probe(self, rules: Sequence[str]) -> str:
         """Why the kernel would not take the table with a chain of such rules; "" when it would. Changes nothing."""
         chain = RowChange(self.schema.chains, (), {"probe": tuple(rules)})
@@ -190,9 +209,7 @@ class NftTable:
         return f"{'bridge' if self._family == NFPROTO_BRIDGE else 'inet'} {self.schema.table}"
 
 
-def _checked(
-    decode: Callable[[SetSpec, bytes], dict[bytes, Value]], spec: SetSpec, payload: bytes
-) -> dict[bytes, Value]:
+def _checked(decode: Callable[[SetSpec, _Raw], _Decoded], spec: SetSpec, payload: _Raw) -> _Decoded:
     try:
         return decode(spec, payload)
     except MalformedError as exc:

@@ -48,6 +48,11 @@ def payload(base: int, offset: int, size: int, register: int) -> bytes:
     return _expr("payload", _reg(1, register), attr_be32(2, base), attr_be32(3, offset), attr_be32(4, size))
 
 
+def immediate(register: int, data: bytes) -> bytes:
+    """Put data into registers."""
+    return _expr("immediate", _reg(1, register), nested(2, attr(1, data)))
+
+
 def ct_status(register: int) -> bytes:
     """Load the connection's status bits (host order)."""
     return _expr("ct", attr_be32(2, CT_STATUS), _reg(1, register))

@@ -41,7 +41,6 @@ MAX_LIST = 0xFFFF - 4 - 256
 """Bytes of elements in one message: an attribute's length has 16 bits, and an element has under 256 bytes."""
 NF_DROP, NF_ACCEPT, NFT_GOTO = 0, 1, -4
 _INTERVAL, _MAP, _TIMEOUT, _EVAL = 4, 8, 0x10, 0x20
-_INTERVAL_END = 1
 _VERDICT_TYPE = 0xFFFFFF00
 _VERDICTS = {"drop": NF_DROP, "accept": NF_ACCEPT}
 _ATTR = struct.Struct("=HH")
@@ -57,6 +56,12 @@ class Field(NamedTuple):
 
 
 IPV4, IPV6, PROTO, PORT, MARK = Field(7, 4), Field(8, 16), Field(12, 1), Field(13, 2), Field(19, 4)
+
+
+def number(size: int) -> Field:
+    """A whole key of so many bytes without a type of its own."""
+    return Field(4, size)
+
 
 Value: TypeAlias = bytes | str | None
 """Of an element: data, a verdict (``drop``, ``accept``, or the chain to go to), or nothing."""
@@ -156,17 +161,6 @@ def add_remembered(table: str, spec: SetSpec, elements: Iterable[Remembered]) ->
         )
         for item in elements
     )
-    return _lists(NEWSETELEM, NLM_F_CREATE, table, spec.name, packed)
-
-
-def add_ranges(table: str, spec: SetSpec, ranges: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """Messages that fill a set of ranges with disjoint, sorted, not adjacent ranges (first, last address)."""
-    packed: list[bytes] = []
-    for first, last in ranges:
-        packed.append(nested(1, nested(1, attr(1, first))))
-        behind = (int.from_bytes(last, "big") + 1).to_bytes(len(last) + 1, "big")
-        if not behind[0]:
-            packed.append(nested(1, nested(1, attr(1, behind[1:])), attr_be32(3, _INTERVAL_END)))
     return _lists(NEWSETELEM, NLM_F_CREATE, table, spec.name, packed)
 
 

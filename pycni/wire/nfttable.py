@@ -1,8 +1,9 @@
 """A table of nf_tables that is kept by rows: what a driver must know of it, and its changes as messages. Pure.
 
 Life: a component describes its table once (``Schema``); ``build`` makes the messages that put an empty one in place,
-``change`` those that carry out differences of rows. Rows are elements of sets (key and value as ``nftset`` has them)
-and chains (name -> rules, each in words of the component's own, which the kernel keeps as comments).
+``change`` those that carry out differences of rows. Rows are elements of sets (key and value as ``nftset`` has
+them; ranges as ``nftrange`` has them) and chains (name -> rules, each in words of the component's own, which the kernel
+keeps as comments).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pycni.wire.nftmsg import add_chain, add_rule, add_table, delete_chain, delete_table, flush_chain
+from pycni.wire.nftrange import add_range_rows, delete_range_rows
 from pycni.wire.nftset import Remembered, SetSpec, add_elements, add_remembered, delete_elements
 
 
@@ -64,12 +66,20 @@ def change(schema: Schema, changes: Sequence[RowChange]) -> Iterator[bytes]:
         if item.name == schema.chains:
             yield from _remove_chains(schema.table, item)
         else:
-            yield from delete_elements(schema.table, schema.sets[item.name], item.remove)
+            yield from _delete(schema.table, schema.sets[item.name], item.remove)
     for item in changes:
         if item.name == schema.chains:
             yield from _add_chains(schema, item)
         else:
-            yield from add_elements(schema.table, schema.sets[item.name], item.add)
+            yield from _add(schema.table, schema.sets[item.name], item.add)
+
+
+def _delete(table: str, spec: SetSpec, keys: Iterable[bytes]) -> Iterator[bytes]:
+    return delete_range_rows(table, spec, keys) if spec.interval else delete_elements(table, spec, keys)
+
+
+def _add(table: str, spec: SetSpec, rows: Mapping[bytes, Any]) -> Iterator[bytes]:
+    return add_range_rows(table, spec, rows) if spec.interval else add_elements(table, spec, rows)
 
 
 def _remove_chains(table: str, item: RowChange) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from random import Random
 
@@ -11,16 +10,15 @@ from hypothesis import strategies as st
 
 from pycni.policy.base import Packet
 from pycni.policy.nft.compile import NftCompiler
-from pycni.policy.nft.layout import CHAINS, ELEMENTS, SETS, fixed_chains, row_sets
-from pycni.policy.nft.rules import instructions
+from pycni.policy.nft.layout import CHAINS, ID, PORTS, fixed_chains, group_id, row_sets
+from pycni.policy.nft.rules import condition, instructions
 from pycni.reconcile.ledger import Ledger
 from pycni.view.policies import KINDS, PolicyView
 from pycni.view.policy_oracle import Cause, verdict
-from pycni.view.policy_stages import ABSENT, TABLES
+from pycni.view.policy_stages import ABSENT, GROUPS, TABLES
 from tests.laws.policy_worlds import NODES, make_world
 
 SEEDS = st.integers(0, 1 << 32)
-SET_NAME = re.compile(r"(?:peer|named|service) (\S+)")
 COMPILER = NftCompiler()
 
 
@@ -120,7 +118,8 @@ def test_a_change_leads_to_what_a_fresh_start_gives(seed):
 @settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_what_leads_somewhere_leads_to_what_is_there(seed):
-    tables = fresh("n1", make_world(seed).snapshot()).ledger.tables
+    node = fresh("n1", make_world(seed).snapshot())
+    tables = node.ledger.tables
     chains = {**fixed_chains(), **tables[CHAINS]}
     wanted = {
         words[-1]
@@ -133,13 +132,25 @@ def test_what_leads_somewhere_leads_to_what_is_there(seed):
     maps = [name for name, spec in row_sets().items() if spec.value == ()]
     assert len(maps) == 4
     assert {chain for name in maps for chain in tables[name].values()} <= chains.keys()
-    assert {name for name, _ in tables[ELEMENTS]} <= tables[SETS].keys()
-    used = {name for rules in tables[CHAINS].values() for rule in rules for name in SET_NAME.findall(rule)}
-    assert used <= tables[SETS].keys()
+    live = {group_id(name) for name in node.view.tables[GROUPS]}
+    assert {group_id(item.group) for item in found_in(tables) if item.group} <= live
+    for version, size in ((4, 4), (6, 16)):
+        assert {key[size:] for key in tables[f"groups{version}"]} <= live
+        mine = [item for item in found_in(tables) if item.version == version]
+        places = {bytes.fromhex(item.block) for item in mine if item.block}
+        assert {key[:ID] for key in tables[f"blocks{version}"]} == places
+    assert {key[:ID] for key in tables[PORTS]} == {
+        bytes.fromhex(item.ports) for item in found_in(tables) if item.ports
+    }
     for name in chains:
         assert len(name) < 250
     for rules in chains.values():
         assert all(len(rule.encode()) < 250 and len(instructions(rule)) > 0 for rule in rules)
+
+
+def found_in(tables):
+    """All rules with conditions."""
+    return [condition(rule) for rules in tables[CHAINS].values() for rule in rules if rule.startswith("if ")]
 
 
 def test_the_worlds_ask_enough():

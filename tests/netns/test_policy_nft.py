@@ -305,7 +305,9 @@ def test_a_new_engine_adopts_what_is_there_and_repairs_damage(rig, spaces):
         for damage in (
             f"flush set inet {TABLE} own4",
             f"flush chain inet {TABLE} np-ingress4-shop/three",
-            f"add set inet {TABLE} theirs {{ type ipv4_addr ; }}",
+            f"flush set inet {TABLE} groups4",
+            f"flush set inet {TABLE} blocks4",
+            f"flush set inet {TABLE} ports",
             f"insert rule inet {TABLE} egress accept",
             f"add chain inet {TABLE} theirs",
             f"add element inet {TABLE} closed_ingress4 {{ 10.244.1.13 }}",

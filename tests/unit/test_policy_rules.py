@@ -15,8 +15,8 @@ from pycni.model.kube import SCTP, TCP, UDP
 from pycni.model.policy import Action, ClusterRule, Direction, IpBlock, Peer, PortRange, Rule, Selector
 from pycni.view.policy_rules import Match, Ports, cluster_section, directions, group_of, section, union
 from pycni.wire.netlink import MalformedError, attr, nested
-from pycni.wire.nftgroup import add_groups, decode_ranges, remove_groups
 from pycni.wire.nftmsg import attr_be32
+from pycni.wire.nftrange import decode_ranges
 from pycni.wire.nftset import IPV4, SetSpec
 
 NETS = [f"10.0.{part}.0/{length}" for part in (0, 1, 128) for length in (24, 32)] + [
@@ -190,12 +190,3 @@ def test_ranges_are_read_back(dump, ranges):
 def test_a_range_inside_another_is_malformed():
     with pytest.raises(MalformedError, match="net4-x"):
         decode_ranges(SPEC, [edges("10.0.0.0", "10.0.0.5", "-10.0.0.9")])
-
-
-def test_a_set_that_goes_takes_its_elements_along():
-    key = bytes(4) + bytes((0, 0, 0, 9))
-    elements = [("net4-x", key), ("net4-y", key)]
-    named = lambda name: SPEC._replace(name=name)  # noqa: E731
-    assert len(list(remove_groups("t", named, ["net4-x"], elements))) == 2
-    assert len(list(remove_groups("t", named, ["net4-x", "net4-y"], elements))) == 2
-    assert len(list(add_groups("t", named, ["net4-x", "net4-y"], elements, 1))) == 4

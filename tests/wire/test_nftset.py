@@ -6,6 +6,7 @@ import pytest
 
 from pycni.wire.netlink import attr, nested, parse_attrs, split, text
 from pycni.wire.nftmsg import batch
+from pycni.wire.nftrange import add_ranges
 from pycni.wire.nftset import (
     IPV4,
     IPV6,
@@ -16,7 +17,6 @@ from pycni.wire.nftset import (
     Remembered,
     SetSpec,
     add_elements,
-    add_ranges,
     add_remembered,
     add_set,
     decode_counts,

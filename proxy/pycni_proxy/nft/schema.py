@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from pycni.model.service import NodeFacts
 from pycni.wire.nftmsg import add_chain, add_rule
-from pycni.wire.nftset import SetSpec, add_ranges, add_set
+from pycni.wire.nftrange import add_ranges
+from pycni.wire.nftset import SetSpec, add_set
 from pycni.wire.nfttable import Schema
 from pycni_proxy.nft.layout import (
     CHAINS,

@@ -18,23 +18,25 @@ from pycni.policy.base import Decision, Packet
 from pycni.policy.nft import evaluate
 from pycni.policy.nft.layout import (
     CHAINS,
-    ELEMENTS,
-    SETS,
+    PORTS,
     SIDES,
     TABLE_ROW,
     VERSIONS,
+    blocks,
     denial,
     generation,
-    group_set,
+    group_id,
+    groups,
     hashed,
     judged_value,
+    named_id,
+    named_ports,
+    place,
+    plain,
     policy_chain,
     port_bytes,
-    port_set,
-    range_set,
     row_sets,
     service_bytes,
-    service_set,
     verdict_name,
     verdicts,
     version_of,
@@ -42,31 +44,19 @@ from pycni.policy.nft.layout import (
 from pycni.policy.nft.listing import table_text
 from pycni.reconcile.ledger import Tables
 from pycni.view.policy_rules import Match, Section, directions
-from pycni.view.policy_stages import (
-    CLOSED,
-    GROUPS,
-    MEMBERS,
-    NAMES,
-    OWN,
-    PORTS,
-    SECTIONS,
-    SUBJECTS,
-    ClusterPart,
-    Stages,
-    Subject,
-)
+from pycni.view.policy_stages import ClusterPart, Stages, Subject
 
 _FAMILY = {4: Family.V4, 6: Family.V6}
-_Sets: TypeAlias = dict[str, tuple[bytes, ...]]
-"""Sets that rules look up and that are named by what they hold."""
+_Data: TypeAlias = Tables
+"""Blocks and ports of rules: set -> elements."""
 
 
 class NftCompiler:
     """The pure half of the nftables data plane; see ``base.Compiler``."""
 
     def __init__(self) -> None:
-        self.tables: tuple[str, ...] = (TABLE_ROW, SETS, ELEMENTS, CHAINS, *row_sets())
-        self.shared = frozenset({SETS, ELEMENTS, CHAINS, *row_sets()})
+        self.tables: tuple[str, ...] = (TABLE_ROW, CHAINS, *row_sets())
+        self.shared = frozenset({CHAINS, *row_sets()})
 
     def common(self) -> Tables:
         """See ``base.Compiler``."""
@@ -77,15 +67,13 @@ class NftCompiler:
         match table:
             case "members":
                 group, address = key
-                return {ELEMENTS: {(group_set(version_of(address), group), address): None}}
+                return {groups(version_of(address)): {address + group_id(group): None}}
             case "ports":
                 named, address, port = key
-                name = port_set(version_of(address), named)
-                return {ELEMENTS: {(name, address + port_bytes(port)): None}}
-            case "groups":
-                return {SETS: {group_set(version, key): None for version in VERSIONS}}
-            case "names":
-                return {SETS: {port_set(version, key): None for version in VERSIONS}}
+                found = address + port_bytes(port) + named_id(named)
+                return {named_ports(version_of(address)): {found: None}}
+            case "groups" | "names":
+                return {}
             case "own":
                 return {f"own{version_of(key)}": {key: None}}
             case "closed":
@@ -105,8 +93,7 @@ class NftCompiler:
         return table_text(tables)
 
 
-HANDLED = frozenset({MEMBERS, PORTS, GROUPS, NAMES, OWN, CLOSED, SECTIONS, SUBJECTS})
-"""Tables of the view that rows are made of."""
+_ALL_PORTS = ((0, 0xFFFF),)
 
 
 def _closed(address: bytes, direction: Direction) -> str:
@@ -115,7 +102,7 @@ def _closed(address: bytes, direction: Direction) -> str:
 
 def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     version, side = version_of(address), SIDES[direction]
-    chain, chains, sets = _combination(version, direction, subject.stages)
+    chain, chains, data = _combination(version, direction, subject.stages)
     tables: Tables = {
         CHAINS: dict[Any, Any](chains),
         verdicts(side, version): {verdict_name(chain): chain},
@@ -124,53 +111,47 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     }
     if subject.stages.policies is not None:
         tables[f"closed_{side}{version}"] = {address: None}
-    _add_sets(tables, sets)
-    return tables
+    return {**tables, **data}
 
 
 def _section(key: str, direction: Direction, section: Section) -> Tables:
-    tables: Tables = {}
-    chains = tables[CHAINS] = {}
+    side = SIDES[direction]
+    chains: dict[Any, Any] = {}
+    data: _Data = {}
     for version in VERSIONS:
         rules: list[str] = []
-        sets: _Sets = {}
-        for match in section:
-            rules += _rules(version, direction, match, "accept", sets)
-        chains[policy_chain(version, SIDES[direction], key)] = tuple(rules)
-        _add_sets(tables, sets)
-    return tables
-
-
-def _add_sets(tables: Tables, sets: _Sets) -> None:
-    for name, keys in sets.items():
-        tables.setdefault(SETS, {})[name] = None
-        tables.setdefault(ELEMENTS, {}).update(dict.fromkeys((name, key) for key in keys))
+        for index, match in enumerate(section):
+            rules += _rules(
+                version, direction, match, place("NetworkPolicy", key, side, index), "accept", data
+            )
+        chains[policy_chain(version, side, key)] = tuple(rules)
+    return {CHAINS: chains, **data}
 
 
 @lru_cache(maxsize=8192)
 def _combination(
     version: int, direction: Direction, stages: Stages
-) -> tuple[str, Mapping[str, tuple[str, ...]], _Sets]:
-    """Name of the chain of some stages, all chains it needs but those of NetworkPolicies, and sets of ranges."""
+) -> tuple[str, Mapping[str, tuple[str, ...]], _Data]:
+    """Name of the chain of some stages, all chains it needs but those of NetworkPolicies, blocks and ports."""
     side = SIDES[direction]
     chains: dict[str, tuple[str, ...]] = {}
-    sets: _Sets = {}
+    data: _Data = {}
     rest: list[str] = []
     if stages.policies is not None:
         rest += (f"jump {policy_chain(version, side, key)}" for key in stages.policies)
         deny = _deny(chains, side, [f"NetworkPolicy {key}" for key in stages.policies])
         rest.append(f"goto {deny}")
     else:
-        rest += _parts(version, direction, stages.baseline, "accept", chains, sets)
+        rest += _parts(version, direction, stages.baseline, "accept", chains, data)
     behind = "accept"
     passes = any(rule.action is Action.PASS for part in stages.admin for rule in part.rules)
     if rest and passes:
         behind = hashed(f"rest-{side}{version}", rest)
         chains[behind] = tuple(rest)
-    rules = [*_parts(version, direction, stages.admin, behind, chains, sets), *rest]
+    rules = [*_parts(version, direction, stages.admin, behind, chains, data), *rest]
     name = hashed(f"pods-{side}{version}", rules)
     chains[name] = tuple(rules)
-    return name, chains, sets
+    return name, chains, data
 
 
 def _parts(  # noqa: PLR0917 - two of them collect
@@ -179,16 +160,17 @@ def _parts(  # noqa: PLR0917 - two of them collect
     parts: Sequence[ClusterPart],
     behind: str,
     chains: dict[str, tuple[str, ...]],
-    sets: _Sets,
+    data: _Data,
 ) -> Iterator[str]:
     """The rules of a tier; Pass leads to ``behind``."""
     for part in parts:
-        for rule in part.rules:
+        for index, rule in enumerate(part.rules):
+            where = place("ClusterNetworkPolicy", part.name, SIDES[direction], index)
             if rule.action is Action.DENY:
                 verdict = _deny(chains, SIDES[direction], [f"ClusterNetworkPolicy {part.name}"])
             else:
                 verdict = "accept" if rule.action is Action.ACCEPT else behind
-            yield from _rules(version, direction, rule.match, verdict, sets)
+            yield from _rules(version, direction, rule.match, where, verdict, data)
 
 
 def _deny(chains: dict[str, tuple[str, ...]], side: str, policies: Sequence[str]) -> str:
@@ -198,41 +180,37 @@ def _deny(chains: dict[str, tuple[str, ...]], side: str, policies: Sequence[str]
     return name
 
 
-def _rules(version: int, direction: Direction, match: Match, verdict: str, sets: _Sets) -> Iterator[str]:
-    """One rule per peer and port; sets they look up by content go to ``sets``."""
+def _rules(  # noqa: PLR0917 - one of them collects
+    version: int, direction: Direction, match: Match, where: str, verdict: str, data: _Data
+) -> Iterator[str]:
+    """One rule per peer and kind of ports; blocks and ports of the rule's place go to ``data``."""
+    key = bytes.fromhex(where)
     for part in directions(match, direction):
-        peers = [""] if part.anybody else [f" peer {group_set(version, item.name)}" for item in part.groups]
+        peers = [""] if part.anybody else [f" group {item.name}" for item in part.groups]
         some = part.of(_FAMILY[version])
         if some:
-            name = range_set(version, some)
-            sets[name] = tuple(first + last for first, last in some)
-            peers.append(f" peer {name}")
+            data.setdefault(blocks(version), {}).update(
+                (key + first + key + last, None) for first, last in some
+            )
+            peers.append(f" block {where}")
+        ports = [*_ports(part, where, data)] if peers else []
         for peer in peers:
-            for ports in _ports(version, part, sets):
+            for port in ports:
                 then = verdict if verdict == "accept" else f"goto {verdict}"
-                yield f"if {version} {SIDES[direction]}{peer}{ports} then {then}"
+                yield f"if {version} {SIDES[direction]}{peer}{port} then {then}"
 
 
-def _ports(version: int, match: Match, sets: _Sets) -> Iterator[str]:
+def _ports(match: Match, where: str, data: _Data) -> Iterator[str]:
     if match.ports is None:
         yield ""
         return
-    single = [
-        service_bytes(protocol, first)
-        for protocol, numbers in match.ports.numbers
-        for first, last in numbers
-        if first == last
-    ]
-    if len(single) > 1:
-        name = service_set(single)
-        sets[name] = tuple(single)
-        yield f" service {name}"
-    for protocol, numbers in match.ports.numbers:
-        if not numbers:
-            yield f" proto {protocol}"
-        for first, last in numbers:
-            if first == last and len(single) > 1:
-                continue
-            yield f" proto {protocol} port {first}-{last}"
-    for named in match.ports.names:
-        yield f" proto {named[0]} named {port_set(version, named)}"
+    key = bytes.fromhex(where)
+    if match.ports.numbers:
+        data.setdefault(PORTS, {}).update(
+            (key + service_bytes(protocol, first) + key + service_bytes(protocol, last), None)
+            for protocol, numbers in match.ports.numbers
+            for first, last in numbers or _ALL_PORTS
+        )
+        yield f" ports {where}"
+    for protocol, name in match.ports.names:
+        yield f" proto {protocol} named {plain(name)}"

@@ -1,6 +1,6 @@
 """The nftables data plane's hand in the kernel: rows to transactions, counters of denials back.
 
-Life: see ``pycni.kernel.nft_groups``, which does the work for any table kept by rows; this module knows which.
+Life: see ``pycni.kernel.nft_table``, which does the work for any table kept by rows; this module knows which.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pycni.errors import KernelError
-from pycni.kernel.nft_groups import NftGroupTable
+from pycni.kernel.nft_table import NftTable
 from pycni.policy.base import Denied
-from pycni.policy.nft.layout import ELEMENTS, SETS, TABLE, kinds
+from pycni.policy.nft.layout import TABLE
 from pycni.policy.nft.schema import schema
 from pycni.reconcile.ledger import Changes, Tables
 
@@ -20,7 +20,7 @@ class NftDriver:
 
     def __init__(self) -> None:
         """Open a socket in the calling thread's network namespace. Raises KernelError."""
-        self._table = NftGroupTable(schema(), kinds, SETS, ELEMENTS)
+        self._table = NftTable(schema())
 
     def read(self) -> Tables:
         """See ``base.Driver``. A table of another generation counts as none: it is replaced."""
@@ -49,8 +49,8 @@ class NftDriver:
 
 
 _TRIED = (
-    "if 4 egress peer own4 proto 6 port 80-81 then accept",
-    "if 6 ingress proto 17 port 53-53 then accept",
+    "if 4 egress group 0123456789ab ports 0123456789abcdef then accept",
+    "if 6 ingress block 0123456789abcdef proto 17 named dns then accept",
     "count ingress x",
     "log x",
     "jump egress4",

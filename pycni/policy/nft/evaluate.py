@@ -6,17 +6,20 @@ kernel's tables agree with the API.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
 from pycni.policy.base import Decision, Packet
 from pycni.policy.nft.layout import (
     CHAINS,
-    ELEMENTS,
+    ID,
+    PORTS,
     SIDES,
+    blocks,
     fixed_chains,
+    group_id,
     named_by,
+    named_id,
     port_bytes,
     service_bytes,
     verdicts,
@@ -100,26 +103,24 @@ class _Walk:
 
     def _matches(self, found: Condition) -> bool:
         packet = self._packet
-        if found.version != self._version or (found.protocol and found.protocol != packet.protocol):
+        if found.version != self._version:
             return False
-        if found.ports is not None and not found.ports[0] <= packet.port <= found.ports[1]:
+        service = service_bytes(packet.protocol, packet.port)
+        if found.ports and not self._within(PORTS, bytes.fromhex(found.ports) + service):
             return False
-        elements = self._tables.get(ELEMENTS, {})
-        if found.services and (found.services, service_bytes(packet.protocol, packet.port)) not in elements:
-            return False
-        if found.named and (found.named, packet.destination + port_bytes(packet.port)) not in elements:
-            return False
-        if not found.peer:
-            return True
-        if found.peer.startswith("net"):
-            return self._within(found.peer)
-        return (found.peer, self._other) in elements
+        if found.named is not None:
+            key = packet.destination + port_bytes(packet.port) + named_id(found.named)
+            if packet.protocol != found.named[0] or key not in self._table("named"):
+                return False
+        if found.block:
+            return self._within(blocks(self._version), bytes.fromhex(found.block) + self._other)
+        return not found.group or self._other + group_id(found.group) in self._table("groups")
 
-    def _within(self, name: str) -> bool:
-        size = len(self._other)
-        ranges = sorted(key for some, key in self._tables.get(ELEMENTS, {}) if some == name)
-        at = bisect_right(ranges, self._other + b"\xff" * size)
-        return at > 0 and self._other <= ranges[at - 1][size:]
+    def _within(self, name: str, key: bytes) -> bool:
+        size = len(key)
+        return any(
+            row[:size] <= key <= row[size:] for row in self._tables.get(name, {}) if row.startswith(key[:ID])
+        )
 
     def _table(self, name: str) -> Mapping[Any, Any]:
         return self._tables.get(f"{name}{self._version}", {})

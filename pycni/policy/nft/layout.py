@@ -6,10 +6,11 @@
       judged_<D>N            map  address -> 0 . name                      pods of this node that policies judge
       closed_<D>N            set  address                                  who is dropped without such a row
       ownN, selfN            set  address; address . address               the node's; pairs of one pod's addresses
-      selN-<group>           set  address                                  a group of pods, shared by policies
-      netN-<hash>            set  ranges                                   what ipBlocks allow, shared by equal ones
-      portN-<proto>-<name>   set  address . port                           pods' ports of a name
-      svc-<hash>             set  protocol . port                          several ports of rules, shared by equal ones
+      groupsN                set  address . group                          who is in groups of pods
+      blocksN                set  ranges of place . address                what ipBlocks allow
+      namedN                 set  address . port . name                    pods' ports of a name
+    for all of them:
+      ports                  set  ranges of place . protocol . port        what ports rules allow
 
     chains
       egress, ingress        hooks: first packets only, then ``egressN``, ``ingressN``
@@ -24,10 +25,13 @@ sees forward. What accepts in ``egress`` leads on to ``ingress``: two hooks, two
 node never comes by, and needs no judging (docs/policy.md, step 1). Packets that bear ``base.JUDGED_MARK`` are let pass:
 a fast path of this node, which has the same policies, has judged their connection.
 
-A pod leads to its chain in two steps, by a name of eight bytes: adding an element with a verdict makes the kernel walk
-through everything that can be reached, a name is just data. As it walks through a map of verdicts once for each rule
-that looks it up, every such rule has a map of its own. Sets of ranges are named by what they hold and never
-change. A pod that comes or goes is one element in each set it belongs to.
+A verdict that is added, in a rule or a map, makes the kernel walk through everything that can be reached, so what
+changes often is data. A pod leads to its chain in two steps, by a name of eight bytes. Rules look up groups, blocks and
+ports in sets that all of them share, by a name of eight bytes beside what the packet has: a group's is what it says,
+that of blocks and ports their place (policy, direction, number of the rule). So a pod that comes or goes is one element
+per group it belongs to, other blocks or ports of a policy are other elements, and no set comes or goes: the kernel
+finds sets by looking through all of them. As it walks through a map of verdicts once for each rule that looks it up,
+every such rule has a map of its own.
 """
 
 from __future__ import annotations
@@ -37,14 +41,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from pycni.model.kube import PROTOCOL_NAMES
 from pycni.model.policy import Direction
-from pycni.view.policy_rules import Named, Range
+from pycni.view.policy_rules import Named
 from pycni.wire.nftmsg import POSTROUTING, Hook
-from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, PROTO, SetSpec
+from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, SetSpec, number
 
 TABLE = "pycni_policy"
-LAYOUT = "1"
+LAYOUT = "2"
 """Raised when the meaning of a row changes: a table of another layout is replaced."""
 LOG_GROUP, LOG_RATE, LOG_BURST = 100, 10, 20
 """nfnetlink_log group; per chain of denials so many packets in a second, and so many at once."""
@@ -53,12 +56,14 @@ NEIGHBOURS = ((130, 137), (143, 143))
 PREFIX_MAX = 120
 """Bytes of a log prefix; the kernel takes 127."""
 
-TABLE_ROW, SETS, ELEMENTS, CHAINS = "table", "sets", "elements", "chains"
+TABLE_ROW, CHAINS, PORTS = "table", "chains", "ports"
 VERSIONS = (4, 6)
 SIDES = {Direction.EGRESS: "egress", Direction.INGRESS: "ingress"}
 HOOKS = {"egress": Hook("filter", POSTROUTING, 90), "ingress": Hook("filter", POSTROUTING, 91)}
 _ADDRESS = {4: IPV4, 6: IPV6}
 _FILLING = bytes(4)
+ID = 8
+"""Bytes of names inside keys."""
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 
 
@@ -68,11 +73,14 @@ def version_of(address: bytes) -> int:
 
 
 def row_sets() -> dict[str, SetSpec]:
-    """The sets that are always there, whose elements are rows, in dependency order."""
-    specs: list[SetSpec] = []
+    """The sets, whose elements are rows, in dependency order."""
+    specs = [SetSpec(PORTS, (number(ID + 8),), interval=True)]
     for version in VERSIONS:
         address = _ADDRESS[version]
         specs += (SetSpec(f"own{version}", (address,)), SetSpec(f"self{version}", (address, address)))
+        specs.append(SetSpec(groups(version), (address, MARK, MARK)))
+        specs.append(SetSpec(blocks(version), (number(ID + address.size),), interval=True))
+        specs.append(SetSpec(named_ports(version), (address, PORT, MARK, MARK)))
         for side in SIDES.values():
             specs.append(SetSpec(verdicts(side, version), (MARK, MARK), ()))
             specs.append(SetSpec(f"judged_{side}{version}", (address,), (MARK, MARK, MARK)))
@@ -80,53 +88,48 @@ def row_sets() -> dict[str, SetSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def kinds(name: str) -> SetSpec:
-    """What a set holds that comes and goes, by its name. ValueError for a name of nobody's."""
-    for version in VERSIONS:
-        address = _ADDRESS[version]
-        if name.startswith(f"sel{version}-"):
-            return SetSpec(name, (address,))
-        if name.startswith(f"net{version}-"):
-            return SetSpec(name, (address,), interval=True)
-        if name.startswith(f"port{version}-"):
-            return SetSpec(name, (address, PORT))
-    if name.startswith("svc-"):
-        return SetSpec(name, (PROTO, PORT))
-    raise ValueError(f"set {name}: unknown kind")
+def groups(version: int) -> str:
+    """Name of the set of groups' members."""
+    return f"groups{version}"
 
 
-def group_set(version: int, group: str) -> str:
-    """Name of the set of a group."""
-    return f"sel{version}-{group}"
+def blocks(version: int) -> str:
+    """Name of the set of blocks."""
+    return f"blocks{version}"
 
 
-@lru_cache(maxsize=4096)
-def range_set(version: int, ranges: Sequence[Range]) -> str:
-    """Name of the set of ranges."""
-    raw = b"".join(first + last for first, last in ranges)
-    return f"net{version}-{hashlib.blake2b(raw, digest_size=8).hexdigest()}"
-
-
-def service_set(keys: Sequence[bytes]) -> str:
-    """Name of the set of protocols and ports, as ``service_bytes`` gives them."""
-    return f"svc-{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}"
-
-
-def port_set(version: int, named: Named) -> str:
-    """Name of the set of a port's name."""
-    protocol, name = named
-    return f"port{version}-{PROTOCOL_NAMES.get(protocol, str(protocol)).lower()}-{_plain(name)}"
+def named_ports(version: int) -> str:
+    """Name of the set of ports that have names."""
+    return f"named{version}"
 
 
 @lru_cache(maxsize=65536)
-def port_bytes(port: int) -> bytes:
-    """A port as it lies behind an address in keys."""
-    return port.to_bytes(2, "big") + b"\0\0"
+def group_id(group: str) -> bytes:
+    """A group's name (hexadecimal) as it lies in keys."""
+    return bytes.fromhex(group).ljust(ID, b"\0")
+
+
+@lru_cache(maxsize=65536)
+def place(kind: str, policy: str, side: str, index: int) -> str:
+    """Name of a rule's place, for its blocks and ports; hexadecimal."""
+    return hashlib.blake2b(f"{kind} {side} {index} {policy}".encode(), digest_size=ID).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def named_id(named: Named) -> bytes:
+    """A port's name as it lies in keys."""
+    return hashlib.blake2b(f"{named[0]} {plain(named[1])}".encode(), digest_size=ID).digest()
 
 
 def service_bytes(protocol: int, port: int) -> bytes:
     """Protocol and port as they lie in keys."""
     return bytes((protocol, 0, 0, 0)) + port_bytes(port)
+
+
+@lru_cache(maxsize=65536)
+def port_bytes(port: int) -> bytes:
+    """A port as it lies in keys."""
+    return port.to_bytes(2, "big") + b"\0\0"
 
 
 def verdicts(side: str, version: int) -> str:
@@ -152,7 +155,7 @@ def named_by(value: bytes) -> bytes:
 
 def policy_chain(version: int, side: str, key: str) -> str:
     """The chain of a NetworkPolicy (``namespace/name``)."""
-    return f"np-{side}{version}-{shortened(_plain(key), 180)}"
+    return f"np-{side}{version}-{shortened(plain(key), 180)}"
 
 
 def hashed(kind: str, rules: Sequence[str]) -> str:
@@ -186,7 +189,7 @@ def fixed_chains() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as a word; one that no API server would have let in is named by a checksum."""
     if _PLAIN.fullmatch(name):
         return name

@@ -1,30 +1,38 @@
-"""The table as nft prints it: for logs, ``pycnictl dump`` and tests. ``nft -f`` loads it. Pure.
+"""The table in nft's language, as people would write it: for logs, ``pycnictl dump`` and tests. Pure.
 
-The step from a pod to its chain by a name (see ``layout``) is left out: ``judged_*`` are printed as verdict maps.
+``nft -f`` loads it. Two steps are shown as one: ``judged_*`` as verdict maps, and every group, block, place of ports
+and name of a port as a set of its own (see ``layout`` for how they lie in the kernel).
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pycni.model.family import show
 from pycni.model.kube import PROTOCOL_NAMES
 from pycni.policy.nft.layout import (
     CHAINS,
-    ELEMENTS,
     HOOKS,
-    SETS,
+    ID,
+    PORTS,
     TABLE,
+    VERSIONS,
+    blocks,
     fixed_chains,
     generation,
-    kinds,
+    group_id,
+    groups,
     named_by,
+    named_id,
+    named_ports,
     row_sets,
 )
-from pycni.policy.nft.rules import nft_text
-from pycni.wire.nftset import IPV4, PORT, PROTO, SetSpec
+from pycni.policy.nft.rules import Condition, condition, nft_text
+
+_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
+_BYTES = {4: 4, 6: 16}
 
 
 def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
@@ -33,23 +41,95 @@ def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     chains = {**fixed_chains(), **dict(sorted(tables.get(CHAINS, {}).items()))}
     # nft wants to know of a chain before something leads to it.
     lines += [f"\tchain {name} {{\n\t}}" for name in chains if name not in HOOKS]
-    for name, spec in row_sets().items():
-        if spec.value != ():
-            rows = tables.get(name, {})
-            lines += _set(
-                spec,
-                "map" if spec.value else "set",
-                (_row(spec, key, rows[key], tables) for key in sorted(rows)),
-            )
-    elements: dict[str, list[bytes]] = {}
-    for name, key in tables.get(ELEMENTS, {}):
-        elements.setdefault(name, []).append(key)
-    for name in sorted(tables.get(SETS, {})):
-        spec = kinds(name)
-        lines += _set(spec, "set", (_member(spec, key) for key in sorted(elements.get(name, ()))))
+    for version in VERSIONS:
+        lines += _set(f"own{version}", _ADDRESS[version], map(show, sorted(tables.get(f"own{version}", ()))))
+        lines += _own(version, tables)
+    lines += _shared(chains.values(), tables)
     for name, rules in chains.items():
         lines += _chain(name, rules)
     return [*lines, "}"]
+
+
+def _own(version: int, tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
+    """Sets of one family that are always there, but ``own``."""
+    kind, size = _ADDRESS[version], _BYTES[version]
+    pairs = sorted(tables.get(f"self{version}", ()))
+    yield from _set(
+        f"self{version}", f"{kind} . {kind}", (f"{show(key[:size])} . {show(key[size:])}" for key in pairs)
+    )
+    for name, spec in row_sets().items():
+        if spec.key[0].size != size or not name.startswith(("judged", "closed")):
+            continue
+        rows = tables.get(name, {})
+        if name.startswith("closed"):
+            yield from _set(name, kind, map(show, sorted(rows)))
+            continue
+        leads = tables.get(name.replace("judged", "verdicts"), {})
+        yield from _set(
+            name,
+            f"{kind} : verdict",
+            (f"{show(key)} : goto {leads[named_by(rows[key])]}" for key in sorted(rows)),
+        )
+
+
+def _shared(chains: Iterable[tuple[str, ...]], tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
+    """What rules look up, as sets of their own."""
+    ifs = [condition(rule) for rules in chains for rule in rules if rule.startswith("if ")]
+    for version in VERSIONS:
+        mine = [found for found in ifs if found.version == version]
+        kind, size = _ADDRESS[version], _BYTES[version]
+        yield from _split(
+            mine,
+            lambda found: found.group,
+            groups(version),
+            kind,
+            _by(tables, groups(version), size),
+            group_id,
+            show,
+        )
+        yield from _split(
+            mine,
+            lambda found: found.block,
+            blocks(version),
+            f"{kind}; flags interval",
+            _by(tables, blocks(version), 0),
+            bytes.fromhex,
+            _block,
+        )
+        yield from _split(
+            mine,
+            lambda found: "" if found.named is None else named_id(found.named).hex(),
+            named_ports(version),
+            f"{kind} . inet_service",
+            _by(tables, named_ports(version), size + 4),
+            bytes.fromhex,
+            lambda key, size=size: f"{show(key[:size])} . {_port(key[size:])}",  # type: ignore[misc]
+        )
+    kind = "inet_proto . inet_service; flags interval"
+    yield from _split(
+        ifs, lambda found: found.ports, PORTS, kind, _by(tables, PORTS, 0), bytes.fromhex, _service
+    )
+
+
+def _by(tables: Mapping[str, Mapping[Any, Any]], name: str, at: int) -> Mapping[bytes, list[bytes]]:
+    """The rows of a set by the name of eight bytes they have at some place, without it."""
+    found: dict[bytes, list[bytes]] = {}
+    for key in sorted(tables.get(name, ())):
+        found.setdefault(key[at : at + ID], []).append(key[:at] + key[at + ID :])
+    return found
+
+
+def _split(  # noqa: PLR0917 - told by its one caller
+    ifs: Iterable[Condition],
+    used: Callable[[Condition], str],
+    name: str,
+    kind: str,
+    rows: Mapping[bytes, list[bytes]],
+    key_of: Callable[[str], bytes],
+    member: Callable[[bytes], str],
+) -> Iterator[str]:
+    for each in sorted({used(found) for found in ifs} - {""}):
+        yield from _set(f"{name}-{each}", kind, map(member, rows.get(key_of(each), ())))
 
 
 def _chain(name: str, rules: Iterable[str]) -> Iterator[str]:
@@ -61,36 +141,32 @@ def _chain(name: str, rules: Iterable[str]) -> Iterator[str]:
     yield "\t}"
 
 
-def _set(spec: SetSpec, kind: str, texts: Iterable[str]) -> Iterator[str]:
-    names = {4: "ipv4_addr", 16: "ipv6_addr", 2: "inet_service", 1: "inet_proto"}
-    yield f"\t{kind} {spec.name} {{"
-    yield f"\t\ttype {' . '.join(names[field.size] for field in spec.key)}{' : verdict' if kind == 'map' else ''}"
-    if spec.interval:
-        yield "\t\tflags interval"
+def _set(name: str, kind: str, texts: Iterable[str]) -> Iterator[str]:
+    """``kind``: the type, and flags behind a semicolon."""
+    typed, _, flags = kind.partition("; ")
+    yield f"\t{'map' if typed.endswith('verdict') else 'set'} {name} {{"
+    yield f"\t\ttype {typed}"
+    if flags:
+        yield f"\t\t{flags}"
     found = ",\n\t\t\t     ".join(texts)
     if found:
         yield f"\t\telements = {{ {found} }}"
     yield "\t}"
 
 
-def _row(spec: SetSpec, key: bytes, value: Any, tables: Mapping[str, Mapping[Any, Any]]) -> str:
-    if spec.value:
-        leads = tables[spec.name.replace("judged", "verdicts")][named_by(value)]
-        return f"{show(key)} : goto {leads}"
-    return _member(spec, key)
+def _block(row: bytes) -> str:
+    """First address, name, last address."""
+    half = (len(row) - ID) // 2
+    first, last = (ipaddress.ip_address(part) for part in (row[:half], row[half + ID :]))
+    nets = list(ipaddress.summarize_address_range(first, last))
+    return str(nets[0]) if len(nets) == 1 else f"{first}-{last}"
 
 
-def _member(spec: SetSpec, key: bytes) -> str:
-    if spec.interval:
-        half = spec.key_size
-        first, last = (ipaddress.ip_address(part) for part in (key[:half], key[half:]))
-        nets = list(ipaddress.summarize_address_range(first, last))
-        return str(nets[0]) if len(nets) == 1 else f"{first}-{last}"
-    if spec.key[0] == PROTO:
-        return f"{PROTOCOL_NAMES[key[0]].lower()} . {int.from_bytes(key[4:6], 'big')}"
-    size = 4 if spec.key[0] == IPV4 else 16
-    if len(spec.key) == 1:
-        return show(key)
-    if spec.key[1] == PORT:
-        return f"{show(key[:size])} . {int.from_bytes(key[size : size + 2], 'big')}"
-    return f"{show(key[:size])} . {show(key[size:])}"
+def _service(row: bytes) -> str:
+    first, last = row[:8], row[8 + ID :]
+    low, high = _port(first[4:]), _port(last[4:])
+    return f"{PROTOCOL_NAMES[first[0]].lower()} . {low}" + (f"-{high}" if high != low else "")
+
+
+def _port(raw: bytes) -> int:
+    return int.from_bytes(raw[:2], "big")

@@ -13,7 +13,7 @@ them; ``nft_text`` prints what they mean. N is 4 or 6, D ``egress`` or ``ingress
     self N accept                from a pod to itself
     judge N D                    what policies say of the pod
     closed N D goto C            a pod that should have been judged
-    if N D [peer SET] [proto P [port A-B | named SET] | service SET] then accept|goto C
+    if N D [group G | block PLACE] [ports PLACE | proto P named NAME] then accept|goto C
     jump C / goto C / accept / drop
     count D NAME                 counts packets denied by a policy
     log TEXT                     tells nfnetlink_log, some per second
@@ -25,9 +25,20 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from pycni.model.kube import PROTOCOL_NAMES
 from pycni.policy.base import JUDGED_MARK
-from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE, verdicts
+from pycni.policy.nft.layout import (
+    LOG_BURST,
+    LOG_GROUP,
+    LOG_RATE,
+    PORTS,
+    blocks,
+    group_id,
+    groups,
+    named_id,
+    named_ports,
+    verdicts,
+)
+from pycni.view.policy_rules import Named
 from pycni.wire import nftexpr as x
 
 _SADDR, _DADDR = {4: 12, 6: 8}, {4: 16, 6: 24}
@@ -42,15 +53,14 @@ class Condition(NamedTuple):
 
     version: int
     side: str
-    peer: str
-    """Set the other end has to be in; "": anybody."""
-    protocol: int
-    """0: any."""
-    ports: tuple[int, int] | None
-    named: str
-    """Set destination and port have to be in."""
-    services: str
-    """Set protocol and port have to be in."""
+    group: str
+    """The other end has to be in; ""."""
+    block: str
+    """Place of the blocks the other end has to be in; ""."""
+    ports: str
+    """Place of the protocols and ports one of which it has to be; "": any."""
+    named: Named | None
+    """Of the destination."""
     verdict: str
     """``accept`` or a chain."""
 
@@ -60,15 +70,13 @@ def condition(rule: str) -> Condition:
     head, _, verdict = rule.partition(" then ")
     _, version, side, *words = head.split()
     found = dict(zip(words[::2], words[1::2], strict=True))
-    first, _, last = found.get("port", "").partition("-")
     return Condition(
         int(version),
         side,
-        found.get("peer", ""),
-        int(found.get("proto", 0)),
-        (int(first), int(last)) if first else None,
-        found.get("named", ""),
-        found.get("service", ""),
+        found.get("group", ""),
+        found.get("block", ""),
+        found.get("ports", ""),
+        (int(found["proto"]), found["named"]) if "named" in found else None,
         verdict.removeprefix("goto "),
     )
 
@@ -82,7 +90,7 @@ def instructions(rule: str) -> bytes:
 
 
 def nft_text(rule: str) -> str:
-    """A rule in nft's language. The two steps from a pod to its chain are shown as one."""
+    """A rule in nft's language, simplified as ``listing`` says."""
     word, _, rest = rule.partition(" ")
     if word == "if":
         return _if_text(condition(rule))
@@ -99,31 +107,34 @@ def _address(version: int, register: int, *, source: bool) -> bytes:
 
 def _if(found: Condition) -> bytes:
     version = found.version
+    size = _SIZE[version] // 4
     out = b""
-    if found.peer:
-        out += _address(version, 0, source=found.side == "ingress") + x.lookup(found.peer, 0)
-    if found.protocol:
-        out += _service(found.protocol, found.ports)
-    if found.services:
-        out += (
-            x.meta(x.META_L4PROTO, 0) + x.payload(x.TRANSPORT_HEADER, 2, 2, 1) + x.lookup(found.services, 0)
-        )
-    if found.named:
-        port = _SIZE[version] // 4
-        out += _address(version, 0, source=False) + x.payload(x.TRANSPORT_HEADER, 2, 2, port)
-        out += x.lookup(found.named, 0)
+    if found.group:
+        out += _other(version, found.side, 0) + x.immediate(size, group_id(found.group))
+        out += _lookup(groups(version))
+    if found.block:
+        out += x.immediate(0, bytes.fromhex(found.block)) + _other(version, found.side, 2)
+        out += _lookup(blocks(version))
+    if found.ports:
+        out += x.immediate(0, bytes.fromhex(found.ports)) + _SERVICE + _lookup(PORTS)
+    if found.named is not None:
+        out += x.meta(x.META_L4PROTO, 0) + x.cmp(0, bytes((found.named[0],)))
+        out += _address(version, 0, source=False) + x.payload(x.TRANSPORT_HEADER, 2, 2, size)
+        out += x.immediate(size + 1, named_id(found.named)) + _lookup(named_ports(version))
     return out + _then(found.verdict)
 
 
-@lru_cache(maxsize=1024)
-def _service(protocol: int, ports: tuple[int, int] | None) -> bytes:
-    """Protocol and port of the destination."""
-    out = x.meta(x.META_L4PROTO, 0) + x.cmp(0, bytes((protocol,)))
-    if ports is not None:
-        first, last = (port.to_bytes(2, "big") for port in ports)
-        out += x.payload(x.TRANSPORT_HEADER, 2, 2, 0)
-        out += x.cmp(0, first) if first == last else x.within(0, first, last)
-    return out
+_SERVICE = x.meta(x.META_L4PROTO, 2) + x.payload(x.TRANSPORT_HEADER, 2, 2, 3)
+
+
+def _other(version: int, side: str, register: int) -> bytes:
+    """The address of the other end."""
+    return _address(version, register, source=side == "ingress")
+
+
+@lru_cache(maxsize=16)
+def _lookup(name: str) -> bytes:
+    return x.lookup(name, 0)
 
 
 @lru_cache(maxsize=1024)
@@ -199,18 +210,16 @@ def _verdict(name: str) -> str:
 
 def _if_text(found: Condition) -> str:
     ip = _IP[found.version]
+    other = f"{ip} {'saddr' if found.side == 'ingress' else 'daddr'}"
     words = []
-    if found.peer:
-        words.append(f"{ip} {'saddr' if found.side == 'ingress' else 'daddr'} @{found.peer}")
-    if found.protocol:
-        words.append(f"meta l4proto {PROTOCOL_NAMES.get(found.protocol, str(found.protocol)).lower()}")
-    if found.ports is not None:
-        first, last = found.ports
-        words.append(f"th dport {first}" if first == last else f"th dport {first}-{last}")
-    if found.services:
-        words.append(f"meta l4proto . th dport @{found.services}")
-    if found.named:
-        words.append(f"{ip} daddr . th dport @{found.named}")
+    if found.group:
+        words.append(f"{other} @{groups(found.version)}-{found.group}")
+    if found.block:
+        words.append(f"{other} @{blocks(found.version)}-{found.block}")
+    if found.ports:
+        words.append(f"meta l4proto . th dport @{PORTS}-{found.ports}")
+    if found.named is not None:
+        words.append(f"{ip} daddr . th dport @{named_ports(found.version)}-{named_id(found.named).hex()}")
     return " ".join([*words, _verdict(found.verdict)])
 
 
