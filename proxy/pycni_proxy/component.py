@@ -29,6 +29,7 @@ from pycni.agent.health import Health
 from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.metrics import Registry
 from pycni.agent.settings import Settings
+from pycni.agent.tableguard import TableGuard
 from pycni.agent.underlay import detect
 from pycni.errors import PycniError
 from pycni.ipam.endpoints import EndpointStore
@@ -45,7 +46,6 @@ from pycni.wire import rtnl
 from pycni_proxy import component_work, conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
 from pycni_proxy.facts import differences, node_facts
-from pycni_proxy.guard import TableGuard
 from pycni_proxy.healthcheck import HealthChecks
 from pycni_proxy.metrics import ProxyMetrics
 from pycni_proxy.metrics_services import READ_S, ServiceMetrics
@@ -59,6 +59,8 @@ KINDS = (SERVICE, ENDPOINT_SLICE, NODE)
 """Listed before anything is programmed."""
 PODNET_LOOK_S = 0.1
 """How often to look for the pod network while it is waited for."""
+TABLE = "pycni_proxy"
+"""What nftables has of services."""
 VIRTUAL = "pycni-ipvs0"
 """Device of virtual addresses."""
 SETTLE_S = 0.2
@@ -106,7 +108,7 @@ class ProxyComponent:
             backoff=backoff or Backoff(0.1, 30.0),
             observer=self.report,
         )
-        self._guard = TableGuard(self._look_at_everything)
+        self._guard = TableGuard("services", TABLE, self._look_at_everything)
         self._engine: Engine | None = None
         self._choice: planes.Choice | None = None
         self._pods: PodNetwork | None = None

@@ -1,11 +1,11 @@
 """The CNI operations, composed of what the rest of the agent can do.
 
 Life of an ADD: variables and configuration are checked; under the container's lock addresses are reserved (on disk),
-the attachment is compiled, the endpoint is recorded as ``pending`` before the kernel is touched, the kernel is
-changed, gates admit the pod (policy is in place before its first packet), the endpoint becomes ``ready``, the
-result is written in the asked version. An error at any point takes back all that was done. DEL is in
-``cni_removal``. Every outcome is a line in the log and an answer by the specification; what nobody expected is
-error 999 with its traceback in the log alone.
+the attachment is compiled, the endpoint is recorded as ``pending`` before the kernel is touched, gates admit the pod
+(policy is in place before its first packet), the kernel is changed, the endpoint becomes ``ready``, the result is
+written in the asked version. An error at any point takes back all that was done. DEL is in ``cni_removal``. Every
+outcome is a line in the log and an answer by the specification; what nobody expected is error 999 with its traceback
+in the log alone.
 """
 
 from __future__ import annotations
@@ -225,10 +225,12 @@ class CniOps:
                 created=time.time(),
             )
             self._endpoints.put(endpoint)
+            for gate in self._gates:
+                gate.admit(endpoint)
             links = self._pods.attach(plan, fd)
             endpoint = msgspec.structs.replace(endpoint, mac=links.pod_mac.hex(":"))
             for gate in self._gates:
-                gate.admit(endpoint)
+                gate.attached(endpoint)
             output = _encoded(plan, links, conf, request)
             self._endpoints.put(msgspec.structs.replace(endpoint, state="ready"))
         except BaseException as exc:

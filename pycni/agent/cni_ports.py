@@ -93,7 +93,10 @@ class EndpointGate(Protocol):
     """Something that has to be in place before a pod's first packet and taken away after its last (policy)."""
 
     def admit(self, endpoint: Endpoint) -> None:
-        """Returns when it is in place; an error makes ADD fail and the attachment be undone."""
+        """Returns when it is in place; an error makes ADD fail. Addresses and MAC are known, devices not made yet."""
+
+    def attached(self, endpoint: Endpoint) -> None:
+        """The pod has its devices and may send; an error makes ADD fail and the attachment be undone."""
 
     def gone(self, endpoint: Endpoint) -> None:
         """The endpoint is cut off; also called for one that was never admitted."""

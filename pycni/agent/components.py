@@ -11,4 +11,5 @@ from collections.abc import Mapping
 COMPONENTS: Mapping[str, str] = {
     "network": "pycni.agent.network:NetworkComponent",
     "proxy": "pycni_proxy.component:ProxyComponent",
+    "policy": "pycni.policy.component:PolicyComponent",
 }

@@ -19,6 +19,7 @@ from pycni.agent import (
     settings_table_agent,
     settings_table_kube,
     settings_table_network,
+    settings_table_policy,
     settings_table_proxy,
 )
 from pycni.agent.settings_row import Setting
@@ -94,6 +95,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_graceful_period: int
     ipvs_permit_all: bool
     excluded_cidrs: tuple[Network, ...]
+    policy: str
+    policy_xdp: str
+    policy_spoof_check: bool
+    policy_sync_period: int
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""
@@ -116,6 +121,7 @@ TABLE: tuple[Setting, ...] = (
     *settings_table_network.ROWS,
     *settings_table_kube.ROWS,
     *settings_table_proxy.ROWS,
+    *settings_table_policy.ROWS,
 )
 BY_NAME: Mapping[str, Setting] = {row.name: row for row in TABLE}
 ALIASES: Mapping[str, str] = {alias: row.name for row in TABLE for alias in row.aliases}

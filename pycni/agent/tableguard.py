@@ -1,9 +1,9 @@
-"""Notices that somebody took our nftables table away (``nft flush ruleset``, a firewall that is loaded anew).
+"""Notices that somebody took an nftables table of ours away (``nft flush ruleset``, a firewall that is loaded anew).
 
-The periodic look comes every few minutes only, because reading everything back is dear; services must not be gone that
-long. Life: every transaction on this node, our own too, is one wake-up; a little later the *names* of the tables are
-listed, which costs a fraction of a millisecond; a table of ours that the last pass left there and that is gone calls
-for a full pass at once.
+The periodic look comes every few minutes only, because reading everything back is dear; services and policies must not
+be gone that long. Life: every transaction on this node, our own too, is one wake-up; a little later the *names* of the
+tables are listed, which costs a fraction of a millisecond; a table of ours that the last pass left there and that is
+gone calls for a full pass at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pycni.errors import KernelError
 from pycni.kernel import nft_names
 from pycni.kernel.nft_generation import NftGeneration
 
-log = logging.getLogger("pycni.proxy")
+log = logging.getLogger("pycni.agent")
 T = TypeVar("T")
 
-TABLE = "pycni_proxy"
 SETTLE_S = 0.1
 """From a transaction to looking at the tables: transactions come in bursts."""
 
@@ -37,7 +36,10 @@ class Work(Protocol):
 class TableGuard:
     """One per component, on its event loop."""
 
-    def __init__(self, vanished: Callable[[], None]) -> None:
+    def __init__(self, what: str, table: str, vanished: Callable[[], None]) -> None:
+        """``what``: what the table has, for the log; ``vanished`` is called when it went."""
+        self._what = what
+        self._table = table
         self._vanished = vanished
         self._changed = asyncio.Event()
         self.expected = False
@@ -55,10 +57,10 @@ class TableGuard:
         loop.add_reader(watch, self._note, watch)
         exits.callback(loop.remove_reader, watch)
         while True:
-            present = any(name == TABLE for _, name in await work(nft_names.tables))
+            present = any(name == self._table for _, name in await work(nft_names.tables))
             if self.expected and not present:
                 self.expected = False
-                log.warning("services: somebody removed the table %s; it is made anew", TABLE)
+                log.warning("%s: somebody removed the table %s; it is made anew", self._what, self._table)
                 self._vanished()
             await self._changed.wait()
             await asyncio.sleep(SETTLE_S)

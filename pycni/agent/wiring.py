@@ -1,11 +1,12 @@
-"""Which parts the agent has and who knows whom; the CNI side is in ``wiring_cni``, services in ``wiring_proxy``.
+"""Which parts the agent has and who knows whom; more in ``wiring_cni``, ``_proxy``, ``_policy`` and ``_sources``.
 
 Life: ``wire`` is called once, on the event loop, when health and metrics are up. It makes the parts bottom-up, pushes
 what has to be taken down onto the context's exits (so the CNI server, made last, is stopped first) and returns the
 tasks. Implementations are imported here and not at the top: the command line must not pay for them.
 
-Network and proxy know each other by one function, the pod network; either runs without the other, also in a process of
-its own with a state folder of its own.
+Network and proxy know each other by one function, the pod network; the CNI side and policies by the records of pods and
+a gate. Each runs without the others, also in a process of its own with a state folder of its own; policies then know of
+pods only what the cluster tells, so that a pod's first packets may come before its policies.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
+from pycni.agent.httpd import AsyncHandler, Response, UnixHttpServer
 from pycni.agent.observe import follow_kube, follow_kube_client, follow_leases
 from pycni.agent.process import SERVING, Context, Tasks
 from pycni.agent.settings import Settings
 from pycni.agent.settings_file import password
+from pycni.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pycni.agent.cni_ports import EndpointGate
     from pycni.agent.network import NetworkComponent
     from pycni.ipam.endpoints import EndpointStore
     from pycni.sources.kube_client import KubeClient
     from pycni.sources.kube_leases import KubeLeaseSource
     from pycni.sources.leases import LeaseSource
     from pycni.store import Store
+
+FOLLOWING = frozenset({"proxy", "policy"})
+"""Components that follow objects of Kubernetes."""
 
 
 async def wire(context: Context) -> Tasks:
@@ -44,6 +51,8 @@ async def wire(context: Context) -> Tasks:
     network: NetworkComponent | None = None
     listeners: list[Callable[[EndpointStore], None]] = []
     """Who wants the records of pods, once the CNI side has opened them."""
+    gates: list[EndpointGate] = []
+    """What has to hold before a pod's first packet."""
     if "network" in settings.components:
         context.health.expect(SERVING)
         # Refused here, before anything waits for etcd; the component looks again, with the network's families.
@@ -51,19 +60,64 @@ async def wire(context: Context) -> Tasks:
         leases = _kube_leases(context, client) if settings.kube_subnet_mgr and client else _leases(context)
         network = _network(context, leases, store)
         # The fabric first: while the kernel takes its entries there is time for the rest.
-        tasks |= {"network": network.run(), "cni": _serve_cni(context, network, listeners)}
-    if "proxy" in settings.components:
-        from pycni.agent import wiring_proxy  # noqa: PLC0415
-
-        podnet = network.podnet if network is not None else None
-        tasks |= await wiring_proxy.make(context, store, client, podnet, listeners)
+        tasks |= {"network": network.run()}
+    if FOLLOWING.intersection(settings.components):
+        tasks |= await _following(context, store, client, network, listeners, gates)
+    if network is not None:
+        tasks |= {"cni": _serve_cni(context, network, listeners, gates)}
     return tasks
+
+
+async def _following(  # noqa: PLR0917 - the last two collect
+    context: Context,
+    store: Store,
+    client: KubeClient | None,
+    network: NetworkComponent | None,
+    listeners: list[Callable[[EndpointStore], None]],
+    gates: list[EndpointGate],
+) -> Tasks:
+    """The components that follow objects of Kubernetes, and the socket they answer pycnictl at."""
+    from pycni.agent import wiring_policy, wiring_proxy, wiring_sources  # noqa: PLC0415
+
+    components = context.settings.components
+    needs = wiring_sources.Needs()
+    tasks: dict[str, Coroutine[Any, Any, object]] = {}
+    routes: dict[str, AsyncHandler] = {}
+    if "proxy" in components:
+        podnet = network.podnet if network is not None else None
+        made, answers = await wiring_proxy.make(context, store, needs, podnet, listeners)
+        tasks |= made
+        routes |= answers
+    if "policy" in components:
+        made, answers = await wiring_policy.make(context, store, needs, listeners, gates)
+        tasks |= made
+        routes |= answers
+    await _serve_control(context, routes)
+    sources, following = wiring_sources.make(context, store, client, needs)
+    if "proxy" in components and client is not None and sources.kube is not None:
+        tasks |= wiring_proxy.balancer(context, store, client, sources.kube)
+    return {**following, **tasks}
+
+
+async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> None:
+    """Answer pycnictl on the control socket. Raises ConfigError when it cannot be had."""
+
+    async def readyz(query: str) -> Response:
+        return context.health.readyz(query)
+
+    path = context.settings.control_socket
+    server = UnixHttpServer(path, {**routes, "/readyz": readyz})
+    try:
+        await server.start()
+    except OSError as exc:
+        raise ConfigError("settings", "control-socket", path, exc.strerror or str(exc)) from exc
+    context.exits.push_async_callback(server.stop)
 
 
 def _asks_kubernetes(settings: Settings) -> bool:
     """Whether anything is read from the Kubernetes API."""
-    services = "proxy" in settings.components and not settings.manifest_dir
-    return services or ("network" in settings.components and settings.kube_subnet_mgr)
+    follows = FOLLOWING.intersection(settings.components) and not settings.manifest_dir
+    return bool(follows) or ("network" in settings.components and settings.kube_subnet_mgr)
 
 
 def _kube_client(context: Context) -> KubeClient:
@@ -132,10 +186,13 @@ def _network(context: Context, source: LeaseSource | KubeLeaseSource, store: Sto
 
 
 async def _serve_cni(
-    context: Context, network: NetworkComponent, listeners: Sequence[Callable[[EndpointStore], None]]
+    context: Context,
+    network: NetworkComponent,
+    listeners: Sequence[Callable[[EndpointStore], None]],
+    gates: Sequence[EndpointGate],
 ) -> NoReturn:
     module = await asyncio.to_thread(importlib.import_module, "pycni.agent.wiring_cni")
-    await module.serve(context, network, listeners)
+    await module.serve(context, network, listeners, gates)
     raise AssertionError("serving is eternal")
 
 

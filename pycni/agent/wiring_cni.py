@@ -23,6 +23,7 @@ from pycni.ipam.pool import Pools
 from pycni.kernel.pod import PodDriver
 
 if TYPE_CHECKING:
+    from pycni.agent.cni_ports import EndpointGate
     from pycni.agent.network import NetworkComponent
 
 log = logging.getLogger("pycni.agent")
@@ -35,9 +36,14 @@ STOP_SECONDS = 5.0
 
 
 async def serve(
-    context: Context, network: NetworkComponent, listeners: Sequence[Callable[[EndpointStore], None]] = ()
+    context: Context,
+    network: NetworkComponent,
+    listeners: Sequence[Callable[[EndpointStore], None]] = (),
+    gates: Sequence[EndpointGate] = (),
 ) -> NoReturn:
     """Serve CNI calls for ever. ``listeners`` get the records of pods before the first call is served.
+
+    ``gates`` let pods in.
 
     Raises ConfigError when the socket cannot be had, OSError for the state folder.
     """
@@ -60,6 +66,7 @@ async def serve(
         podnet=network.podnet,
         not_ready_reason=network.not_ready_reason,
         boot_id=boot_id(),
+        gates=gates,
         on_error=observer.error,
     )
     await asyncio.to_thread(ops.resume)

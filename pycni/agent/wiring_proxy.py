@@ -1,33 +1,29 @@
-"""The services' side of the agent, wired: where Services come from, the proxy component, the control socket.
+"""The services' side of the agent, wired: what the proxy component needs, and who gives out load balancers' addresses.
 
 Life: ``make`` is called by ``wiring`` on the event loop. The component is known by its dotted name only: it is another
-package, and the core does not import it. What may be read from where: a folder of manifests, else the Kubernetes API.
+package, and the core does not import it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pycni.agent.components import COMPONENTS
-from pycni.agent.httpd import AsyncHandler, Response, UnixHttpServer
-from pycni.agent.observe import follow_kube
+from pycni.agent.httpd import AsyncHandler
 from pycni.agent.process import Context, Tasks
-from pycni.errors import ConfigError
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 
 if TYPE_CHECKING:
+    from pycni.agent.wiring_sources import Needs
     from pycni.ipam.endpoints import EndpointStore
     from pycni.model.podnet import PodNetwork
     from pycni.sources.kube import KubeSource
     from pycni.sources.kube_client import KubeClient
     from pycni.sources.kube_lballoc import LbAllocator
     from pycni.store import Store
-
-log = logging.getLogger("pycni.agent")
 
 NOT_HEADLESS = "!service.kubernetes.io/headless"
 """Slices of headless Services are nobody's here; kube-proxy asks the API not to send them either."""
@@ -36,50 +32,30 @@ NOT_HEADLESS = "!service.kubernetes.io/headless"
 async def make(
     context: Context,
     store: Store,
-    client: KubeClient | None,
+    needs: Needs,
     podnet: Callable[[], PodNetwork | None] | None,
     listeners: list[Callable[[EndpointStore], None]],
-) -> Tasks:
-    """The tasks. ``listeners`` gets who wants to know this node's pods.
+) -> tuple[Tasks, dict[str, AsyncHandler]]:
+    """The tasks, and what the control socket answers. ``listeners`` gets who wants to know this node's pods."""
+    from pycni.sources.kube import Selection, own_node  # noqa: PLC0415
 
-    Raises ConfigError for a control socket that cannot be had.
-    """
+    settings = context.settings
+    needs.add(
+        Selection(SERVICE), Selection(ENDPOINT_SLICE, labels=NOT_HEADLESS), own_node(settings.node_name)
+    )
+    needs.derive_slices = True
     module, _, attribute = COMPONENTS["proxy"].partition(":")
     kind = getattr(await asyncio.to_thread(importlib.import_module, module), attribute)
-    component = kind(context.settings, store, health=context.health, metrics=context.metrics, podnet=podnet)
+    component = kind(settings, store, health=context.health, metrics=context.metrics, podnet=podnet)
     listeners.append(component.follow_pods)
-    await _serve_control(context, component.routes())
-    return {**_sources(context, store, client), "proxy": component.run()}
+    return {"proxy": component.run()}, component.routes()
 
 
-def _sources(
-    context: Context, store: Store, client: KubeClient | None
-) -> dict[str, Coroutine[Any, Any, object]]:
-    settings = context.settings
-    if settings.manifest_dir:
-        from pycni.sources.manifests import ManifestSource  # noqa: PLC0415
-
-        return {"manifests": ManifestSource(settings.manifest_dir, derive_slices=True).run(store)}
-    assert client is not None, "services come from the API, so there is a client"
-    from pycni.sources.kube import KubeSource, Selection, own_node  # noqa: PLC0415
-
-    source = KubeSource(
-        client, [SERVICE, Selection(ENDPOINT_SLICE, labels=NOT_HEADLESS), own_node(settings.node_name)]
-    )
-    follow_kube(context.metrics, "pycni_kube", source.followers)
-
-    def trouble() -> str:
-        # Once everything was listed, an API that is away harms nothing: no reason to call the node unready.
-        listed = store.snapshot().listed
-        return "" if listed.issuperset(source.followers) else source.waiting
-
-    context.health.set("kubernetes", ok=True)
-    context.health.ask("kubernetes", trouble)
-    log.info("services come from %s", client.server)
-    tasks: dict[str, Coroutine[Any, Any, object]] = {"kubernetes": source.run(store)}
-    if settings.run_loadbalancer:
-        tasks["loadbalancer"] = _balancer(context, store, client, source).run()
-    return tasks
+def balancer(context: Context, store: Store, client: KubeClient, source: KubeSource) -> Tasks:
+    """Giving out addresses for services, where that is wanted."""
+    if not context.settings.run_loadbalancer:
+        return {}
+    return {"loadbalancer": _balancer(context, store, client, source).run()}
 
 
 def _balancer(context: Context, store: Store, client: KubeClient, source: KubeSource) -> LbAllocator:
@@ -115,18 +91,3 @@ def _balancer(context: Context, store: Store, client: KubeClient, source: KubeSo
         lambda: float(len(found.problems)),
     )
     return found
-
-
-async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> None:
-    """Answer pycnictl on the control socket."""
-
-    async def readyz(query: str) -> Response:
-        return context.health.readyz(query)
-
-    path = context.settings.control_socket
-    server = UnixHttpServer(path, {**routes, "/readyz": readyz})
-    try:
-        await server.start()
-    except OSError as exc:
-        raise ConfigError("settings", "control-socket", path, exc.strerror or str(exc)) from exc
-    context.exits.push_async_callback(server.stop)

@@ -21,8 +21,7 @@ from pycni.errors import KernelError
 from pycni.policy.base import Dataplane, FastPath
 from pycni.reconcile.collection import no_collection
 from pycni.reconcile.ledger import Ledger, Tables
-from pycni.store import Objects
-from pycni.view.policies import PolicyView
+from pycni.view.policies import Objects, PolicyView
 from pycni.view.policy_stages import ABSENT, RowDiff
 
 
@@ -57,12 +56,26 @@ class PolicyEngine:
         """Desired tables. Do not change them."""
         return self._ledger.tables
 
-    def sync(self, objects: Objects, changed: Mapping[str, set[str]] | None = None) -> SyncResult:
+    @property
+    def stale(self) -> bool:
+        """Whether the next pass is a full one, whatever it is told."""
+        return self._stale
+
+    def sync(
+        self,
+        objects: Objects,
+        changed: Mapping[str, set[str]] | None = None,
+        waiting: dict[bytes, str] | None = None,
+    ) -> SyncResult:
         """Bring the kernel to what the objects say. ``changed`` is a ``Tracker``'s; None: a full pass.
 
+        ``waiting``: addresses given to pods of this node, with the namespaces: closed, as far as policies of the
+        namespace may isolate them, while no object has them; None: as it was.
         Raises KernelError; the next pass is a full one then.
         """
         full = changed is None or self._stale
+        if waiting is not None:
+            self.view.waiting = waiting
         with no_collection() if full else contextlib.nullcontext():
             started = time.perf_counter()
             return self._pass(self.view.update(objects, None if full else changed), started, full=full)

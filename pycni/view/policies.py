@@ -69,8 +69,10 @@ class PolicyView:
     def __init__(self, node: str) -> None:
         self._node = node
         self._reset()
-        self._waiting: dict[bytes, str] = {}
-        """Addresses that have been given to pods nobody has told of yet, with their namespaces."""
+        self.waiting: dict[bytes, str] = {}
+        """Addresses that have been given to pods, with their namespaces; closed while nobody has told of the pod.
+
+        May be changed, or replaced, before ``update``."""
 
     def _reset(self) -> None:
         self.tables: dict[str, dict[Any, Any]] = {name: {} for name in TABLES}
@@ -111,16 +113,20 @@ class PolicyView:
 
         They open when an ``update`` brings a pod of this node that has them, or by ``gone``.
         """
-        self._waiting.update(dict.fromkeys(addresses, namespace))
+        self.waiting.update(dict.fromkeys(addresses, namespace))
         self._guard()
         return self._differences()
 
     def gone(self, addresses: Iterable[bytes]) -> list[RowDiff]:
         """Take ``admit`` back."""
         for address in addresses:
-            self._waiting.pop(address, None)
+            self.waiting.pop(address, None)
         self._guard()
         return self._differences()
+
+    def claimants(self, address: bytes) -> Iterable[str]:
+        """Keys of the pods whose objects have an address."""
+        return self._census.claimants(address)
 
     def _take(self, objects: Objects, changed: Mapping[str, set[str]]) -> None:
         kinds: set[Kind] = set()
@@ -338,7 +344,7 @@ class PolicyView:
 
     def _guard(self) -> None:
         wanted: set[tuple[bytes, Direction]] = set()
-        for address, namespace in self._waiting.items():
+        for address, namespace in self.waiting.items():
             holder = self._census.holders.get(address)
             if holder is None or not holder.local:
                 wanted.update((address, direction) for direction in self._isolating(namespace))

@@ -99,6 +99,10 @@ class Census:
         claims = self._claims.get(address)
         return min(claims.values(), key=lambda known: known.rank) if claims else None
 
+    def claimants(self, address: bytes) -> tuple[str, ...]:
+        """Keys of the pods that have an address, whoever holds it."""
+        return tuple(self._claims.get(address, ()))
+
     def forget(self, kind: Kind) -> None:
         """A kind without pods; harmless twice."""
         key = (kind.namespace, frozenset(kind.labels.items()))

@@ -66,6 +66,8 @@ class Agent:
         if self.gate_error is not None:
             raise self.gate_error
 
+    def attached(self, _endpoint: Endpoint) -> None: ...
+
     def gone(self, _endpoint: Endpoint) -> None: ...
 
     def stop(self) -> None:

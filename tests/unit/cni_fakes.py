@@ -147,12 +147,21 @@ class Gate:
     def __init__(self) -> None:
         self.admitted: dict[Owner, Endpoint] = {}
         self.fail: Exception | None = None
+        self.fail_attached: Exception | None = None
         self.fail_gone: Exception | None = None
+        self.attachments: list[Endpoint] = []
+        """Endpoints that had their devices when we were told."""
 
     def admit(self, endpoint: Endpoint) -> None:
         self.admitted[endpoint.owner] = endpoint
         if self.fail is not None:
             raise self.fail
+
+    def attached(self, endpoint: Endpoint) -> None:
+        assert self.admitted[endpoint.owner].addresses == endpoint.addresses
+        self.attachments.append(endpoint)
+        if self.fail_attached is not None:
+            raise self.fail_attached
 
     def gone(self, endpoint: Endpoint) -> None:
         self.admitted.pop(endpoint.owner, None)

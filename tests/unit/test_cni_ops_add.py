@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from pycni.attach.plan import AttachPlan
+from pycni.attach.result import AttachedLinks
 from pycni.errors import CniError, KernelError, PycniError
 from pycni.model.cni import VERSIONS
 from pycni.model.endpoint import Endpoint, Owner
@@ -238,6 +240,7 @@ FAILURES = [
     ("attach", ZeroDivisionError("bug"), 999),
     ("gate", PycniError("policy is broken"), 999),
     ("gate", ZeroDivisionError("bug"), 999),
+    ("attached", PycniError("no programs"), 999),
 ]
 
 
@@ -246,6 +249,8 @@ def test_a_failure_takes_everything_back(node: Node, where: str, exc: Exception,
     fd = node.namespaces.make()
     if where == "gate":
         node.gate.fail = exc
+    elif where == "attached":
+        node.gate.fail_attached = exc
     else:
         node.pods.fail[where] = exc
     answer = error(node.call("ADD", conf(), fd))
@@ -253,8 +258,22 @@ def test_a_failure_takes_everything_back(node: Node, where: str, exc: Exception,
     assert "\n" not in answer["msg"]
     assert node.clean
     assert node.namespaces.interfaces[fd] == {"lo"}
-    node.gate.fail = None
+    node.gate.fail = node.gate.fail_attached = None
     assert node.add(conf(), fd)["ips"]
+
+
+def test_a_gate_lets_the_pod_in_before_it_has_a_device(node: Node) -> None:
+    seen: list[bool] = []
+    attach = node.pods.attach
+
+    def noting(plan: AttachPlan, netns_fd: int) -> AttachedLinks:
+        seen.append(OWNER in node.gate.admitted and not node.gate.attachments)
+        return attach(plan, netns_fd)
+
+    node.pods.attach = noting  # type: ignore[method-assign]
+    node.add(conf(), node.namespaces.make())
+    assert seen == [True]
+    assert [item.owner for item in node.gate.attachments] == [OWNER]
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["pending", "ready"])

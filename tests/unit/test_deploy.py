@@ -18,7 +18,16 @@ from pycni.wire.netconf import decode_netconf
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-KINDS = {"SERVICE": "Service", "NODE": "Node", "LEASE": "Lease", "ENDPOINT_SLICE": "EndpointSlice"}
+KINDS = {
+    "SERVICE": "Service",
+    "NODE": "Node",
+    "LEASE": "Lease",
+    "ENDPOINT_SLICE": "EndpointSlice",
+    "POD": "Pod",
+    "NAMESPACE": "Namespace",
+    "NETWORK_POLICY": "NetworkPolicy",
+    "CLUSTER_NETWORK_POLICY": "ClusterNetworkPolicy",
+}
 VERBS = {"get", "create", "update", "patch"}
 
 
@@ -57,12 +66,10 @@ def used():
                     node.func.attr,
                     next((name for name in names if isinstance(name, str)), ""),
                 )
-    wiring = (ROOT / "pycni/agent/wiring_proxy.py").read_text() + (
-        ROOT / "pycni/sources/kube_leases.py"
-    ).read_text()
-    followed = {"NODE"} | {
-        name for name in ("SERVICE", "ENDPOINT_SLICE") if re.search(rf"\b{name}\b", wiring)
-    }
+    agent, sources = ROOT / "pycni/agent", ROOT / "pycni/sources"
+    files = (agent / "wiring_proxy.py", agent / "wiring_policy.py", sources / "kube_leases.py")
+    wiring = "".join(path.read_text() for path in files)
+    followed = {"NODE"} | {name for name in KINDS.keys() - {"LEASE"} if re.search(rf"\b{name}\b", wiring)}
     assert "own_node(" in wiring
     for kind in followed:
         note(kind, "list")
@@ -123,7 +130,7 @@ def test_the_agents_settings_are_accepted(pod, tmp_path):
     found = loaded.settings
     assert (found.node_name, found.components, found.kube_subnet_mgr) == (
         "node-1",
-        ("network", "proxy"),
+        ("network", "proxy", "policy"),
         True,
     )
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):

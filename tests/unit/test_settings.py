@@ -107,7 +107,7 @@ REFUSALS = [
     ("missing value", ["--iface"], ["flag: iface='': needs a value"]),
     ("boolean", ["--ip-masq=yes"], ["flag: ip-masq='yes': neither true nor false"]),
     ("level", ["--log-level=trace"], ["flag: log-level='trace': not one of debug, info, warning, error"]),
-    ("component", ["--components=network,nat"], ["flag: components='network,nat': 'nat' is not one of network, proxy"]),
+    ("component", ["--components=network,nat"], ["flag: components='network,nat': 'nat' is not one of network, proxy, policy"]),
     ("long socket path", ["--cni-socket=/" + "s" * 107], ["flag: cni-socket='/" + "s" * 107 + "': 108 bytes long, a Unix socket's path has at most 107"]),
     ("relative state folder", ["--state-dir=x"], ["flag: state-dir='x': not an absolute path"]),
     ("node name", ["--node-name=a b"], ["flag: node-name='a b': not a node name (letters, digits, '.', '-', '_', at most 253)"]),

@@ -1,0 +1,128 @@
+"""How network policies are doing: into health, metrics and the log.
+
+Life: the component tells what it waits for, what it has programmed and what is not right beside; the runner how passes
+end. All is said once, when it becomes so. ``/readyz`` is red as soon as something is not enforced as it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pycni.agent.health import Health
+from pycni.agent.metrics import Registry
+from pycni.policy.engine import SyncResult
+from pycni.reconcile.runner import describe
+
+log = logging.getLogger("pycni.policy")
+
+PART = "policy"
+
+
+class PolicyReport:
+    """Health part "policy" and ``pycni_policy_*``. Any thread may tell."""
+
+    def __init__(self, health: Health | None, metrics: Registry, *, valid_s: float) -> None:
+        """``valid_s``: after how long without a pass policies count as not kept."""
+        self._health = health or Health()
+        self._valid_s = valid_s
+        self._waiting = "starting"
+        self._failure = ""
+        self._troubles: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
+        self._programmed = False
+        self._health.expect(PART)
+        self._seconds = metrics.histogram(
+            "pycni_policy_pass_seconds", "Duration of passes that brought policies to the kernel.", ("full",)
+        )
+        self._failures = metrics.counter("pycni_policy_pass_failures_total", "Passes that failed.")
+        self._operations = metrics.counter("pycni_policy_operations_total", "Rows written to the kernel.")
+        self._repairs = metrics.counter(
+            "pycni_policy_repairs_total", "Rows a read-back found different from what had been programmed."
+        )
+        self._admitted = metrics.histogram(
+            "pycni_policy_admit_seconds", "From ADD asking for a pod's policies to their being in the kernel."
+        )
+        self._shut = metrics.counter(
+            "pycni_policy_admitted_shut_total",
+            "Pods that started shut because the kernel could not be told at once.",
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel is not as the policies say; "" when it is."""
+        return "; ".join(filter(None, (self._failure, self._waiting, *self._troubles.values())))
+
+    @property
+    def programmed(self) -> bool:
+        """Whether a pass has succeeded."""
+        return self._programmed
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said at the choice of data planes and harms no policy."""
+        return tuple(filter(None, self._notes.values()))
+
+    def waiting(self, reason: str) -> None:
+        """What has to come before anything is programmed; "" when everything is there."""
+        before, self._waiting = self._waiting, reason
+        if reason and reason != before:
+            log.info("policies wait: %s", reason)
+            self._tell()
+
+    def trouble(self, about: str, reason: str) -> None:
+        """Something is not right, until it is called with ""."""
+        before = self._troubles.get(about, "")
+        if reason and reason != before:
+            log.error("%s: %s", about, reason)
+        elif before and not reason:
+            log.info("%s: all well again", about)
+        self._troubles[about] = f"{about}: {reason}" if reason else ""
+        if reason != before:
+            self._tell()
+
+    def note(self, about: str, text: str) -> None:
+        """Something worth knowing that takes nothing from the policies."""
+        if text and text != self._notes.get(about):
+            log.warning("policies: %s", text)
+        self._notes[about] = text
+
+    def admitted(self, seconds: float, *, shut: bool) -> None:
+        """A pod's ADD may go on."""
+        self._admitted.observe(seconds)
+        if shut:
+            self._shut.inc()
+
+    def synced(self, result: SyncResult, sizes: Mapping[str, int]) -> None:
+        """A pass has brought its changes to the kernel. ``sizes``: objects there are, by kind."""
+        seconds = result.compile_s + result.apply_s
+        self._seconds.observe(seconds, full=str(result.full).lower())
+        self._operations.inc(result.operations)
+        if not self._programmed:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sizes.items())
+            log.info(
+                "policies: programmed in %.3f s, %d rows changed; %s", seconds, result.operations, counts
+            )
+        elif result.full and result.operations and not result.rows:
+            self._repairs.inc(result.operations)
+            log.warning("policies: %d rows were not as programmed and are set right", result.operations)
+        else:
+            log.debug("policies: %d rows, %.4f s", result.operations, seconds)
+        self._programmed = True
+
+    # --- the runner's observer -----------------------------------------------------------------------------------
+
+    def passed(self, _component: str, _seconds: float) -> None:
+        """Runner: a pass succeeded."""
+        self._failure = ""
+        self._tell()
+
+    def failed(self, _component: str, error: Exception, failures: int) -> None:
+        """Runner: a pass failed."""
+        self._failures.inc()
+        self._failure = f"{failures} passes failed, the last: {describe(error)}"
+        self._tell()
+
+    def _tell(self) -> None:
+        reason = self.reason
+        self._health.set(PART, not reason, reason, valid_for=self._valid_s)
