@@ -5,6 +5,8 @@
     neighbours    who speaks with whom
     services      which addresses of Services this node announces
     rib           what is told to whom, what is accepted, which paths are best
+    engine        what carries it out: a plan in, sessions and learned routes out
+    bird          BIRD 2 as an engine
 
-All of this is pure. Engines and the agent's component are not here yet.
+All but ``bird.control`` and ``bird.daemon`` is pure. The agent's component is not here yet.
 """

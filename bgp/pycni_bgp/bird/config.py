@@ -1,0 +1,243 @@
+"""A plan as the configuration of BIRD 2 (its user's guide, chapters 3 to 6). Pure: same plan, same text.
+
+Life: ``config`` is called for every new plan; the engine writes the text, asks BIRD to reconfigure, and BIRD restarts
+those sessions only whose block changed. What is announced stands in static protocols of its own kind and family
+(``pods4``, ``services6``); filters go by those names. Only what BGP learned goes to the kernel, where it stays when
+BIRD ends (``persist``); BIRD marks its routes with protocol number 12 (``bird``), which cannot be chosen. What the
+kernel knows besides is learned with little preference, for finding the way to next hops.
+
+The text holds passwords: it is for files only their owner can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pycni.errors import ConfigError
+from pycni.model.family import FAMILIES, Family, show
+from pycni_bgp.engine import Plan
+from pycni_bgp.model import BFD_PORT, Bfd, Local, Neighbour, Prefix
+
+WELL_KNOWN = {
+    "internet": (0, 0),
+    "graceful-shutdown": (65535, 0),
+    "no-export": (65535, 65281),
+    "no-advertise": (65535, 65282),
+    "local-as": (65535, 65283),
+    "no-peer": (65535, 65284),
+}
+"""RFC 1997, 3765, 8326."""
+MAX_PATHS = 64
+KNOWN = 20
+"""Preference of connected networks: less than of what is announced (200) and learned (100), more than the kernel's."""
+LOG_BYTES = 1_000_000
+CONNECT_S, ERROR_MAX_S = 1, 60
+"""Before the first try to connect; after an error, growing to the second."""
+SCAN_S = 20
+"""How often BIRD compares the kernel's routes with its own."""
+
+
+def config(plan: Plan, log: str) -> str:
+    """The whole configuration; BIRD writes its log to the file ``log``, and keeps one old one.
+
+    Raises ConfigError for what BIRD cannot be told.
+    """
+    lines = [
+        f'log "{log}" {LOG_BYTES} "{log}.1" {{ info, remote, warning, error, auth, fatal, bug }};',
+        f"router id {show(plan.router_id)};",
+        f"graceful restart wait {plan.settings.restart_s};",
+        "protocol device { }",
+        f"protocol direct {{ ipv4 {{ preference {KNOWN}; }}; ipv6 {{ preference {KNOWN}; }}; }}",
+        *_bfd_protocol(plan.sessions.values()),
+    ]
+    for family in FAMILIES:
+        lines += _statics(plan, family)
+        lines += _kernel(family)
+    lines += _filters(plan)
+    for neighbour in sorted(plan.sessions.values(), key=lambda item: item.address):
+        lines += _session(plan, neighbour)
+    return "\n".join(lines) + "\n"
+
+
+def session_name(address: bytes) -> str:
+    """The name of a neighbour's protocol."""
+    return f"n{address.hex()}"
+
+
+def address_of(name: str) -> bytes | None:
+    """The neighbour of a protocol; None for other protocols."""
+    if not name.startswith("n"):
+        return None
+    try:
+        found = bytes.fromhex(name[1:])
+    except ValueError:
+        return None
+    return found if len(found) in {4, 16} else None
+
+
+def channel(family: Family) -> str:
+    """BIRD's name for a family."""
+    return family.label
+
+
+def _number(family: Family) -> int:
+    return 4 if family is Family.V4 else 6
+
+
+def _own(plan: Plan, family: Family) -> bytes:
+    """This node's address of a family, the next hop of its routes; empty without."""
+    return next((item for item in plan.own.addresses if Family.of_packed(item) is family), b"")
+
+
+# --- what is announced ---------------------------------------------------------------------------------------
+
+
+def _statics(plan: Plan, family: Family) -> Iterator[str]:
+    mine = sorted(item for item in plan.local if item.family is family and _own(plan, family))
+    for kind in ("pods", "services"):
+        yield f"protocol static {kind}{_number(family)} {{"
+        yield f"  {channel(family)};"
+        for prefix in mine:
+            if _kind(plan.local[prefix]) == kind:
+                # Blackholes go to no kernel: only what BGP learned does.
+                yield f"  route {prefix} blackhole;"
+        yield "}"
+
+
+def _kind(item: Local) -> str:
+    return "pods" if item.kind == "pod CIDR" else "services"
+
+
+def _kernel(family: Family) -> Iterator[str]:
+    yield f"protocol kernel kernel{_number(family)} {{"
+    yield f"  scan time {SCAN_S};"
+    yield "  persist;"
+    yield "  learn;"
+    # Until neighbours have told everything again, what an earlier run left in the kernel stays.
+    yield "  graceful restart;"
+    yield f"  merge paths on limit {MAX_PATHS};"
+    yield f"  {channel(family)} {{ import all; export where source = RTS_BGP; }};"
+    yield "}"
+
+
+# --- policy --------------------------------------------------------------------------------------------------
+
+
+def _filters(plan: Plan) -> Iterator[str]:
+    for family in FAMILIES:
+        number = _number(family)
+        yield f"filter in{number} {{"
+        for prefix, reason in _refused(plan, family):
+            yield f"  if net ~ [ {prefix}+ ] then reject; # {reason}"
+        yield "  accept;"
+        yield "}"
+        yield from _out(plan, family, "nodes")
+        yield from _out(plan, family, "routers")
+
+
+def _refused(plan: Plan, family: Family) -> Iterator[tuple[Prefix, str]]:
+    for networks, reason in (
+        (plan.own.pod_cidrs, "this node's"),
+        (plan.settings.service_networks, "services"),
+        (plan.own.reject, "node.bgp.customimportreject"),
+    ):
+        for network in networks:
+            if Family.of(network) is family:
+                yield Prefix.of(network), reason
+
+
+def _out(plan: Plan, family: Family, to: str) -> Iterator[str]:
+    """What goes out: for nodes pod CIDRs, and what a reflector reflects; for routers the rest, marked as wished."""
+    number = _number(family)
+    kinds = ["pods"] if to == "nodes" or plan.settings.pod_cidrs else []
+    if to == "routers" and not plan.draining:
+        kinds.append("services")
+    yield f"filter to_{to}{number} {{"
+    for kind in kinds:
+        yield f'  if proto = "{kind}{number}" then {{'
+        if hop := _own(plan, family):
+            yield f"    bgp_next_hop = {show(hop)};"
+        if to == "routers":
+            yield from _marks(plan)
+        yield "    accept;"
+        yield "  }"
+    if to == "nodes" and plan.own.reflector:
+        yield "  if source = RTS_BGP then accept;"
+    yield "  reject;"
+    yield "}"
+
+
+def _marks(plan: Plan) -> Iterator[str]:
+    for text in plan.own.communities:
+        values = WELL_KNOWN.get(text) or tuple(int(part) for part in text.split(":"))
+        kind = "bgp_large_community" if len(values) == 3 else "bgp_community"
+        yield f"    {kind}.add(({','.join(map(str, values))}));"
+    if plan.own.prepend:
+        asn, times = plan.own.prepend
+        yield from [f"    bgp_path.prepend({asn});"] * times
+
+
+# --- sessions ------------------------------------------------------------------------------------------------
+
+
+def _bfd_protocol(neighbours: Iterable[Neighbour]) -> Sequence[str]:
+    return ["protocol bfd { }"] if any(item.bfd for item in neighbours) else []
+
+
+def _session(plan: Plan, neighbour: Neighbour) -> Iterator[str]:
+    local = show(neighbour.local_address) + " " if neighbour.local_address else ""
+    yield f"protocol bgp {session_name(neighbour.address)} {{"
+    yield f"  local {local}port {plan.port} as {neighbour.local_asn};"
+    yield f"  neighbor {show(neighbour.address)} port {neighbour.port} as {neighbour.asn};"
+    if not neighbour.internal:
+        yield f"  multihop {neighbour.hops};" if neighbour.hops > 1 else "  direct;"
+    if neighbour.ttl_security:
+        yield "  ttl security on;"
+    if neighbour.password is not None:
+        yield f"  password {_quoted(neighbour)};"
+    if neighbour.client:
+        yield "  rr client;"
+    if plan.own.reflector and neighbour.internal:
+        yield f"  rr cluster id {show(plan.own.reflector)};"
+    if neighbour.bfd is not None:
+        yield f"  bfd {_bfd(neighbour, neighbour.bfd)};"
+    yield f"  hold time {plan.settings.hold_s};"
+    yield f"  connect delay time {CONNECT_S};"
+    yield f"  error wait time {CONNECT_S}, {ERROR_MAX_S};"
+    if plan.settings.graceful:
+        yield "  graceful restart on;"
+        yield f"  graceful restart time {plan.settings.restart_s};"
+    to = "nodes" if neighbour.node else "routers"
+    for family in FAMILIES:
+        number = _number(family)
+        yield f"  {channel(family)} {{"
+        yield f"    import filter in{number};"
+        yield f"    export filter to_{to}{number};"
+        if neighbour.node and plan.own.reflector and plan.settings.next_hop_self:
+            yield "    next hop self ebgp;"
+        if family is not neighbour.family and family is Family.V4:
+            yield "    extended next hop on;"
+        yield "  };"
+    yield "}"
+
+
+def _quoted(neighbour: Neighbour) -> str:
+    assert neighbour.password is not None, "asked for one that has a password"
+    text = neighbour.password.reveal()
+    if '"' in text or not text.isprintable():
+        raise ConfigError(
+            f"neighbour {neighbour}",
+            "password",
+            neighbour.password,
+            'BIRD takes no quotation marks (") in passwords',
+        )
+    return f'"{text}"'
+
+
+def _bfd(neighbour: Neighbour, wish: Bfd) -> str:
+    if wish.port != BFD_PORT:
+        raise ConfigError(f"neighbour {neighbour}", "bfd.port", wish.port, f"BIRD uses {BFD_PORT} only")
+    return (
+        f"{{ min rx interval {wish.receive_ms} ms; min tx interval {wish.send_ms} ms;"
+        f" multiplier {wish.multiplier}; }}"
+    )

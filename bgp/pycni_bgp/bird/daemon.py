@@ -1,0 +1,211 @@
+"""BIRD as a process of ours: started, told its plan, looked after, left in peace when the agent goes.
+
+Life: ``put`` writes the configuration (a file only root can read, as passwords are in it; written beside and renamed)
+and has BIRD take it, which leaves sessions alone whose block is the same. ``run`` starts BIRD as soon as there is a
+plan, and again, with growing delays, whenever it ended; always with graceful restart, so that neighbours keep our
+routes and the kernel keeps theirs meanwhile. A BIRD that an agent left behind when it was killed is found by its
+control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart. It logs to a file of its own,
+bounded in size, so that nothing waits for a reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+
+from pycni.errors import ConfigError
+from pycni.reconcile.backoff import Backoff
+from pycni_bgp.bird import show
+from pycni_bgp.bird.config import config
+from pycni_bgp.bird.control import ask
+from pycni_bgp.engine import BgpError, Plan, Route, Session
+
+log = logging.getLogger("pycni.bgp")
+
+LOOK_S = 1.0
+"""Between two looks at a BIRD that is not our child, or has not come up yet."""
+END_S = 5.0
+"""How long BIRD may take to end."""
+LIVED_S = 10.0
+"""A BIRD that ran so long was well: the next delay is the first one again."""
+
+
+def missing() -> str:
+    """What this machine lacks, in words; "" when BIRD can run."""
+    return "" if shutil.which("bird") else "there is no BIRD (Debian: bird2) on this machine"
+
+
+class Bird:
+    """An ``Engine``. On one event loop."""
+
+    name = "bird"
+
+    def __init__(
+        self, folder: str, *, command: Sequence[str] = ("bird",), backoff: Backoff | None = None
+    ) -> None:
+        """``folder`` is made when missing and holds the configuration, the control socket and the log."""
+        self._folder = folder
+        self._command = tuple(command)
+        self._backoff = backoff or Backoff(0.2, 30.0)
+        self._plan: Plan | None = None
+        self._planned = asyncio.Event()
+        self.starts = 0
+        """How often BIRD was started."""
+        self.trouble = "BIRD has no plan yet"
+        """Why BIRD does not do what it was told last; "" when it does."""
+
+    @property
+    def control(self) -> str:
+        """The control socket."""
+        return os.path.join(self._folder, "bird.ctl")
+
+    @property
+    def pid_file(self) -> str:
+        """Holds the number of BIRD's process."""
+        return os.path.join(self._folder, "bird.pid")
+
+    @property
+    def log_file(self) -> str:
+        """BIRD's own log."""
+        return os.path.join(self._folder, "bird.log")
+
+    # --- the engine's part ---------------------------------------------------------------------------------------
+
+    async def put(self, plan: Plan) -> None:
+        """Go by this plan from now on. Raises ConfigError, and BgpError when BIRD is not there to take it yet."""
+        if plan == self._plan and not self.trouble:
+            return
+        text = config(plan, self.log_file)
+        await asyncio.to_thread(self._write, text)
+        self._plan = plan
+        self._planned.set()
+        self.trouble = "BIRD has not taken its configuration yet"
+        await self._configure()
+
+    async def sessions(self) -> Sequence[Session]:
+        """All of them. Raises BgpError."""
+        return show.sessions((await ask(self.control, "show protocols all"))[0])
+
+    async def learned(self) -> Sequence[Route]:
+        """All learned routes. Raises BgpError."""
+        return show.routes((await ask(self.control, "show route all"))[0])
+
+    async def run(self) -> None:
+        """Keep BIRD running for ever. Cancelled, it ends BIRD in a way that keeps routes here and at neighbours."""
+        await self._planned.wait()
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                started = loop.time()
+                if await self._answers():
+                    log.info("BIRD is running already and is taken over")
+                    await self._configured()
+                    reason = await self._watch()
+                else:
+                    reason = await self._serve()
+                self.trouble = f"BIRD ended: {reason}"
+                if loop.time() - started > LIVED_S:
+                    self._backoff.reset()
+                delay_s = self._backoff.next()
+                log.error("BIRD ended (%s); it is started again in %.1f s", reason, delay_s)
+                await asyncio.sleep(delay_s)
+        except asyncio.CancelledError:
+            await self._farewell()
+            raise
+
+    # --- the process ---------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> str:
+        """Start BIRD and wait until it ends; says why it did."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.control)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, "-f", "-R", "-c", self._file, "-s", self.control, "-P", self.pid_file,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            return f"{self._command[0]}: {error.strerror or error}"
+        self.starts += 1
+        coming = asyncio.create_task(self._configured())
+        try:
+            # Only what it says before it has read its configuration comes this way.
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            await self._farewell()
+            await _end(process)
+            raise
+        finally:
+            coming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await coming
+        words = said.decode(errors="replace").strip().splitlines()
+        return words[-1] if words else f"status {process.returncode}"
+
+    async def _watch(self) -> str:
+        """Wait until a BIRD that is not our child ends; says so."""
+        while await self._answers():  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(LOOK_S)
+        return "it does not answer any more"
+
+    async def _farewell(self) -> None:
+        """Have BIRD end so that routes stay."""
+        with contextlib.suppress(BgpError):
+            await ask(self.control, "graceful restart", wait_s=END_S)
+
+    async def _configured(self) -> None:
+        """Wait until BIRD has the plan: it may have started with an older file."""
+        while True:
+            try:
+                await self._configure()
+            except BgpError as error:
+                self.trouble = str(error)
+                await asyncio.sleep(LOOK_S / 5)
+            else:
+                return
+
+    async def _configure(self) -> None:
+        """Have BIRD read its file. Raises BgpError."""
+        await ask(self.control, "configure")
+        self.trouble = ""
+
+    async def _answers(self) -> bool:
+        try:
+            await ask(self.control, "show status")
+        except BgpError:
+            return False
+        return True
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> str:
+        return os.path.join(self._folder, "bird.conf")
+
+    def _write(self, text: str) -> None:
+        """Raises ConfigError when the folder cannot be written to."""
+        new = f"{self._file}.new"
+        try:
+            os.makedirs(self._folder, 0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(new, self._file)
+        except OSError as error:
+            raise ConfigError("bgp", "folder", self._folder, error.strerror or str(error)) from error
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), END_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()

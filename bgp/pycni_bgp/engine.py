@@ -1,0 +1,86 @@
+"""What a BGP engine is: something that holds sessions and carries routes, told what it shall do by values. Pure.
+
+Life: the component puts a ``Plan`` together whenever sessions, policy or announcements changed and hands it to the
+engine, which brings its sessions there without disturbing those that stay as they are. An engine may keep learned
+routes in the kernel itself (BIRD does). It is a process of its own, supervised: when it ends, routes stay, neighbours
+keep theirs (graceful restart), and it is started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from pycni.errors import PycniError
+from pycni_bgp.annotations import NodeSettings
+from pycni_bgp.model import PORT, Attributes, Local, Neighbour, Prefix
+from pycni_bgp.settings import BgpSettings
+
+
+class BgpError(PycniError):
+    """An engine does not answer, or refuses. Trying again later can succeed."""
+
+    transient = True
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All an engine has to know."""
+
+    router_id: bytes
+    """Four bytes."""
+    settings: BgpSettings
+    own: NodeSettings
+    sessions: Mapping[bytes, Neighbour]
+    local: Mapping[Prefix, Local]
+    """What this node announces."""
+    draining: bool = False
+    port: int = PORT
+    """To listen on."""
+
+
+class Session(NamedTuple):
+    """A session as the engine sees it."""
+
+    address: bytes
+    state: str
+    """Idle, Connect, Active, OpenSent, OpenConfirm or Established (RFC 4271, 8.2.2)."""
+    since: str = ""
+    """When it came into this state, as the engine says it."""
+    error: str = ""
+    """What ended it last."""
+    imported: int = 0
+    exported: int = 0
+
+    @property
+    def up(self) -> bool:
+        """Established."""
+        return self.state == "Established"
+
+
+class Route(NamedTuple):
+    """A learned path and what the engine thinks of it."""
+
+    neighbour: bytes
+    prefix: Prefix
+    attributes: Attributes
+    best: bool
+
+
+class Engine(Protocol):
+    """One engine. On one event loop."""
+
+    name: str
+
+    async def put(self, plan: Plan) -> None:
+        """Go by this plan from now on. Raises ConfigError for what this engine cannot do, BgpError when it is down."""
+
+    async def sessions(self) -> Sequence[Session]:
+        """All of them. Raises BgpError."""
+
+    async def learned(self) -> Sequence[Route]:
+        """All learned routes. Raises BgpError."""
+
+    async def run(self) -> None:
+        """Keep the engine running for ever; cancelled, it ends it and leaves its routes in the kernel."""
