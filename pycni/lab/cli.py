@@ -151,6 +151,14 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: nftables; with --driver uml: ipvs)",
     )
     parser.add_argument(
+        "--policy",
+        nargs="?",
+        choices=("nftables", "ebpf", "none"),
+        const="nftables",
+        default="none",
+        help="data plane of network policies (default: none; alone: nftables)",
+    )
+    parser.add_argument(
         "--chain",
         default="",
         metavar="TYPES",

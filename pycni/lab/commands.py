@@ -139,6 +139,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         chain=tuple(item for item in args.chain.split(",") if item),
         driver=args.driver,
         proxy=args.proxy or DEFAULT_PROXY[args.driver],
+        policy=args.policy,
     )
 
 

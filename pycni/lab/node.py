@@ -108,7 +108,7 @@ class LabNode:
             "healthz-ip": "127.0.0.1",
             "healthz-port": str(topology.HEALTH_PORT),
             "log-level": "info",
-            **topology.proxy_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
+            **topology.component_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
         }
         for family, address in self.addresses.items():
             flags["public-ip" if family is Family.V4 else "public-ipv6"] = str(address.ip)

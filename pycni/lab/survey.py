@@ -139,6 +139,7 @@ def status(
         "backend": spec.backend,
         "family": spec.family,
         "proxy": spec.proxy,
+        "policy": spec.policy,
         "ready": all(item.ready for item in readiness),
         "fabric": {
             "namespace": topology.fabric_namespace(spec.name),

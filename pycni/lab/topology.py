@@ -45,6 +45,8 @@ MAX_MTU = 65000
 
 PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
 """Data planes of services; without one the lab has no Services, no DNS and no outside client."""
+POLICIES = ("none", "nftables", "ebpf")
+"""Data planes of network policies."""
 DEFAULT_PROXY = {"netns": "nftables", "uml": "ipvs"}
 """By driver, where nothing is said."""
 POD_NETWORKS: Mapping[Family, Network] = {
@@ -107,6 +109,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What makes its nodes: one of ``DRIVERS``."""
     proxy: str = "none"
     """Data plane of services: one of ``PROXIES``."""
+    policy: str = "none"
+    """Data plane of network policies: one of ``POLICIES``."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -135,6 +139,10 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--proxy {spec.proxy!r}: not one of {', '.join(PROXIES)}", usage=True)
     if spec.driver == "uml" and spec.proxy == "nftables":
         raise LabError("--proxy 'nftables': the guests' kernel has no nftables for IP; take ipvs", usage=True)
+    if spec.policy not in POLICIES:
+        raise LabError(f"--policy {spec.policy!r}: not one of {', '.join(POLICIES)}", usage=True)
+    if spec.driver == "uml" and spec.policy != "none":
+        raise LabError(f"--policy {spec.policy!r}: the guests' kernel has no nftables for IP", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:
@@ -240,19 +248,24 @@ def dns_addresses(spec: LabSpec) -> tuple[str, ...]:
     return tuple(str(SERVICE_NETWORKS[family][DNS_HOST]) for family in spec.families)
 
 
-def proxy_flags(spec: LabSpec, manifests: str) -> dict[str, str]:
-    """Flags of an agent that serves Services from a folder of manifests; none without a data plane."""
-    if spec.proxy == "none":
+def component_flags(spec: LabSpec, manifests: str) -> dict[str, str]:
+    """Flags of an agent that gets its objects from a folder of manifests; none without a data plane for them."""
+    planes = {"proxy": spec.proxy, "policy": spec.policy}
+    components = [name for name, plane in planes.items() if plane != "none"]
+    if not components:
         return {}
-    return {
-        "components": "network,proxy",
-        "proxy-mode": spec.proxy,
-        "manifest-dir": manifests,
-        "cluster-cidr": _listed(spec, POD_NETWORKS),
-        "service-cluster-ip-range": _listed(spec, SERVICE_NETWORKS),
-        "loadbalancer-ip-range": _listed(spec, BALANCER_NETWORKS),
-        "service-external-ip-range": _listed(spec, EXTERNAL_NETWORKS),
-    }
+    flags = {"components": ",".join(["network", *components]), "manifest-dir": manifests}
+    if spec.policy != "none":
+        flags["policy"] = spec.policy
+    if spec.proxy != "none":
+        flags |= {
+            "proxy-mode": spec.proxy,
+            "cluster-cidr": _listed(spec, POD_NETWORKS),
+            "service-cluster-ip-range": _listed(spec, SERVICE_NETWORKS),
+            "loadbalancer-ip-range": _listed(spec, BALANCER_NETWORKS),
+            "service-external-ip-range": _listed(spec, EXTERNAL_NETWORKS),
+        }
+    return flags
 
 
 def _listed(spec: LabSpec, networks: Mapping[Family, Network]) -> str:
