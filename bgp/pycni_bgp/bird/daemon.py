@@ -4,8 +4,8 @@ Life: ``put`` writes the configuration (a file only root can read, as passwords 
 and has BIRD take it, which leaves sessions alone whose block is the same. ``run`` starts BIRD as soon as there is a
 plan, and again, with growing delays, whenever it ended; always with graceful restart, so that neighbours keep our
 routes and the kernel keeps theirs meanwhile. A BIRD that an agent left behind when it was killed is found by its
-control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart. It logs to a file of its own,
-bounded in size, so that nothing waits for a reader.
+control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart. It logs to a file of
+its own, bounded in size, so that nothing waits for a reader.
 """
 
 from __future__ import annotations
