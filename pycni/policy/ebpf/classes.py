@@ -88,16 +88,30 @@ def number_of(*parts: Any) -> bytes:
     return found if found != NONE else b"\1" * ID
 
 
-@lru_cache(maxsize=1 << 16)
 def rule_number(name: RuleName) -> bytes:
     """The number of a rule."""
-    return number_of("rule", *name[:1], int(name.direction), name.place)
+    text = f"rule {name.direction:d} {name.place} {' '.join(name.policies)}"
+    return hashlib.blake2b(text.encode(), digest_size=ID).digest()
 
 
-def claims(rules: Iterable[tuple[RuleName, int, Match]], direction: Direction, own: Own) -> tuple[Claim, ...]:
-    """The rules of a tier in their order: name, action, match. ``own``: the subject's ports."""
+class TierRule(NamedTuple):
+    """A rule of a policy, before it is known where it stands in its tier."""
+
+    name: RuleName
+    number: bytes
+    action: int
+    match: Match
+
+
+def numbered(name: RuleName, action: int, match: Match) -> TierRule:
+    """With the rule's number."""
+    return TierRule(name, rule_number(name), action, match)
+
+
+def claims(rules: Iterable[TierRule], direction: Direction, own: Own) -> tuple[Claim, ...]:
+    """The rules of a tier in their order. ``own``: the subject's ports."""
     found = []
-    for rank, (name, action, match) in enumerate(rules):
+    for rank, (_, number, action, match) in enumerate(rules):
         numbers: Numbers | None = None
         names: tuple[Named, ...] = ()
         if match.ports is not None:
@@ -108,8 +122,7 @@ def claims(rules: Iterable[tuple[RuleName, int, Match]], direction: Direction, o
             if not numbers and not names:
                 continue
         groups = tuple([group.name for group in match.groups])
-        said = Said(rule_number(name), rank, action)
-        found.append(Claim(said, match.anybody, groups, match.ranges, numbers, names))
+        found.append(Claim(Said(number, rank, action), match.anybody, groups, match.ranges, numbers, names))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from pycni.model.family import Family
 from pycni.model.policy import Direction
 from pycni.policy.base import Decision, Packet
 from pycni.policy.ebpf import evaluate, layout
-from pycni.policy.ebpf.classes import RuleName, number_of, rule_number
+from pycni.policy.ebpf.classes import RuleName, number_of
 from pycni.policy.ebpf.layout import (
     ADMIN,
     CLOSED,
@@ -290,8 +290,7 @@ class Maps:
         for policy in recipe.policies:
             self._by_policy.setdefault((policy, recipe.direction), set()).add(recipe)
         counters = self.tables[RULES]
-        for name in recipe.rule_names():
-            number = rule_number(name)
+        for number, name in recipe.rule_names():
             users = self._name_users.get(number, 0)
             self._name_users[number] = users + 1
             if not users:
@@ -305,8 +304,7 @@ class Maps:
             users.discard(recipe)
             if not users:
                 del self._by_policy[policy, recipe.direction]
-        for name in recipe.rule_names():
-            number = rule_number(name)
+        for number, _ in recipe.rule_names():
             self._name_users[number] -= 1
             if not self._name_users[number]:
                 del self._name_users[number], self._names[number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pycni.policy.ebpf.classes import PortClass
 from pycni.policy.ebpf.layout import PORTS, TABLES
@@ -44,14 +44,23 @@ class Rows:
 
     def lead(self, name: str, key: bytes, to: PortClass) -> None:
         """Set a row of PAIRS or BLOCKS, which may lead to a class of ports."""
-        ports = to.value.ports
-        if to.rows:
-            users = self._classes.get(ports, 0)
-            self._classes[ports] = users + 1
-            if not users:
-                for row in to.rows:
-                    self.put(PORTS, *row)
-        self.put(name, key, to.packed)
+        self.lead_all(name, ((key, to),))
+
+    def lead_all(self, name: str, rows: Iterable[tuple[bytes, PortClass]]) -> None:
+        """``lead`` for many rows."""
+        table, classes = self.tables[name], self._classes
+        before = None if self._before is None else self._before[name]
+        for key, to in rows:
+            if to.rows:
+                ports = to.value.ports
+                users = classes.get(ports, 0)
+                classes[ports] = users + 1
+                if not users:
+                    for row in to.rows:
+                        self.put(PORTS, *row)
+            if before is not None:
+                before.setdefault(key, table.get(key))
+            table[key] = to.packed
 
     def leave(self, name: str, key: bytes, from_: PortClass) -> None:
         """Take ``lead`` back."""

@@ -18,7 +18,8 @@ from pycni.policy.ebpf.tiers import BlockRules, Identity, PairRules, Side, Tier
 from pycni.view.policy_rules import Named
 
 _LIMITED = {PAIRS: "pairs of rules and peers", BLOCKS: "blocks of addresses", PORTS: "ports of rules"}
-_ID = slice(4, 4 + ID)
+_END = 4 + ID
+"""Of the number in a key of BLOCKS."""
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -98,7 +99,7 @@ class Stock:
                     self._rows.leave(PAIRS, pairs.number + identity.number, said)
 
     def _pair(self, pairs: PairRules, identity: Identity) -> None:
-        said = pairs.of(identity)
+        said = pairs.of(identity, pairs.about(identity))
         if said is not None:
             pairs.rows[identity.number] = said
             self._rows.lead(PAIRS, pairs.number + identity.number, said)
@@ -161,20 +162,26 @@ class Stock:
         self._left.pop(pairs, None)
 
     def _add_pairs(self, pairs: PairRules) -> None:
-        meets: set[Identity] = set()
-        for group in pairs.groups:
-            meets.update(self._in_group.get(group, ()))
-        for named in pairs.names:
-            meets.update(self._bearers.get(named, ()))
-        for identity in meets:
-            self._pair(pairs, identity)
+        about: dict[Identity, int] = {}
+        for group, bits in pairs.groups.items():
+            for identity in self._in_group.get(group, ()):
+                about[identity] = about.get(identity, 0) | bits
+        for named, bits in pairs.names.items():
+            for identity in self._bearers.get(named, ()):
+                about[identity] = about.get(identity, 0) | bits
+        rows = pairs.rows
+        for identity, bits in about.items():
+            said = pairs.of(identity, bits)
+            if said is not None:
+                rows[identity.number] = said
         if pairs.everybody is not None:
-            pairs.rows[NONE] = pairs.everybody
-            self._rows.lead(PAIRS, pairs.number + NONE, pairs.everybody)
+            rows[NONE] = pairs.everybody
+        number = pairs.number
+        self._rows.lead_all(PAIRS, [(number + identity, said) for identity, said in rows.items()])
 
     def _add_blocks(self, blocks: BlockRules) -> None:
-        for key, said in blocks.blocks:
-            self._rows.lead(BLOCKS, key[: _ID.start] + blocks.number + key[_ID.stop :], said)
+        number = blocks.number
+        self._rows.lead_all(BLOCKS, [(key[:4] + number + key[_END:], said) for key, said in blocks.blocks])
 
     def _remove(self, part: PairRules | BlockRules) -> None:
         """Its rows, if it has any."""
@@ -184,7 +191,7 @@ class Stock:
             part.rows = {}
         elif not part.left:
             for key, said in part.blocks:
-                self._rows.leave(BLOCKS, key[: _ID.start] + part.number + key[_ID.stop :], said)
+                self._rows.leave(BLOCKS, key[:4] + part.number + key[_END:], said)
 
     # --- room ----------------------------------------------------------------------------------------------------
 

@@ -19,35 +19,40 @@ from pycni.policy.ebpf.classes import (
     Own,
     PortClass,
     RuleName,
+    TierRule,
     blocks_of,
     claims,
     number_of,
+    numbered,
     ports_of,
     resolved,
     rule_number,
 )
 from pycni.policy.ebpf.layout import ALLOW, NONE
-from pycni.view.policy_rules import Match, Named, Section
+from pycni.view.policy_rules import Named, Section
 from pycni.view.policy_stages import ClusterPart
 
 Side: TypeAlias = tuple[bytes, Direction]
 """An address as an end of connections."""
-Rules: TypeAlias = tuple[tuple[RuleName, int, Match], ...]
 
 
-def policy_rules(policies: Sequence[tuple[str, Section]], direction: Direction) -> Rules:
+def policy_rules(policies: Sequence[tuple[str, Section]], direction: Direction) -> tuple[TierRule, ...]:
     """Rules of NetworkPolicies by their keys."""
     return tuple(
-        (RuleName((f"NetworkPolicy {key}",), direction, place), ALLOW, match)
+        numbered(RuleName((f"NetworkPolicy {key}",), direction, place), ALLOW, match)
         for key, section in policies
         for place, match in enumerate(section)
     )
 
 
-def cluster_rules(parts: Sequence[ClusterPart], direction: Direction) -> Rules:
+def cluster_rules(parts: Sequence[ClusterPart], direction: Direction) -> tuple[TierRule, ...]:
     """Rules of ClusterNetworkPolicies."""
     return tuple(
-        (RuleName((f"ClusterNetworkPolicy {part.name}",), direction, place), ACTIONS[rule.action], rule.match)
+        numbered(
+            RuleName((f"ClusterNetworkPolicy {part.name}",), direction, place),
+            ACTIONS[rule.action],
+            rule.match,
+        )
         for part in parts
         for place, rule in enumerate(part.rules)
     )
@@ -76,47 +81,55 @@ class PairRules:
         """By identity: those in the maps."""
         self.left = False
         """They do not fit."""
-        self.groups: dict[str, list[int]] = {}
-        self.names: dict[Named, list[int]] = {}
+        self.groups: dict[str, int] = {}
+        """Which claims are about a group, one bit each."""
+        self.names: dict[Named, int] = {}
         """Claims for everybody by names of the peers' ports."""
         self.everybody: PortClass | None = None
         self._claims = some
-        self._known: dict[tuple[int, ...], PortClass] = {}
-        """By claims, none of which has names."""
+        self._named = 0
+        """Claims that depend on the peer's ports."""
+        self._known: dict[int, PortClass | None] = {}
+        """By claims, none of which depends on ports."""
         for place, claim in enumerate(some):
+            if claim.names:
+                self._named |= 1 << place
             for group in claim.groups:
-                self.groups.setdefault(group, []).append(place)
+                self.groups[group] = self.groups.get(group, 0) | 1 << place
             for named in claim.names if claim.anybody else ():
-                self.names.setdefault(named, []).append(place)
+                self.names[named] = self.names.get(named, 0) | 1 << place
         plain = [(item.said, item.numbers) for item in some if item.anybody and item.numbers != ()]
         if plain:
             self.everybody = ports_of(tuple(plain))
 
-    def of(self, identity: Identity) -> PortClass | None:
-        """What is said to an identity beyond what is said to everybody; None: nothing."""
-        places = set[int]()
-        for group in identity.groups & self.groups.keys():
-            places.update(self.groups[group])
+    def about(self, identity: Identity) -> int:
+        """Which claims are about an identity by its labels and the names of its ports, one bit each."""
+        about, groups = 0, self.groups
+        for group in identity.groups:
+            if group in groups:
+                about |= groups[group]
         for named, _ in identity.own if self.names else ():
-            places.update(self.names.get(named, ()))
-        key = tuple(sorted(places))
-        found = self._known.get(key)
-        if found is not None:
-            return found
-        some = [self._claims[place] for place in key]
+            about |= self.names.get(named, 0)
+        return about
+
+    def of(self, identity: Identity, about: int) -> PortClass | None:
+        """What is said to an identity beyond what is said to everybody; None: nothing."""
+        depends = about & self._named
+        if not depends and about in self._known:
+            return self._known[about]
         plain = []
-        for claim in some:
+        for place, claim in enumerate(self._claims):
+            if not about >> place & 1:
+                continue
             numbers = claim.numbers
             if claim.names:
                 mine = resolved(claim.names, identity.own)
                 numbers = mine if claim.anybody else (numbers or ()) + mine
             if numbers is None or numbers:
                 plain.append((claim.said, numbers))
-        if not plain:
-            return None
-        found = ports_of(tuple(plain))
-        if not any(claim.names for claim in some):
-            self._known[key] = found
+        found = ports_of(tuple(plain)) if plain else None
+        if not depends:
+            self._known[about] = found
         return found
 
 
@@ -156,7 +169,12 @@ class Recipe:
     """The rules of one tier in one direction."""
 
     def __init__(
-        self, key: Any, direction: Direction, rules: Rules, source: Any, isolating: Sequence[str] = ()
+        self,
+        key: Any,
+        direction: Direction,
+        rules: Sequence[TierRule],
+        source: Any,
+        isolating: Sequence[str] = (),
     ) -> None:
         """``isolating``: keys of NetworkPolicies in whose name is denied what no rule allows."""
         self.key = key
@@ -166,7 +184,7 @@ class Recipe:
         """Objects whose identities are in ``key``."""
         self.tiers: dict[Own, Tier] = {}
         self.names = frozenset(
-            named for _, _, match in rules if match.ports is not None for named in match.ports.names
+            name for rule in rules if rule.match.ports is not None for name in rule.match.ports.names
         )
         self.policies = isolating
         self.users = 0
@@ -181,9 +199,9 @@ class Recipe:
             return frozenset()
         return frozenset([item for item in mine if item[0] in self.names])
 
-    def rule_names(self) -> Iterator[RuleName]:
-        """All in whose name something may be decided."""
-        for name, _, _ in self.rules:
-            yield name
+    def rule_names(self) -> Iterator[tuple[bytes, RuleName]]:
+        """All in whose name something may be decided, by their numbers."""
+        for rule in self.rules:
+            yield rule.number, rule.name
         if self.isolation is not None:
-            yield self.isolation
+            yield self.isolated, self.isolation
