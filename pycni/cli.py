@@ -20,6 +20,11 @@ from typing import Protocol, cast
 COMMANDS = {
     "lab": ("pycni.lab.cli", "pod networks of namespaces on this machine: make, look at, try, remove"),
     "services": ("pycni_proxy.cli_services", "services of this node: addresses, endpoints, connections"),
+    "policy": (
+        "pycni.cli_policy",
+        "network policies: what holds for a pod, what becomes of a connection and why",
+    ),
+    "drops": ("pycni.cli_drops", "packets that network policies deny: counters, or live"),
     "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 

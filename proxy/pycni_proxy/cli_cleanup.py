@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pycni.cli_agent import SOCKET, AgentError
 from pycni.errors import PycniError
 from pycni_proxy import planes
-from pycni_proxy.cli_services import SOCKET, AgentError, fetch
+from pycni_proxy.cli_services import fetch
 
 
 class RunningError(PycniError):

@@ -8,10 +8,6 @@ again and again, a fresh screen each time on a terminal and one JSON line each t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
-import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,20 +15,11 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from pycni.errors import PycniError
+from pycni import cli_agent
+from pycni.cli_agent import SOCKET, AgentError
 from pycni_proxy.status import EndpointStatus, FrontendStatus, ServiceStatus, Status
 
-SOCKET = "/run/pycni/agent.sock"
-TIMEOUT_S = 20.0
 WATCH_S = 2.0
-
-
-class AgentError(PycniError):
-    """The agent does not answer (``status`` 0), or says no (its HTTP status)."""
-
-    def __init__(self, text: str, status: int = 0) -> None:
-        self.status = status
-        super().__init__(text)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,57 +62,12 @@ def _ask(args: argparse.Namespace, target: str) -> bytes:
         return fetch(args.socket, target)
     from pycni.lab.run import Lab  # noqa: PLC0415 - most calls are for no lab
 
-    lab = Lab.open(args.name)
-    path = os.path.join(os.path.dirname(lab.node(args.node).socket), os.path.basename(SOCKET))
-    if os.path.exists(path) and lab.spec.driver == "netns":
-        return fetch(path, target)
-    # A node with a kernel of its own: the question is asked over there.
-    words = [sys.executable, "-P", "-m", "pycni_proxy.cli_services", path, target]
-    roots = [
-        os.path.dirname(os.path.dirname(os.path.abspath(sys.modules[name].__file__ or ""))) for name in _ROOTS
-    ]
-    done = lab.exec(args.node, ["env", f"PYTHONPATH={os.pathsep.join(roots)}", *words], check=False)
-    if done.returncode:
-        raise AgentError((done.stderr or done.stdout).strip() or f"{args.node} does not answer")
-    return done.stdout.encode()
-
-
-_ROOTS = ("pycni", "pycni_proxy")
+    return cli_agent.of_lab(Lab.open(args.name), args.node).fetch(target)
 
 
 def fetch(path: str, target: str) -> bytes:
     """Body of the agent's answer. Raises AgentError."""
-    connection = _UnixConnection(path)
-    try:
-        connection.request("GET", target)
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise AgentError(f"no agent with a service proxy answers at {path}: {reason}") from exc
-    finally:
-        connection.close()
-    if answer.status != 200:
-        text = body.decode(errors="replace").strip()
-        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status)
-    return body
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.settimeout(TIMEOUT_S)
-            sock.connect(self._path)
-        except BaseException:
-            sock.close()
-            raise
-        self.sock = sock
+    return cli_agent.fetch(path, target, "agent with a service proxy")
 
 
 def show(found: Status) -> None:
@@ -234,18 +176,3 @@ def _size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-def _main() -> int:
-    """For lab nodes with a kernel of their own: the body of one answer, raw."""
-    try:
-        sys.stdout.buffer.write(fetch(sys.argv[1], sys.argv[2]))
-    except AgentError as exc:
-        with contextlib.suppress(BrokenPipeError):
-            print(exc, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

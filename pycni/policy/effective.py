@@ -7,7 +7,7 @@ manifest (and in ``explain``); what the node has programmed and counted is given
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -43,6 +43,10 @@ class Count(msgspec.Struct, frozen=True):
     packets: int = 0
     bytes: int = 0
 
+    def __add__(self, other: Count) -> Count:
+        """Of both."""
+        return Count(self.packets + other.packets, self.bytes + other.bytes)
+
 
 Counts = Mapping[tuple[str, str], Count]
 """Denied, by ``NetworkPolicy a/x`` and ``ingress`` or ``egress``."""
@@ -62,8 +66,8 @@ class PolicyStatus(msgspec.Struct, frozen=True, kw_only=True):
     selects: str
     pods: int
     """Selected ones of this node."""
-    denied: Count
-    """On this node, since the rows were programmed."""
+    denied: Mapping[str, Count]
+    """On this node, by direction, since the rows were programmed."""
     state: str
     """``in use``, ``no pod here``, or what keeps it from being enforced."""
     problems: tuple[str, ...] = ()
@@ -82,6 +86,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     closed: Mapping[str, int]
     """Addresses nothing may come from or to, because their pod is not known yet, by direction."""
     policies: tuple[PolicyStatus, ...]
+    refused: Mapping[str, Mapping[str, Count]] = {}
+    """What was denied by no policy there is now, by reason and direction: closed addresses, spoofed sources."""
     trouble: str = ""
     notes: tuple[str, ...] = ()
 
@@ -190,7 +196,7 @@ def overview(objects: Objects, facts: Facts) -> Overview:
                 directions=sides,
                 selects=selection(policy),
                 pods=len(selected),
-                denied=_sum(facts.counts, name, sides),
+                denied={side: _count(facts.counts, name, side) for side in sides},
                 state="in use" if selected and sides else "no pod here" if sides else "no rules",
                 problems=problems,
             )
@@ -204,6 +210,7 @@ def overview(objects: Objects, facts: Facts) -> Overview:
         pods=len(mine),
         closed=dict(Counter(side for _, side in sorted(facts.closed))),
         policies=tuple(rows),
+        refused=_refused(facts.counts, known),
         trouble=facts.trouble,
         notes=facts.notes,
     )
@@ -252,7 +259,7 @@ def _side(cluster: _Cluster, pod: Pod, direction: Direction, facts: Facts) -> Si
                 priority=policy.priority if isinstance(policy, ClusterNetworkPolicy) else -1,
                 selected_by=cluster.why(policy),
                 rules=tuple(cluster.rules(policy, direction, pod)),
-                denied=_sum(facts.counts, named(policy), (side,)),
+                denied=_count(facts.counts, named(policy), side),
             )
         )
     return SideRules(
@@ -298,9 +305,17 @@ def _pods_text(selector: Selector) -> str:
     return "all pods" if selector == Selector() else f"pods {selector.text}"
 
 
-def _sum(counts: Counts, name: str, sides: Sequence[str]) -> Count:
-    found = [counts.get((shortened(name, 200), side), Count()) for side in sides]
-    return Count(sum(item.packets for item in found), sum(item.bytes for item in found))
+def _count(counts: Counts, name: str, side: str) -> Count:
+    return counts.get((shortened(name, 200), side), Count())
+
+
+def _refused(counts: Counts, known: Iterable[str]) -> dict[str, dict[str, Count]]:
+    policies = {shortened(name, 200) for name in known}
+    found: dict[str, dict[str, Count]] = {}
+    for (name, side), count in sorted(counts.items()):
+        if name not in policies and count.packets:
+            found.setdefault(name, {})[side] = count
+    return found
 
 
 def _troubles(policy: Policy) -> Iterator[str]:
@@ -338,7 +353,7 @@ def _unreadable(name: str, lines: Sequence[str]) -> PolicyStatus:
         directions=(),
         selects="",
         pods=0,
-        denied=Count(),
+        denied={},
         state="cannot be read",
         problems=tuple(lines),
     )

@@ -7,7 +7,7 @@ Any of them that says otherwise is a difference, in words. Who asks several node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -95,6 +95,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class Together(msgspec.Struct, frozen=True, kw_only=True):
+    """One connection as the nodes it concerns see it; what ``pycnictl policy explain --json`` prints a list of."""
+
+    connection: Explanation
+    """``egress`` is the source's node's word, ``ingress`` the destination's; ``checks`` are in ``by_node``."""
+    by_node: dict[str, Explanation]
+    """Of the nodes that judge it and were asked."""
+    not_asked: tuple[str, ...]
+    """Nodes that judge it and did not answer or were not asked."""
+
+    @property
+    def differences(self) -> list[str]:
+        """By node."""
+        return [f"{node}: {text}" for node, item in self.by_node.items() for text in item.differences]
+
+
 Decide = Callable[[Packet], Decision]
 
 
@@ -167,6 +183,35 @@ def expectation(told: Judgement, judges: tuple[str, ...]) -> Decision:
         if side in judges and not reason.allowed:
             return Decision(False, reason.policies, side)
     return Decision(True)
+
+
+def put_together(answers: Sequence[Answer]) -> list[Together]:
+    """Of each connection what its nodes say, in the order of the first answer."""
+    by_key: dict[tuple[str, ...], list[Explanation]] = {}
+    for answer in answers:
+        for item in answer.connections:
+            key = (item.source.address, item.destination.address, item.protocol, str(item.port))
+            by_key.setdefault(key, []).append(item)
+    merged = []
+    for items in by_key.values():
+        egress, ingress = (_judged_by(items, side) for side in ("egress", "ingress"))
+        whole = msgspec.structs.replace(
+            egress, ingress=ingress.ingress, allowed=egress.egress.allowed and ingress.ingress.allowed
+        )
+        nodes = {whole.egress.node, whole.ingress.node} - {""}
+        asked = {item.node: item for item in items if item.judges}
+        merged.append(
+            Together(
+                connection=msgspec.structs.replace(whole, node="", judges=(), checks=(), differences=()),
+                by_node=asked,
+                not_asked=tuple(sorted(nodes - asked.keys())),
+            )
+        )
+    return merged
+
+
+def _judged_by(items: Sequence[Explanation], side: str) -> Explanation:
+    return next((item for item in items if side in item.judges), items[0])
 
 
 def _same(said: Decision, expected: Decision) -> bool:

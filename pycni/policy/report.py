@@ -293,8 +293,8 @@ def counts(some: Sequence[Denied]) -> dict[tuple[str, str], Count]:
     """Added up."""
     found: dict[tuple[str, str], Count] = {}
     for item in some:
-        known = found.get((item.policy, item.direction), Count())
-        found[item.policy, item.direction] = Count(known.packets + item.packets, known.bytes + item.bytes)
+        key = (item.policy, item.direction)
+        found[key] = found.get(key, Count()) + Count(item.packets, item.bytes)
     return found
 
 

@@ -1,0 +1,205 @@
+"""Asking agents over their control sockets, which root alone may use: the one of this node, or those of a lab's nodes.
+
+Life: a command makes its ``Agent``s by ``agents(args)`` (arguments: ``add_arguments``) and asks each by ``fetch`` or
+listens by ``lines``. A lab's node of namespaces has its socket here; where a node has a kernel of its own the question
+is asked over there, by this module run as a program: ``python -m pycni.cli_agent SOCKET TARGET``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pycni.errors import PycniError
+
+if TYPE_CHECKING:
+    from pycni.lab.run import Lab
+
+SOCKET = "/run/pycni/agent.sock"
+TIMEOUT_S = 20.0
+_LABS = "/run/pycni-lab"
+
+
+class AgentError(PycniError):
+    """The agent does not answer (``status`` 0), or says no (its HTTP status)."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One agent that can be asked."""
+
+    node: str
+    """"" while only the agent itself knows."""
+    path: str
+    """Its socket."""
+    over_there: Sequence[str] = ()
+    """Words before a command that is run where the socket is; none: here."""
+
+    def fetch(self, target: str) -> bytes:
+        """Body of the answer. Raises AgentError."""
+        if not self.over_there:
+            return fetch(self.path, target)
+        try:
+            done = subprocess.run(
+                self._words(target), capture_output=True, text=True, check=False, timeout=TIMEOUT_S * 2
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise AgentError(f"{self.node} does not answer within {exc.timeout:g} s") from exc
+        if done.returncode:
+            raise AgentError(_last(done.stderr) or f"{self.node} does not answer", _status(done.stderr))
+        return done.stdout.encode()
+
+    def lines(self, target: str) -> Iterator[bytes]:
+        """Lines of an answer that goes on, until the agent or the caller ends it. Raises AgentError."""
+        if not self.over_there:
+            yield from lines(self.path, target)
+            return
+        with subprocess.Popen(self._words(target), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            try:
+                yield from process.stdout
+                complaint = process.stderr.read().decode(errors="replace")
+                if process.wait() and complaint:
+                    raise AgentError(_last(complaint), _status(complaint))
+            finally:
+                process.terminate()
+
+    def _words(self, target: str) -> list[str]:
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return [
+            *self.over_there,
+            *("env", f"PYTHONPATH={root}", sys.executable, "-P", "-m", "pycni.cli_agent", self.path, target),
+        ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which agents: by default the one of this node."""
+    parser.add_argument("--name", default="", metavar="LAB", help="ask the agents of a lab's nodes")
+    parser.add_argument("--node", default="", help="ask the agent of this node of the lab only")
+    parser.add_argument("--socket", default=SOCKET, help=f"the agent's control socket (default: {SOCKET})")
+
+
+def agents(args: argparse.Namespace) -> list[Agent]:
+    """The agents to ask. Raises LabError for a lab or node there is not."""
+    if not args.name and not args.node:
+        return [Agent("", args.socket)]
+    from pycni.lab.run import Lab  # noqa: PLC0415 - most calls are for no lab
+
+    lab = Lab.open(args.name or "default")
+    nodes = [args.node] if args.node else list(lab.record.nodes)
+    return [of_lab(lab, node) for node in nodes]
+
+
+def of_lab(lab: Lab, node: str) -> Agent:
+    """The agent of a lab's node. Raises LabError."""
+    path = os.path.join(os.path.dirname(lab.node(node).socket), os.path.basename(SOCKET))
+    # A node with a kernel of its own is asked over there.
+    return Agent(node, path, () if lab.spec.driver == "netns" else lab.exec_argv(node, []))
+
+
+def fetch(path: str, target: str, kind: str = "agent") -> bytes:
+    """Body of the agent's answer. Raises AgentError; ``kind`` says of whom there is none."""
+    connection = _UnixConnection(path)
+    try:
+        answer = _asked(connection, path, target)
+        return answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        raise _unreachable(path, exc, kind) from exc
+    finally:
+        connection.close()
+
+
+def lines(path: str, target: str) -> Iterator[bytes]:
+    """Lines of an answer as they come. Raises AgentError."""
+    connection = _UnixConnection(path)
+    try:
+        answer = _asked(connection, path, target)
+        connection.patient()
+        yield from answer
+    except (OSError, http.client.HTTPException) as exc:
+        raise _unreachable(path, exc) from exc
+    finally:
+        connection.close()
+
+
+def _asked(connection: _UnixConnection, path: str, target: str) -> http.client.HTTPResponse:
+    connection.request("GET", target)
+    answer = connection.getresponse()
+    if answer.status != 200:
+        text = answer.read().decode(errors="replace").strip()
+        answer.close()
+        if answer.status == 404 and text.startswith("there are "):
+            text = f"it does not run what answers {target.partition('?')[0]} ({text})"
+        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status)
+    return answer
+
+
+def _unreachable(path: str, exc: Exception, kind: str = "agent") -> AgentError:
+    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    hint = " (a lab's agents are asked with --name LAB)" if path == SOCKET and os.path.isdir(_LABS) else ""
+    return AgentError(f"no {kind} answers at {path}: {reason}{hint}")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+        self._kept: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(TIMEOUT_S)
+            sock.connect(self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = self._kept = sock
+
+    def patient(self) -> None:
+        """Wait for ever from now on. An answer without a length has taken the socket from the connection."""
+        assert self._kept is not None
+        self._kept.settimeout(None)
+
+
+def _last(text: str) -> str:
+    lines_ = text.strip().splitlines()
+    return lines_[-1].partition(" ")[2] if lines_ and lines_[-1].partition(" ")[0].isdigit() else text.strip()
+
+
+def _status(text: str) -> int:
+    word = (text.strip().splitlines() or [""])[-1].partition(" ")[0]
+    return int(word) if word.isdigit() else 0
+
+
+def _main() -> int:
+    """The body of one answer, raw, as it comes; an error is its status and text on standard error."""
+    try:
+        for line in lines(sys.argv[1], sys.argv[2]):
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+    except AgentError as exc:
+        with contextlib.suppress(BrokenPipeError):
+            print(exc.status, exc, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
