@@ -35,6 +35,7 @@ VXLAN_KEYS = ("VNI", "Port", "DirectRouting", "GBP", "Learning")
 BACKEND_KEYS = {
     "vxlan": frozenset(name.lower() for name in (*VXLAN_KEYS, "Type", "MTU", "MacPrefix")),
     "host-gw": frozenset({"type"}),
+    "alloc": frozenset({"type"}),
 }
 """Keys by backend type; other types' keys are not judged."""
 

@@ -52,6 +52,7 @@ FIREWALLS = [
     pytest.param("vxlan", True, True, True, id="vxlan with ip-masq"),
     pytest.param("vxlan", False, False, True, id="vxlan without ip-masq"),
     pytest.param("host-gw", True, True, False, id="host-gw with ip-masq"),
+    pytest.param("alloc", True, True, False, id="alloc with ip-masq"),
     pytest.param("host-gw", False, False, False, id="host-gw without ip-masq"),
 ]
 
