@@ -3,13 +3,15 @@
 Life: the agent makes one when it enforces policies, in the node's namespace, and gives it all pods on record before
 CNI is served (``apply``): what is in the kernel is read back and only what differs is changed, in one transaction, so
 a restart opens nothing. ``admit`` adds a pod before its device exists, so that its first packet is checked; ``gone``
-takes it away when it is cut off. What somebody else took away comes back with the next call. All methods block.
+takes it away when it is cut off. What somebody else took away comes back with the next call. All methods block, for
+well under a millisecond unless they find damage, and may be called by any thread.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,49 +43,62 @@ def missing() -> str:
 
 
 class Guard:
-    """The table in the network namespace of the thread that makes this. One thread at a time."""
+    """The table in the network namespace of the thread that makes this. Any thread."""
 
     def __init__(self) -> None:
         """Open a socket. Raises KernelError when the kernel has no nf_tables."""
         self._table = NftTable(schema(), NFPROTO_BRIDGE)
+        self._lock = threading.Lock()
         self._rows: dict[str, frozenset[Row]] = {}
         """By device: what the kernel should hold."""
+        self._admitted: set[str] = set()
+        """Devices that stay until they are gone, whoever does not list them."""
         self._known = False
         """Whether the kernel holds it, as far as we know."""
 
     def apply(self, pods: Sequence[LocalPod]) -> int:
-        """Check these pods and no others; says how many rows that changed. Raises KernelError; nothing changed then.
+        """Check these pods and those admitted and not gone since, no others; says how many rows that changed.
 
-        The pods have to be listed on the thread that calls ``admit``, or one admitted meanwhile is taken out again.
+        Raises KernelError; nothing changed then, and the next call makes up for it.
         """
-        self._rows = {pod.ifname: rows(pod) for pod in pods}
-        return self._whole()
+        with self._lock:
+            kept = {ifname: own for ifname, own in self._rows.items() if ifname in self._admitted}
+            self._rows = kept | {pod.ifname: rows(pod) for pod in pods if pod.ifname not in kept}
+            return self._whole()
 
     def admit(self, pod: LocalPod) -> int:
-        """Check a pod from its first packet on; its device need not exist yet. Raises KernelError."""
-        return self._change(pod.ifname, rows(pod))
+        """Check a pod from its first packet on; its device need not exist yet. Raises KernelError as ``apply`` does."""
+        with self._lock:
+            self._admitted.add(pod.ifname)
+            return self._change(pod.ifname, rows(pod))
 
     def gone(self, ifname: str) -> int:
-        """Forget a pod that is cut off, by its device; one that is not known is fine. Raises KernelError."""
-        return self._change(ifname, frozenset())
+        """Forget a pod that is cut off, by its device; an unknown one is fine. Raises KernelError as ``apply`` does."""
+        with self._lock:
+            self._admitted.discard(ifname)
+            return self._change(ifname, frozenset())
 
     def denied(self) -> Sequence[Denied]:
         """What has been refused, by reason. Raises KernelError."""
-        found = [(item.comment.split(" ", 2), item) for item in self._table.rule_counts()]
+        with self._lock:
+            found = [(item.comment.split(" ", 2), item) for item in self._table.rule_counts()]
         return [Denied(words[2], words[1], item.packets, item.bytes) for words, item in found]
 
     def devices(self) -> frozenset[str]:
         """Devices of pods that the kernel checks now. Raises KernelError."""
-        return frozenset(map(device_of, self._table.read()["pods"]))
+        with self._lock:
+            return frozenset(map(device_of, self._table.read()["pods"]))
 
     def remove(self) -> list[str]:
         """Take the table out of the kernel: pods send what they like. Says what went. Raises KernelError."""
-        self._known = False
-        return [f"table bridge {TABLE}"] if self._table.remove() else []
+        with self._lock:
+            self._known = False
+            return [f"table bridge {TABLE}"] if self._table.remove() else []
 
     def close(self) -> None:
         """Close the socket; the kernel goes on checking."""
-        self._table.close()
+        with self._lock:
+            self._table.close()
 
     def _change(self, ifname: str, wanted: frozenset[Row]) -> int:
         if not self._known and not self._rows:

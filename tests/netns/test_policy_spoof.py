@@ -507,6 +507,7 @@ def test_a_new_guard_adopts_what_is_there(guards):
     assert third.gone(some[1].ifname) == 7
     assert third.devices() == {pod.ifname for pod in some} - {some[1].ifname}
     assert other.apply(some[:10]) == 41 * 7
+    assert third.devices() == {pod.ifname for pod in some[:10]}
 
 
 def test_changes_one_by_one_are_a_whole_pass(guards):
@@ -522,6 +523,18 @@ def test_changes_one_by_one_are_a_whole_pass(guards):
     wanted = [pod for number, pod in enumerate(some) if number % 3 and number != 1] + [moved]
     assert whole.apply(wanted) == 0
     assert guard.admit(moved) == 0
+
+
+def test_an_admitted_pod_stays_until_it_is_gone(guards):
+    """The agent may have listed the pods before the ADD that admitted this one."""
+    guard, some = guards(), pods(3)
+    guard.apply(some[:1])
+    guard.admit(some[1])
+    assert guard.apply(some[:1]) == 0
+    assert guard.apply([*some[:1], some[2]]) == 7
+    guard.gone(some[1].ifname)
+    assert guard.apply(some[:1]) == 7
+    assert guard.devices() == {some[0].ifname}
 
 
 @pytest.mark.parametrize(
