@@ -99,8 +99,11 @@ class NftTable:
         tables[schema.table_row][_GENERATION] = schema.generation
         return tables
 
-    def apply(self, changes: Mapping[str, Delta[Any, Any]]) -> None:
-        """Carry out differences by row table, in dependency order, as one transaction. Raises KernelError."""
+    def apply(self, changes: Mapping[str, Delta[Any, Any]], *, check: bool = False) -> None:
+        """Carry out differences by row table, in dependency order, as one transaction. Raises KernelError.
+
+        ``check``: only find out whether the kernel would take them.
+        """
         rows: list[RowChange] = []
         messages: list[bytes] = []
         for name, delta in changes.items():
@@ -110,13 +113,13 @@ class NftTable:
                 remove = [*delta.remove, *delta.change]
                 rows.append(RowChange(name, remove, {**delta.change, **delta.add}, frozenset(delta.change)))
         messages += change(self.schema, rows)
-        self._sock.commit(messages, "change table", self._name())
+        self._sock.commit(messages, "change table", self._name(), check=check)
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""
         replies = self._dump(get_elements(self.schema.table, spec), spec.name)
         if spec.interval:
-            return dict.fromkeys(_checked(decode_ranges, spec, replies))
+            return _checked(decode_ranges, spec, replies)
         found: dict[bytes, Value] = {}
         for reply in replies:
             found.update(_checked(decode_elements, spec, reply))

@@ -77,6 +77,9 @@ class Driver(Protocol):
     def apply(self, changes: Changes) -> None:
         """Carry out differences as one transaction. Raises KernelError."""
 
+    def check(self, changes: Changes) -> None:
+        """Have the kernel try differences as ``apply`` would carry them out, changing nothing. Raises KernelError."""
+
     def denied(self) -> Sequence[Denied]:
         """What has been denied, by policy and direction. Raises KernelError."""
 

@@ -8,21 +8,31 @@ restarted agent adopts what is there: nothing is flushed and there is no moment 
 A fast path, where there is one, gets the same rows. It stands aside while the data plane and then its own maps change,
 so what is new in that moment is judged by the data plane, whose change is one transaction. What the fast path cannot be
 brought to leaves it aside, with a reason, and nothing unjudged.
+
+What the kernel refuses for what it is (``refusals``) is left out and the pods that depend on it are closed; while there
+is any such thing each pass looks at everything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pycni.errors import KernelError
 from pycni.policy.base import Dataplane, FastPath
+from pycni.policy.refusals import Refusals, ViewRow, about_content, compiled, find, rows_of
 from pycni.reconcile.collection import no_collection
-from pycni.reconcile.ledger import Ledger, Tables
+from pycni.reconcile.ledger import Changes, Ledger, Tables
 from pycni.view.policies import Objects, PolicyView
 from pycni.view.policy_stages import ABSENT, RowDiff
+
+log = logging.getLogger("pycni.policy")
+
+ATTEMPTS = 4
+"""Searches for what the kernel refuses in one pass: what is found once may have hidden more."""
 
 
 class SyncResult(NamedTuple):
@@ -48,6 +58,10 @@ class PolicyEngine:
         self.view = PolicyView(node)
         self._ledger = Ledger(plane.compiler.tables, plane.compiler.shared)
         self._ledger.put(plane.compiler.common())
+        self.refusals = Refusals()
+        """What the kernel refuses of the view; programmed is the rest."""
+        self.closed: Mapping[str, str] = {}
+        """Pods that are closed because of that, and why."""
         self._stale = True
         """The kernel is not known to be as desired: the next pass reads it back."""
 
@@ -66,19 +80,23 @@ class PolicyEngine:
         objects: Objects,
         changed: Mapping[str, set[str]] | None = None,
         waiting: dict[bytes, str] | None = None,
+        *,
+        again: bool = False,
     ) -> SyncResult:
         """Bring the kernel to what the objects say. ``changed`` is a ``Tracker``'s; None: a full pass.
 
         ``waiting``: addresses given to pods of this node, with the namespaces: closed, as far as policies of the
-        namespace may isolate them, while no object has them; None: as it was.
-        Raises KernelError; the next pass is a full one then.
+        namespace may isolate them, while no object has them; None: as it was. ``again``: try also what the kernel has
+        refused before. What it refuses is in ``refusals`` afterwards; pods that depend on it are ``closed``.
+        Raises KernelError when nothing could be done; the next pass is a full one then.
         """
         full = changed is None or self._stale
         if waiting is not None:
             self.view.waiting = waiting
         with no_collection() if full else contextlib.nullcontext():
             started = time.perf_counter()
-            return self._pass(self.view.update(objects, None if full else changed), started, full=full)
+            rows = self.view.update(objects, None if full else changed)
+            return self._pass(rows, started, full=full, again=again and bool(self.refusals.rows))
 
     def admit(self, namespace: str, addresses: Iterable[bytes]) -> SyncResult:
         """Close the addresses of a pod that is about to run before its object is known, as far as needed.
@@ -93,7 +111,9 @@ class PolicyEngine:
         started = time.perf_counter()
         return self._pass(self.view.gone(addresses), started, full=self._stale)
 
-    def _pass(self, rows: list[RowDiff], started: float, *, full: bool) -> SyncResult:
+    def _pass(self, rows: list[RowDiff], started: float, *, full: bool, again: bool = False) -> SyncResult:
+        if again or self.refusals.rows:
+            return self._carefully(len(rows), started, again=again)
         compiler, driver = self.plane.compiler, self.plane.driver
         for row in rows:
             if row.before is not ABSENT:
@@ -101,33 +121,86 @@ class PolicyEngine:
         for row in rows:
             if row.after is not ABSENT:
                 self._ledger.put(compiler.rows(row.table, row.key, row.after), note=not full)
-        compiled = time.perf_counter()
+        compiled_at = time.perf_counter()
         self._stale = True
         changes = self._ledger.against(driver.read()) if full else self._ledger.take()
-        if self.fast is not None and (changes or rows):
-            self.fast.aside()
+        if changes or rows:
+            self._stand_aside()
         if changes:
-            driver.apply(changes)
+            try:
+                driver.apply(changes)
+            except KernelError as error:
+                if not about_content(error):
+                    raise
+                log.warning("policies: %s: looking for what is refused", error)
+                return self._carefully(len(rows), started, again=True)
         self._stale = False
-        if self.fast is not None and (changes or rows or self.aside):
-            self._hasten(self.fast, rows, full=full)
+        if changes or rows or self.aside:
+            everything = full or bool(self.aside)
+            self._hasten(_new(rows_of(self.view)) if everything else rows, full=everything)
         return SyncResult(
-            len(rows),
-            sum(delta.size for _, delta in changes),
-            full,
-            compiled - started,
-            time.perf_counter() - compiled,
+            len(rows), _size(changes), full, compiled_at - started, time.perf_counter() - compiled_at
         )
 
-    def _hasten(self, fast: FastPath, rows: list[RowDiff], *, full: bool) -> None:
-        full = full or bool(self.aside)
+    def _carefully(self, rows: int, started: float, *, again: bool) -> SyncResult:
+        """Program everything but what the kernel refuses, pods that depend on that closed. Always a full pass.
+
+        ``again``: also what was refused before.
+        """
+        compiler, driver, view = self.plane.compiler, self.plane.driver, self.view
+        self._stale = True
+        self._stand_aside()
+        actual = driver.read()
+        refusals = Refusals() if again else self.refusals.current(view)
+        for _ in range(ATTEMPTS):
+            closed = refusals.closed(view)
+            program = refusals.program(view, closed) if refusals.rows else list(rows_of(view))
+            ledger = compiled(compiler, program)
+            compiled_at = time.perf_counter()
+            changes = ledger.against(actual)
+            try:
+                driver.apply(changes)
+                break
+            except KernelError as error:
+                if not about_content(error):
+                    raise
+                last = error
+            refusals = find(view, compiler, actual, driver.check, refusals)
+        else:
+            raise last
+        self.refusals, self.closed, self._ledger, self._stale = refusals, closed, ledger, False
+        self._hasten(_new(program), full=True)
+        return SyncResult(
+            rows, _size(changes), True, compiled_at - started, time.perf_counter() - compiled_at
+        )
+
+    def _stand_aside(self) -> None:
+        """Have the data plane judge alone. A fast path that cannot even do that is taken away."""
+        if self.fast is None:
+            return
+        try:
+            self.fast.aside()
+        except KernelError as error:
+            log.error("policies: %s is given up: %s", self.fast.name, error)  # noqa: TRY400
+            fast, self.fast = self.fast, None
+            self.aside = ""
+            fast.remove()
+            fast.close()
+
+    def _hasten(self, rows: Iterable[RowDiff], *, full: bool) -> None:
+        if self.fast is None:
+            return
         self.aside = ""
         try:
-            fast.update(self._all_rows() if full else rows, full=full)
-            fast.apply()
+            self.fast.update(list(rows), full=full)
+            self.fast.apply()
         except KernelError as error:
             self.aside = str(error)
 
-    def _all_rows(self) -> list[RowDiff]:
-        tables = self.view.tables
-        return [RowDiff(name, key, ABSENT, value) for name in tables for key, value in tables[name].items()]
+
+def _new(rows: Iterable[ViewRow]) -> Iterator[RowDiff]:
+    return (RowDiff(table, key, ABSENT, value) for table, key, value in rows)
+
+
+def _size(changes: Changes) -> int:
+    return sum(delta.size for _, delta in changes)

@@ -23,6 +23,7 @@ from pycni.model.policy import (
     NetworkPolicy,
     Tier,
 )
+from pycni.view.policy_apart import apart
 from pycni.view.policy_groups import Groups
 from pycni.view.policy_pods import Census, Kind, Known, packed
 from pycni.view.policy_rules import ClusterSection, Match, Section, cluster_section, section
@@ -123,6 +124,17 @@ class PolicyView:
             self.waiting.pop(address, None)
         self._guard()
         return self._differences()
+
+    def holder(self, address: bytes) -> str | None:
+        """The pod that has an address, by its key."""
+        known = self._census.holders.get(address)
+        return None if known is None else known.key
+
+    def addresses(self, key: str) -> tuple[bytes, ...]:
+        """The addresses a pod has."""
+        known = self._census.of(key)
+        some = () if known is None else known.addresses
+        return tuple(item for item in some if self._census.holders.get(item) is known)
 
     def claimants(self, address: bytes) -> Iterable[str]:
         """Keys of the pods whose objects have an address."""
@@ -248,7 +260,7 @@ class PolicyView:
             if rules is None:
                 self._sections.pop((key, direction), None)
                 continue
-            found = self._sections[key, direction] = section(namespace, rules)
+            found = self._sections[key, direction] = apart(section(namespace, rules))
             live = self._live.get((NETWORK_POLICY, key, direction))
             if live is not None:
                 self._swap(live, found)

@@ -30,6 +30,10 @@ class NftDriver:
         """See ``base.Driver``: one transaction."""
         self._table.apply(dict(changes))
 
+    def check(self, changes: Changes) -> None:
+        """See ``base.Driver``."""
+        self._table.apply(dict(changes), check=True)
+
     def denied(self) -> Sequence[Denied]:
         """See ``base.Driver``. Several policies that isolate a pod all count what none of them allows."""
         sums: dict[tuple[str, str], tuple[int, int]] = {}
