@@ -177,6 +177,9 @@ class FastPath(Protocol):
     def drops(self) -> DropReader:
         """Live denials. Raises KernelError."""
 
+    def figures(self) -> Mapping[str, float]:
+        """For metrics: entries of maps (``flows``), their limits (``flows limit``) and the like. Raises KernelError."""
+
     def problems(self) -> Sequence[str]:
         """What keeps it from judging all it could, in words."""
 
