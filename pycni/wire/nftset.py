@@ -40,6 +40,9 @@ from pycni.wire.nftmsg import (
 MAX_LIST = 0xFFFF - 4 - 256
 """Bytes of elements in one message: an attribute's length has 16 bits, and an element has under 256 bytes."""
 NF_DROP, NF_ACCEPT, NFT_GOTO = 0, 1, -4
+_IFNAME = 41
+_HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
+"""libnftnl's note that a set's keys are no numbers in network order (NFTNL_UDATA_SET_KEYBYTEORDER): for nft list."""
 _INTERVAL, _MAP, _TIMEOUT, _EVAL = 4, 8, 0x10, 0x20
 _VERDICT_TYPE = 0xFFFFFF00
 _VERDICTS = {"drop": NF_DROP, "accept": NF_ACCEPT}
@@ -121,6 +124,8 @@ def add_set(table: str, spec: SetSpec, number: int) -> bytes:
         attrs += [attr_be32(6, _type(spec.value) if spec.value else _VERDICT_TYPE)]
         attrs += [attr_be32(7, spec.value_size)]
     attrs.append(attr_be32(10, number))
+    if len(spec.key) == 1 and spec.key[0].kind == _IFNAME:
+        attrs.append(attr(13, _HOST_ORDER))
     if spec.dynamic:
         attrs.append(nested(9, attr_be32(1, spec.dynamic)))
     if spec.counted:

@@ -589,6 +589,13 @@ def test_what_failed_is_made_up_for_by_the_next_call(guards, monkeypatch):
     assert guard.devices() == {pod.ifname for pod in some}
 
 
+def test_nft_shows_whose_the_rows_are(guards, netns):
+    guards().apply(pods(2))
+    text = run(f"nft list table bridge {TABLE}", netns)
+    for shown in ('"veth00000001",', '"veth00000002" . 02:00:00:00:00:02 . 10.1.0.2'):
+        assert shown in text
+
+
 def test_removing_leaves_nothing(guards, netns):
     guard = guards()
     guard.apply(pods(3))
