@@ -28,6 +28,7 @@ from typing import NoReturn, TypeVar
 from pycni.agent.health import Health
 from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.metrics import Registry
+from pycni.agent.service_facts import differences, node_facts
 from pycni.agent.settings import Settings
 from pycni.agent.tableguard import TableGuard
 from pycni.agent.underlay import detect
@@ -45,7 +46,6 @@ from pycni.store import Store
 from pycni.wire import rtnl
 from pycni_proxy import component_work, conntrack, planes, status
 from pycni_proxy.engine import Engine, SyncResult
-from pycni_proxy.facts import differences, node_facts
 from pycni_proxy.healthcheck import HealthChecks
 from pycni_proxy.metrics import ProxyMetrics
 from pycni_proxy.metrics_services import READ_S, ServiceMetrics

@@ -32,11 +32,14 @@ class Needs:
         """In a folder of manifests: EndpointSlices from Services and Pods."""
 
     def add(self, *selections: Selection) -> None:
-        """Raises ConfigError when a kind is wanted in two ways."""
+        """A kind that somebody wants whole is followed whole. Raises ConfigError for two different parts of one."""
         for item in selections:
             held = self.selections.setdefault(item.kind, item)
-            if held != item:
+            if held == item or held == type(item)(item.kind):
+                continue
+            if item != type(item)(item.kind):
                 raise ConfigError("components", item.kind, item, f"another part of the agent wants {held}")
+            self.selections[item.kind] = item
 
 
 class Sources:

@@ -6,6 +6,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 import pytest
 
+from pycni.agent.service_facts import EVERYWHERE, differences, node_facts
 from pycni.agent.settings_file import load
 from pycni.errors import KernelError
 from pycni.model.family import Family
@@ -14,7 +15,6 @@ from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
 from pycni.model.service import NodeFacts
 from pycni_proxy import detect, planes
-from pycni_proxy.facts import EVERYWHERE, differences, node_facts
 from tests.unit.proxy_fakes import FakePlane
 from tests.unit.service_world import net, pack
 

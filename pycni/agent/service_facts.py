@@ -1,6 +1,6 @@
-"""What the data planes must know of this node, from settings, the Node object, the underlay and the pod network. Pure.
+"""What resolving services depends on at this node: settings, the Node object, the underlay and the pod network. Pure.
 
-Life: the component asks for the facts before every pass; other facts than before mean new data planes and a full pass.
+Life: a component asks for the facts before every pass; other facts than before mean a full pass.
 Which families services have here follows the pod network, else ``cluster-cidr``, else the node's addresses.
 """
 
