@@ -99,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policy_xdp: str
     policy_spoof_check: bool
     policy_sync_period: int
+    policy_metrics_limit: int
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""

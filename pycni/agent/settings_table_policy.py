@@ -33,4 +33,10 @@ ROWS: tuple[Setting, ...] = (
         "How often the kernel's policies are read back and compared with what they should be.",
         unit="s",
     ),
+    Setting(
+        "policy-metrics-limit",
+        kinds.integer(0, 1000000),
+        200,
+        "Denied packets are metrics per policy for at most so many policies, those that deny most; 0: never.",
+    ),
 )
