@@ -7,7 +7,7 @@ of pods; from then on addresses that change hands are rows by their kind's group
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from pycni.view.policy_pods import Census, Kind, Known
 from pycni.view.policy_rules import Group, Match, Named
@@ -28,6 +28,8 @@ class Groups:
         self._drop = drop
         self._users: dict[str, int] = {}
         self._groups: dict[str, Group] = {}
+        self._tests: dict[str, _Test] = {}
+        """By name of the group."""
         self._home: dict[str, set[str]] = {}
         """Names of groups by the one namespace they are in; those of several under ""."""
         self._kinds: dict[str, set[Kind]] = {}
@@ -71,22 +73,23 @@ class Groups:
 
     def _start(self, group: Group, labels: Labels) -> None:
         self._groups[group.name] = group
+        self._tests[group.name] = _Union(group.parts) if group.parts else _One(group)
         self._home.setdefault(group.namespace, set()).add(group.name)
         self._kinds[group.name] = set()
         self._put(GROUPS, group.name, group)
         if group.namespace:
             for kind in self._census.in_namespace(group.namespace):
-                self._match(kind, group, labels)
+                self._match(kind, group, labels(group.namespace))
         else:
-            assert group.namespaces is not None
             for namespace in self._census.by_namespace:
-                if group.namespaces.matches(labels(namespace)):
+                space = labels(namespace)
+                if group.namespaces is None or group.namespaces.matches(space):
                     for kind in self._census.in_namespace(namespace):
-                        self._match(kind, group, labels, known=True)
+                        self._match(kind, group, space)
 
     def _end(self, group: Group) -> None:
         name = group.name
-        del self._users[name], self._groups[name]
+        del self._users[name], self._groups[name], self._tests[name]
         self._home[group.namespace].discard(name)
         for kind in self._kinds.pop(name):
             kind.groups.discard(name)
@@ -123,7 +126,7 @@ class Groups:
         """Labels of a namespace changed."""
         for kind in self._census.in_namespace(namespace):
             for name in self._home.get("", ()):
-                self._match(kind, self._groups[name], lambda _: labels)
+                self._match(kind, self._groups[name], labels)
 
     def leave(self, kind: Kind) -> None:
         """A kind without pods."""
@@ -134,14 +137,13 @@ class Groups:
 
     def _enter(self, kind: Kind, labels: Labels) -> None:
         self._seen.add(kind)
+        space = labels(kind.namespace)
         for home in (kind.namespace, ""):
             for name in self._home.get(home, ()):
-                self._match(kind, self._groups[name], labels)
+                self._match(kind, self._groups[name], space)
 
-    def _match(self, kind: Kind, group: Group, labels: Labels, *, known: bool = False) -> None:
-        inside = group.pods.matches(kind.labels) and (
-            known or group.namespaces is None or group.namespaces.matches(labels(kind.namespace))
-        )
+    def _match(self, kind: Kind, group: Group, space: Mapping[str, str]) -> None:
+        inside = self._tests[group.name].has(kind, space)
         if inside is (group.name in kind.groups):
             return
         if inside:
@@ -154,3 +156,39 @@ class Groups:
             self._kinds[group.name].discard(kind)
             for address in kind.addresses:
                 self._drop(MEMBERS, (group.name, address))
+
+
+class _One:
+    """Whether pods are in a group."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def has(self, kind: Kind, space: Mapping[str, str]) -> bool:
+        """``space``: labels of the kind's namespace."""
+        group = self._group
+        return (
+            group.pods.matches(kind.labels)
+            and (not group.namespace or group.namespace == kind.namespace)
+            and (group.namespaces is None or group.namespaces.matches(space))
+        )
+
+
+class _Union:
+    """Whether pods are in one of many groups: those are tried that want a label the pods have."""
+
+    def __init__(self, parts: Iterable[Group]) -> None:
+        self._by_label: dict[tuple[str, str], list[_One]] = {}
+        self._rest: list[_One] = []
+        for group in parts:
+            wanted = group.pods.labels
+            among = self._by_label.setdefault(wanted[-1], []) if wanted else self._rest
+            among.append(_One(group))
+
+    def has(self, kind: Kind, space: Mapping[str, str]) -> bool:
+        """See ``_One``."""
+        tried = (self._by_label.get(label, ()) for label in kind.labels.items())
+        return any(one.has(kind, space) for some in (self._rest, *tried) for one in some)
+
+
+_Test: TypeAlias = _One | _Union

@@ -1,9 +1,10 @@
 """Rules of network policies brought into the form compilers want: what a packet has to match, without selectors. Pure.
 
 Life: ``section`` and ``cluster_section`` turn a policy's rules of one direction into ``Match``es, once per policy
-object. Peers by labels become ``Group``s, which many policies share and whose members ``view/policies`` keeps; blocks
-become disjoint ranges; ports become disjoint ranges per protocol and names. Rules of a NetworkPolicy only allow, so
-those with the same ports or the same peers become one; those of a ClusterNetworkPolicy stay as they are and in order.
+object. Peers by labels become ``Group``s, which many policies share and whose members ``view/policies`` keeps, and many
+of them in one rule become a union; blocks become disjoint ranges; ports become disjoint ranges per protocol and names.
+Rules of a NetworkPolicy only allow, so those with the same ports or the same peers become one; those of a
+ClusterNetworkPolicy stay as they are and in order. ``policy_apart`` goes on where many are left.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Group(NamedTuple):
     """The namespace they are in; "" when ``namespaces`` says."""
     namespaces: Selector | None
     pods: Selector
+    parts: tuple[Group, ...] = ()
+    """Of a union: pods of any of these, whatever the selectors above say."""
 
 
 class Ports(NamedTuple):
@@ -76,6 +79,8 @@ class ClusterMatch(NamedTuple):
     match: Match
 
 
+SEVERAL = 2
+"""So many groups of a match stay groups, which many policies share; more become a union."""
 Section: TypeAlias = tuple[Match, ...]
 ClusterSection: TypeAlias = tuple[ClusterMatch, ...]
 
@@ -98,7 +103,8 @@ def section(namespace: str, rules: Sequence[Rule]) -> Section:
         match = _match(namespace, some, None)
         if match is not None:
             same.setdefault(match, []).append(ports)
-    return tuple(match._replace(ports=_joined(some)) for match, some in same.items())
+    matches = [match._replace(ports=joined(some)) for match, some in same.items()]
+    return tuple(few_groups(match, SEVERAL) for match in matches)
 
 
 def cluster_section(rules: Sequence[ClusterRule]) -> ClusterSection:
@@ -112,7 +118,7 @@ def cluster_section(rules: Sequence[ClusterRule]) -> ClusterSection:
         ports = _ports(rule.ports)
         match = _match("", rule.peers, ports)
         if match is not None and (ports is None or ports.numbers or ports.names):
-            found.append(ClusterMatch(rule.action, match))
+            found.append(ClusterMatch(rule.action, few_groups(match, SEVERAL)))
     return tuple(found)
 
 
@@ -166,6 +172,20 @@ def group_of(namespace: str, peer: Peer) -> Group:
     return Group(hashlib.blake2b(raw, digest_size=6).hexdigest(), home, peer.namespaces, pods)
 
 
+def few_groups(match: Match, most: int) -> Match:
+    """The same with a union in place of more groups than that."""
+    return match if len(match.groups) <= most else match._replace(groups=(united(match.groups),))
+
+
+def united(groups: Sequence[Group]) -> Group:
+    """The union of groups, of which none is a union."""
+    parts = tuple(sorted(groups, key=lambda group: group.name))
+    homes = {group.namespace for group in parts}
+    raw = "".join(group.name for group in parts).encode()
+    name = hashlib.blake2b(raw, digest_size=6, person=b"union").hexdigest()
+    return Group(name, homes.pop() if len(homes) == 1 else "", None, Selector(), parts)
+
+
 def union(blocks: Iterable[IpBlock], family: Family) -> tuple[Range, ...]:
     """All addresses of blocks, each without what it excludes, as disjoint ranges that do not touch."""
     spans: list[tuple[int, int]] = []
@@ -174,7 +194,7 @@ def union(blocks: Iterable[IpBlock], family: Family) -> tuple[Range, ...]:
             continue
         first = int(block.cidr.network_address)
         last = int(block.cidr.broadcast_address)
-        for low, high in _merged(
+        for low, high in merged(
             (int(net.network_address), int(net.broadcast_address))
             for net in block.excluded
             if Family.of(net) is family
@@ -187,13 +207,13 @@ def union(blocks: Iterable[IpBlock], family: Family) -> tuple[Range, ...]:
         if first <= last:
             spans.append((first, last))
     size = family.bits // 8
-    return tuple((low.to_bytes(size, "big"), high.to_bytes(size, "big")) for low, high in _merged(spans))
+    return tuple((low.to_bytes(size, "big"), high.to_bytes(size, "big")) for low, high in merged(spans))
 
 
 def _ports(ports: Sequence[PortRange] | None) -> Ports | None:
     if ports is None:
         return None
-    return _joined(
+    return joined(
         [
             Ports(names=((port.protocol, port.name),))
             if port.name
@@ -203,7 +223,7 @@ def _ports(ports: Sequence[PortRange] | None) -> Ports | None:
     )
 
 
-def _joined(some: Sequence[Ports | None]) -> Ports | None:
+def joined(some: Sequence[Ports | None]) -> Ports | None:
     """All that any of them has."""
     numbers: dict[int, list[tuple[int, int]] | None] = {}
     names: set[Named] = set()
@@ -218,12 +238,12 @@ def _joined(some: Sequence[Ports | None]) -> Ports | None:
             elif known is not None:
                 known += ranges
     return Ports(
-        tuple((protocol, tuple(_merged(numbers[protocol] or ()))) for protocol in sorted(numbers)),
+        tuple((protocol, tuple(merged(numbers[protocol] or ()))) for protocol in sorted(numbers)),
         tuple(sorted(names)),
     )
 
 
-def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Disjoint, sorted, not touching."""
     found: list[tuple[int, int]] = []
     for low, high in sorted(spans):

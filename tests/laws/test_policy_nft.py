@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pycni.policy.base import Packet
+from pycni.policy.nft import compile as compile_module
 from pycni.policy.nft.compile import NftCompiler
 from pycni.policy.nft.layout import CHAINS, ID, PORTS, fixed_chains, group_id, row_sets
 from pycni.policy.nft.rules import condition, instructions
 from pycni.reconcile.ledger import Ledger
+from pycni.view import policy_apart, policy_rules
 from pycni.view.policies import KINDS, PolicyView
 from pycni.view.policy_oracle import Cause, verdict
 from pycni.view.policy_stages import ABSENT, GROUPS, TABLES
@@ -67,6 +70,38 @@ def test_the_compiled_tables_do_what_the_api_says(seed):
     for ask in world.connections:
         told = verdict(world, *ask)
         assert decided(nodes, ask) is told.allowed, f"{told}\n{ask}"
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Rules are brought together and apart as soon as it is possible."""
+    monkeypatch.setattr(policy_apart, "MANY", 0)
+    monkeypatch.setattr(policy_rules, "SEVERAL", 0)
+    monkeypatch.setattr(compile_module, "MANY", 0)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SEEDS)
+def test_rules_by_ports_do_what_the_api_says(eager, seed):
+    world = make_world(seed, connections=40)
+    nodes = {name: fresh(name, world.snapshot()) for name in NODES}
+    for ask in world.connections:
+        told = verdict(world, *ask)
+        assert decided(nodes, ask) is told.allowed, f"{told}\n{ask}"
+
+
+@pytest.mark.usefixtures("eager")
+def test_rules_by_ports_are_there():
+    words = Counter(
+        word
+        for seed in range(40)
+        for rules in fresh("n1", make_world(seed).snapshot()).ledger.tables[CHAINS].values()
+        for rule in rules
+        for word in ("group-of", "block-of", " group ", " block ", " ports ", " named ")
+        if word in rule
+    )
+    assert min(words.values()) > 5
+    assert len(words) == 6
 
 
 def random_steps(seed, steps=12):
@@ -137,7 +172,7 @@ def test_what_leads_somewhere_leads_to_what_is_there(seed):
     for version, size in ((4, 4), (6, 16)):
         assert {key[size:] for key in tables[f"groups{version}"]} <= live
         mine = [item for item in found_in(tables) if item.version == version]
-        places = {bytes.fromhex(item.block) for item in mine if item.block}
+        places = {bytes.fromhex(item.block) for item in mine if item.block and not item.by_port}
         assert {key[:ID] for key in tables[f"blocks{version}"]} == places
     assert {key[:ID] for key in tables[PORTS]} == {
         bytes.fromhex(item.ports) for item in found_in(tables) if item.ports

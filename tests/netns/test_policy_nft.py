@@ -67,6 +67,18 @@ WORLDS = {
         policy("lone/n", egress=(rule(EVERYBODY, ports=[HTTP]),)),
     ),
     "a range of ports": (policy("shop/r", ingress=(rule(ports=[PortRange(first=81, last=9000), UDP80]),)),),
+    "many rules with ports of their own": (
+        policy("shop/m", ingress=(
+            rule(Peer(pods=web(app="db")), ports=[TCP80]), rule(block("10.244.0.0/16"), ports=[TCP80, UDP80]),
+            rule(Peer(namespaces=web(team="l")), block("fd00:244:2::/64"), ports=[PortRange(first=8000, last=9000)]),
+            *(rule(block(f"192.0.2.{n}/32"), Peer(pods=web(app=f"n{n}")), ports=[PortRange(first=80, last=90 + n)]) for n in range(6)),
+            rule(ports=[PortRange(protocol=UDP, first=8080, last=8080)]), rule(EVERYBODY, ports=[HTTP]),
+        )),
+        policy("lone/m", egress=(
+            *(rule(Peer(namespaces=web(team="s"), pods=web(app=app)), ports=[port]) for app, port in (("web", TCP80), ("db", UDP80))),
+            *(rule(Peer(pods=web(app=f"n{n}")), block("10.244.2.0/24"), ports=[PortRange(first=8070 + n, last=8080)]) for n in range(4)),
+        )),
+    ),
     "stacked policies": (
         policy("shop/one", web(app="db"), ingress=(rule(Peer(pods=web(app="web")), ports=[TCP80]),)),
         policy("shop/two", web(app="db"), ingress=(rule(EVERYBODY, ports=[UDP80]),), egress=()),
@@ -83,6 +95,12 @@ WORLDS = {
         cluster("b", Tier.ADMIN, 2, ingress=(does(Action.DENY, EVERYBODY),)),
     ),
 }  # fmt: skip
+LISTED = (
+    "stacked policies",
+    "admin before, baseline behind",
+    "a named port",
+    "many rules with ports of their own",
+)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +315,7 @@ def test_a_pod_not_known_yet_is_closed_as_far_as_policies_may_isolate_it(rig):
 
 
 def test_a_new_engine_adopts_what_is_there_and_repairs_damage(rig, spaces):
-    rig.only(*WORLDS["stacked policies"], *WORLDS["admin before, baseline behind"])
+    rig.only(*(one for name in LISTED for one in WORLDS[name]))
     other = engine_in(spaces.path("node"))
     try:
         assert other.sync(rig.store.snapshot()).operations == 0
@@ -308,6 +326,7 @@ def test_a_new_engine_adopts_what_is_there_and_repairs_damage(rig, spaces):
             f"flush set inet {TABLE} groups4",
             f"flush set inet {TABLE} blocks4",
             f"flush set inet {TABLE} ports",
+            f"flush map inet {TABLE} classes",
             f"insert rule inet {TABLE} egress accept",
             f"add chain inet {TABLE} theirs",
             f"add element inet {TABLE} closed_ingress4 {{ 10.244.1.13 }}",
@@ -330,7 +349,7 @@ def test_removing_leaves_nothing(rig, spaces):
 
 
 def test_nft_loads_the_text_and_lists_the_table(rig, spaces, netns):
-    rig.only(*WORLDS["stacked policies"], *WORLDS["admin before, baseline behind"], *WORLDS["a named port"])
+    rig.only(*(one for name in LISTED for one in WORLDS[name]))
     text = "\n".join(rig.engine.plane.compiler.text(rig.engine.tables)) + "\n"
     subprocess.run([*namespaces.exec_prefix(netns), "nft", "-f", "-"], input=text, text=True, check=True)
     ours, theirs = (run(name, f"nft list table inet {TABLE}") for name in (spaces.names["node"], netns))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pycni.model.family import Family
 from pycni.model.kube import SCTP, TCP, UDP
 from pycni.model.policy import Action, ClusterRule, Direction, IpBlock, Peer, PortRange, Rule, Selector
+from pycni.view.policy_apart import apart
 from pycni.view.policy_rules import Match, Ports, cluster_section, directions, group_of, section, union
 from pycni.wire.netlink import MalformedError, attr, nested
 from pycni.wire.nftmsg import attr_be32
@@ -190,3 +191,89 @@ def test_ranges_are_read_back(dump, ranges):
 def test_a_range_inside_another_is_malformed():
     with pytest.raises(MalformedError, match="net4-x"):
         decode_ranges(SPEC, [edges("10.0.0.0", "10.0.0.5", "-10.0.0.9")])
+
+
+def allows(matches, group, address, protocol, number, names=()):
+    """Whether one of the matches has this peer and this port."""
+    return any(
+        (
+            match.anybody
+            or group in {part.name for one in match.groups for part in one.parts or (one,)}
+            or any(first <= address <= last for first, last in match.ranges[0])
+        )
+        and (
+            match.ports is None
+            or bool(set(match.ports.names) & set(names))
+            or any(
+                item == protocol and (not ranges or any(low <= number <= high for low, high in ranges))
+                for item, ranges in match.ports.numbers
+            )
+        )
+        for match in matches
+    )
+
+
+PEERS = [Peer(pods=Selector(labels=(("app", f"a{number}"),))) for number in range(3)] + [
+    Peer(block=block(f"10.0.{number}.0/24")) for number in range(3)
+]
+PORTS = [PortRange(protocol=protocol, first=low, last=high) for protocol in (TCP, UDP) for low, high in ((1, 9), (5, 5), (4, 7), (9, 12))] + [
+    PortRange(), PortRange(name="http"), PortRange(name="dns"),
+]  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.none(), st.lists(st.sampled_from(PEERS), min_size=1, max_size=2)),
+            st.one_of(st.none(), st.lists(st.sampled_from(PORTS), min_size=1, max_size=2)),
+        ),
+        min_size=5,
+        max_size=9,
+    )
+)
+def test_matches_brought_apart_allow_the_same(rules):
+    whole = section(
+        "a", [Rule(peers=peers and tuple(peers), ports=ports and tuple(ports)) for peers, ports in rules]
+    )
+    parts = apart(whole)
+    pieces = [item.ports for item in parts if item.ports is not None]
+    if parts is not whole:
+        assert all(len(item.groups) < 2 for item in parts if item.ports is not None)
+        for protocol in (TCP, UDP):
+            for number in range(14):
+                owners = [
+                    item for item in pieces if allows([Match(True, ports=item)], "", b"", protocol, number)
+                ]
+                assert len(owners) < 2
+    for index in range(4):
+        group = group_of("a", PEERS[index]).name if index < 3 else ""
+        for protocol, number, names in itertools.product((TCP, UDP), range(14), ((), ((TCP, "http"),))):
+            ask = (group, bytes((10, 0, index, 1)), protocol, number, names)
+            assert allows(parts, *ask) is allows(whole, *ask)
+
+
+def test_what_would_grow_too_much_stays_as_it_is():
+    rules = [
+        Rule(
+            peers=(Peer(pods=Selector(labels=(("app", str(number)),))),),
+            ports=(PortRange(first=1, last=number),),
+        )
+        for number in range(1, 60)
+    ]
+    whole = section("a", rules)
+    assert len(whole) == 59
+    assert apart(whole) is whole
+    assert len(apart(section("a", rules[:5]))) == 5
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_many_groups_become_a_union(most):
+    peers = tuple(PEERS[:most]) + (Peer(namespaces=WEB),) * (most - 1)
+    (match,) = section("a", [Rule(peers=peers, ports=None)])
+    (group,) = match.groups
+    assert {part.name for part in group.parts} == {group_of("a", peer).name for peer in peers}
+    assert group.namespace == ""
+    assert section("a", [Rule(peers=peers[::-1], ports=None)]) == (match,)
+    assert section("b", [Rule(peers=peers, ports=None)]) != (match,)
+    (own,) = section("a", [Rule(peers=tuple(PEERS[:3]), ports=None)])
+    assert own.groups[0].namespace == "a"

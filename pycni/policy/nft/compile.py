@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from pycni.model.family import Family
-from pycni.model.policy import Action, Direction
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY, Action, Direction
 from pycni.policy.base import Decision, Packet
 from pycni.policy.nft import evaluate
 from pycni.policy.nft.layout import (
     CHAINS,
+    CLASSES,
     PORTS,
     SIDES,
     TABLE_ROW,
@@ -28,9 +30,9 @@ from pycni.policy.nft.layout import (
     group_id,
     groups,
     hashed,
-    judged_value,
     named_id,
     named_ports,
+    named_value,
     place,
     plain,
     policy_chain,
@@ -43,9 +45,11 @@ from pycni.policy.nft.layout import (
 )
 from pycni.policy.nft.listing import table_text
 from pycni.reconcile.ledger import Tables
-from pycni.view.policy_rules import Match, Section, directions
+from pycni.view.policy_apart import MANY
+from pycni.view.policy_rules import Match, Ports, Section, directions
 from pycni.view.policy_stages import ClusterPart, Stages, Subject
 
+_ALL_PORTS = ((0, 0xFFFF),)
 _FAMILY = {4: Family.V4, 6: Family.V6}
 _Data: TypeAlias = Tables
 """Blocks and ports of rules: set -> elements."""
@@ -93,9 +97,6 @@ class NftCompiler:
         return table_text(tables)
 
 
-_ALL_PORTS = ((0, 0xFFFF),)
-
-
 def _closed(address: bytes, direction: Direction) -> str:
     return f"closed_{SIDES[direction]}{version_of(address)}"
 
@@ -106,7 +107,7 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     tables: Tables = {
         CHAINS: dict[Any, Any](chains),
         verdicts(side, version): {verdict_name(chain): chain},
-        f"judged_{side}{version}": {address: judged_value(chain)},
+        f"judged_{side}{version}": {address: named_value(verdict_name(chain))},
         f"self{version}": {address + other: None for other in subject.siblings},
     }
     if subject.stages.policies is not None:
@@ -114,16 +115,66 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
     return {**tables, **data}
 
 
+def _disjoint(section: Section) -> bool:
+    """Whether a packet's port, by its number, is in at most one match, and that has no more than one group."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for match in section:
+        if match.ports is None:
+            continue
+        if len(match.groups) > 1:
+            return False
+        for protocol, numbers in match.ports.numbers:
+            spans.setdefault(protocol, []).extend(numbers or _ALL_PORTS)
+    return all(one[1] < next_[0] for some in spans.values() for one, next_ in pairwise(sorted(some)))
+
+
+def _by_ports(version: int, direction: Direction, key: str, section: Section, data: _Data) -> Iterator[str]:
+    """Rules for the numbers of ports of all matches at once; what depends on the port goes to ``data``."""
+    side = SIDES[direction]
+    anybody, group, block = (place(NETWORK_POLICY, key, side, number) for number in (-1, -2, -3))
+    words: set[str] = set()
+    for index, match in enumerate(section):
+        if match.ports is None or not match.ports.numbers:
+            continue
+        if match.anybody:
+            words.add(f" ports {anybody}")
+            data.setdefault(PORTS, {}).update(dict.fromkeys(_spans(match.ports, anybody)))
+        for item in match.groups:
+            words.add(f" group-of {group}")
+            value = named_value(group_id(item.name))
+            data.setdefault(CLASSES, {}).update(dict.fromkeys(_spans(match.ports, group), value))
+        where = bytes.fromhex(place(NETWORK_POLICY, key, side, index))
+        some = match.of(_FAMILY[version])
+        if some:
+            words.add(f" block-of {block}")
+            data.setdefault(CLASSES, {}).update(dict.fromkeys(_spans(match.ports, block), named_value(where)))
+            data.setdefault(blocks(version), {}).update(
+                (where + first + where + last, None) for first, last in some
+            )
+    yield from (f"if {version} {side}{word} then accept" for word in sorted(words))
+
+
+def _spans(ports: Ports, where: str) -> Iterator[bytes]:
+    """Numbers of ports at a place."""
+    key = bytes.fromhex(where)
+    for protocol, numbers in ports.numbers:
+        for first, last in numbers or _ALL_PORTS:
+            yield key + service_bytes(protocol, first) + key + service_bytes(protocol, last)
+
+
 def _section(key: str, direction: Direction, section: Section) -> Tables:
     side = SIDES[direction]
     chains: dict[Any, Any] = {}
     data: _Data = {}
+    by_ports = len(section) > MANY and _disjoint(section)
     for version in VERSIONS:
-        rules: list[str] = []
+        rules = [*_by_ports(version, direction, key, section, data)] if by_ports else []
         for index, match in enumerate(section):
-            rules += _rules(
-                version, direction, match, place("NetworkPolicy", key, side, index), "accept", data
-            )
+            rest = match
+            if by_ports and match.ports is not None:
+                rest = match._replace(ports=Ports(names=match.ports.names))
+            where = place(NETWORK_POLICY, key, side, index)
+            rules += _rules(version, direction, rest, where, "accept", data)
         chains[policy_chain(version, side, key)] = tuple(rules)
     return {CHAINS: chains, **data}
 
@@ -165,7 +216,7 @@ def _parts(  # noqa: PLR0917 - two of them collect
     """The rules of a tier; Pass leads to ``behind``."""
     for part in parts:
         for index, rule in enumerate(part.rules):
-            where = place("ClusterNetworkPolicy", part.name, SIDES[direction], index)
+            where = place(CLUSTER_NETWORK_POLICY, part.name, SIDES[direction], index)
             if rule.action is Action.DENY:
                 verdict = _deny(chains, SIDES[direction], [f"ClusterNetworkPolicy {part.name}"])
             else:
@@ -204,13 +255,8 @@ def _ports(match: Match, where: str, data: _Data) -> Iterator[str]:
     if match.ports is None:
         yield ""
         return
-    key = bytes.fromhex(where)
     if match.ports.numbers:
-        data.setdefault(PORTS, {}).update(
-            (key + service_bytes(protocol, first) + key + service_bytes(protocol, last), None)
-            for protocol, numbers in match.ports.numbers
-            for first, last in numbers or _ALL_PORTS
-        )
+        data.setdefault(PORTS, {}).update(dict.fromkeys(_spans(match.ports, where)))
         yield f" ports {where}"
     for protocol, name in match.ports.names:
         yield f" proto {protocol} named {plain(name)}"

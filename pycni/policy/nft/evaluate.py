@@ -12,6 +12,7 @@ from typing import Any
 from pycni.policy.base import Decision, Packet
 from pycni.policy.nft.layout import (
     CHAINS,
+    CLASSES,
     ID,
     PORTS,
     SIDES,
@@ -106,21 +107,29 @@ class _Walk:
         if found.version != self._version:
             return False
         service = service_bytes(packet.protocol, packet.port)
-        if found.ports and not self._within(PORTS, bytes.fromhex(found.ports) + service):
+        if found.by_port:
+            row = self._range(CLASSES, bytes.fromhex(found.by_port) + service)
+            return row is not None and self._is(found, named_by(self._tables[CLASSES][row]))
+        if found.ports and self._range(PORTS, bytes.fromhex(found.ports) + service) is None:
             return False
         if found.named is not None:
             key = packet.destination + port_bytes(packet.port) + named_id(found.named)
             if packet.protocol != found.named[0] or key not in self._table("named"):
                 return False
-        if found.block:
-            return self._within(blocks(self._version), bytes.fromhex(found.block) + self._other)
-        return not found.group or self._other + group_id(found.group) in self._table("groups")
+        name = bytes.fromhex(found.block) if found.block else group_id(found.group)
+        return not (found.block or found.group) or self._is(found, name)
 
-    def _within(self, name: str, key: bytes) -> bool:
+    def _is(self, found: Condition, name: bytes) -> bool:
+        """Whether the other end is in these blocks or in this group."""
+        if found.block:
+            return self._range(blocks(self._version), name + self._other) is not None
+        return self._other + name in self._table("groups")
+
+    def _range(self, name: str, key: bytes) -> bytes | None:
+        """The row whose range has a key."""
         size = len(key)
-        return any(
-            row[:size] <= key <= row[size:] for row in self._tables.get(name, {}) if row.startswith(key[:ID])
-        )
+        rows = (row for row in self._tables.get(name, {}) if row.startswith(key[:ID]))
+        return next((row for row in rows if row[:size] <= key <= row[size:]), None)
 
     def _table(self, name: str) -> Mapping[Any, Any]:
         return self._tables.get(f"{name}{self._version}", {})

@@ -11,6 +11,7 @@
       namedN                 set  address . port . name                    pods' ports of a name
     for all of them:
       ports                  set  ranges of place . protocol . port        what ports rules allow
+      classes                map  the same -> 0 . group or place of blocks who may, where that depends on the port
 
     chains
       egress, ingress        hooks: first packets only, then ``egressN``, ``ingressN``
@@ -56,7 +57,7 @@ NEIGHBOURS = ((130, 137), (143, 143))
 PREFIX_MAX = 120
 """Bytes of a log prefix; the kernel takes 127."""
 
-TABLE_ROW, CHAINS, PORTS = "table", "chains", "ports"
+TABLE_ROW, CHAINS, PORTS, CLASSES = "table", "chains", "ports", "classes"
 VERSIONS = (4, 6)
 SIDES = {Direction.EGRESS: "egress", Direction.INGRESS: "ingress"}
 HOOKS = {"egress": Hook("filter", POSTROUTING, 90), "ingress": Hook("filter", POSTROUTING, 91)}
@@ -74,7 +75,10 @@ def version_of(address: bytes) -> int:
 
 def row_sets() -> dict[str, SetSpec]:
     """The sets, whose elements are rows, in dependency order."""
-    specs = [SetSpec(PORTS, (number(ID + 8),), interval=True)]
+    specs = [
+        SetSpec(PORTS, (number(ID + 8),), interval=True),
+        SetSpec(CLASSES, (number(ID + 8),), (MARK, MARK, MARK), interval=True),
+    ]
     for version in VERSIONS:
         address = _ADDRESS[version]
         specs += (SetSpec(f"own{version}", (address,)), SetSpec(f"self{version}", (address, address)))
@@ -143,14 +147,14 @@ def verdict_name(chain: str) -> bytes:
     return hashlib.blake2b(chain.encode(), digest_size=8).digest()
 
 
-def judged_value(chain: str) -> bytes:
-    """The same as it lies in values of ``judged_*``."""
-    return _FILLING + verdict_name(chain)
+def named_value(name: bytes) -> bytes:
+    """A name as it lies in values of ``judged_*`` and ``classes``."""
+    return _FILLING + name
 
 
 def named_by(value: bytes) -> bytes:
-    """The name in a value of ``judged_*``."""
-    return value[4:]
+    """The name in such a value."""
+    return value[len(_FILLING) :]
 
 
 def policy_chain(version: int, side: str, key: str) -> str:

@@ -1,7 +1,8 @@
 """The table in nft's language, as people would write it: for logs, ``pycnictl dump`` and tests. Pure.
 
 ``nft -f`` loads it. Two steps are shown as one: ``judged_*`` as verdict maps, and every group, block, place of ports
-and name of a port as a set of its own (see ``layout`` for how they lie in the kernel).
+and name of a port as a set of its own; what depends on the port by ``classes`` is a rule for each group or block (see
+``layout`` for how they lie in the kernel).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pycni.model.family import show
 from pycni.model.kube import PROTOCOL_NAMES
 from pycni.policy.nft.layout import (
     CHAINS,
+    CLASSES,
     HOOKS,
     ID,
     PORTS,
@@ -44,10 +46,26 @@ def table_text(tables: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     for version in VERSIONS:
         lines += _set(f"own{version}", _ADDRESS[version], map(show, sorted(tables.get(f"own{version}", ()))))
         lines += _own(version, tables)
+    chains = {name: tuple(_written_out(rules, tables)) for name, rules in chains.items()}
     lines += _shared(chains.values(), tables)
     for name, rules in chains.items():
         lines += _chain(name, rules)
     return [*lines, "}"]
+
+
+def _written_out(rules: Iterable[str], tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
+    """Rules with one for each group or block in place of those that look into ``classes``."""
+    for rule in rules:
+        found = condition(rule) if " group-of " in rule or " block-of " in rule else None
+        if found is None:
+            yield rule
+            continue
+        key = bytes.fromhex(found.by_port)
+        names = {named_by(value) for row, value in tables.get(CLASSES, {}).items() if row.startswith(key)}
+        for name in sorted(names):
+            peer = f"group {name[:6].hex()}" if found.group else f"block {name.hex()}"
+            ports = f"ports {found.by_port}{name.hex()}"
+            yield f"if {found.version} {found.side} {peer} {ports} then {found.verdict}"
 
 
 def _own(version: int, tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
@@ -106,9 +124,10 @@ def _shared(chains: Iterable[tuple[str, ...]], tables: Mapping[str, Mapping[Any,
             lambda key, size=size: f"{show(key[:size])} . {_port(key[size:])}",  # type: ignore[misc]
         )
     kind = "inet_proto . inet_service; flags interval"
-    yield from _split(
-        ifs, lambda found: found.ports, PORTS, kind, _by(tables, PORTS, 0), bytes.fromhex, _service
-    )
+    rows = {**_by(tables, PORTS, 0)}
+    for row, value in sorted(tables.get(CLASSES, {}).items()):
+        rows.setdefault(row[:ID] + named_by(value), []).append(row[ID:])
+    yield from _split(ifs, lambda found: found.ports, PORTS, kind, rows, bytes.fromhex, _service)
 
 
 def _by(tables: Mapping[str, Mapping[Any, Any]], name: str, at: int) -> Mapping[bytes, list[bytes]]:

@@ -14,6 +14,7 @@ them; ``nft_text`` prints what they mean. N is 4 or 6, D ``egress`` or ``ingress
     judge N D                    what policies say of the pod
     closed N D goto C            a pod that should have been judged
     if N D [group G | block PLACE] [ports PLACE | proto P named NAME] then accept|goto C
+    if N D group-of|block-of PLACE then accept|goto C         the group or blocks that ``classes`` has for the port
     jump C / goto C / accept / drop
     count D NAME                 counts packets denied by a policy
     log TEXT                     tells nfnetlink_log, some per second
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from pycni.policy.base import JUDGED_MARK
 from pycni.policy.nft.layout import (
+    CLASSES,
     LOG_BURST,
     LOG_GROUP,
     LOG_RATE,
@@ -61,6 +63,8 @@ class Condition(NamedTuple):
     """Place of the protocols and ports one of which it has to be; "": any."""
     named: Named | None
     """Of the destination."""
+    by_port: str
+    """Place in ``classes``; ``group`` or ``block`` is the same then: which one it is that has to have the other end."""
     verdict: str
     """``accept`` or a chain."""
 
@@ -73,10 +77,11 @@ def condition(rule: str) -> Condition:
     return Condition(
         int(version),
         side,
-        found.get("group", ""),
-        found.get("block", ""),
+        found.get("group", found.get("group-of", "")),
+        found.get("block", found.get("block-of", "")),
         found.get("ports", ""),
         (int(found["proto"]), found["named"]) if "named" in found else None,
+        found.get("group-of", found.get("block-of", "")),
         verdict.removeprefix("goto "),
     )
 
@@ -108,6 +113,8 @@ def _address(version: int, register: int, *, source: bool) -> bytes:
 def _if(found: Condition) -> bytes:
     version = found.version
     size = _SIZE[version] // 4
+    if found.by_port:
+        return _by_port(found) + _then(found.verdict)
     out = b""
     if found.group:
         out += _other(version, found.side, 0) + x.immediate(size, group_id(found.group))
@@ -122,6 +129,19 @@ def _if(found: Condition) -> bytes:
         out += _address(version, 0, source=False) + x.payload(x.TRANSPORT_HEADER, 2, 2, size)
         out += x.immediate(size + 1, named_id(found.named)) + _lookup(named_ports(version))
     return out + _then(found.verdict)
+
+
+def _by_port(found: Condition) -> bytes:
+    """What ``classes`` says goes beside the address. As in ``_judge``, nft wants to have seen something there."""
+    version = found.version
+    size = _SIZE[version] // 4
+    service = x.immediate(0, bytes.fromhex(found.by_port)) + _SERVICE
+    if found.group:
+        filling = x.meta(x.META_MARK, size) + x.meta(x.META_MARK, size + 1)
+        service += x.lookup(CLASSES, 0, size - 1)
+        return filling + service + _other(version, found.side, 0) + _lookup(groups(version))
+    service += x.lookup(CLASSES, 0, 0)
+    return x.meta(x.META_MARK, 1) + service + _other(version, found.side, 3) + x.lookup(blocks(version), 1)
 
 
 _SERVICE = x.meta(x.META_L4PROTO, 2) + x.payload(x.TRANSPORT_HEADER, 2, 2, 3)
