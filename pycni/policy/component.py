@@ -43,6 +43,7 @@ from pycni.policy.component_report import PolicyReport
 from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.policy.nft.layout import TABLE
 from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of
+from pycni.policy.settled import Settled
 from pycni.policy.shut import Shut
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, eternal, on_loop
@@ -82,6 +83,7 @@ class PolicyComponent:
         self._worker = ThreadPoolExecutor(1, "policy")
         self._tracker = store.track(*KINDS)
         self._objects = store.current()
+        self._settled = Settled(self._objects, lambda: self.report.reason)
         self._pods = LocalPods(settings.node_name)
         self._overlay = Overlay(self._objects, self._pods)
         self._runner = Runner(
@@ -116,7 +118,7 @@ class PolicyComponent:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about policies."""
-        return {}
+        return self._settled.routes()
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The records of this node's pods, once the agent has them."""
@@ -231,6 +233,7 @@ class PolicyComponent:
 
         Returns what was done and who had which address then. ``most``: nothing is done for more changes than that.
         """
+        number = self._settled.seen()
         changed, moved = self._tracker.take(), self._pods.take()
         holders = self._pods.holders()
         try:
@@ -241,11 +244,14 @@ class PolicyComponent:
                 return None, None
             keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
             if not (full or engine.stale or changed or keys or moved.addresses):
+                self._settled.reached(number)
                 return None, holders
             if keys:
                 changed[POD] = changed.get(POD, set()) | keys
             waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
-            return engine.sync(self._overlay, None if full else changed, waiting), holders
+            result = engine.sync(self._overlay, None if full else changed, waiting)
+            self._settled.reached(number)
+            return result, holders
         except BaseException:
             self._tracker.put_back(changed)
             self._pods.put_back(moved)
