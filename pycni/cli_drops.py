@@ -21,6 +21,8 @@ from pycni import cli_agent
 from pycni.cli_agent import Agent, AgentError
 
 _END = object()
+_NAMES = {"0": "ARP", "1": "ICMP", "58": "ICMPv6"}
+"""Of protocols without ports, by number."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +114,7 @@ def text(row: Mapping[str, Any], *, colours: bool = False) -> str:
         return _coloured(f"{row['node']}: {row['trouble']}", 31, colours=colours)
     when = time.strftime("%H:%M:%S", time.localtime(row["time"])) + f".{int(row['time'] % 1 * 1000):03d}"
     ends = f"{_end(row, 'source', 'source_port')} -> {_end(row, 'destination', 'port')}"
-    protocol = {"1": "ICMP", "58": "ICMPv6"}.get(row["protocol"], row["protocol"])
+    protocol = _NAMES.get(row["protocol"], row["protocol"])
     more = f" and {row['more']} more" if row["more"] else ""
     what = _coloured(f"{row['direction']:<7} {row['policy']}{more}", 31, colours=colours)
     return f"{when} {row['node']} {row['by']:<8} {protocol:<5} {ends}  {what}"

@@ -99,7 +99,8 @@ class NflogSocket:
             missed = (packet.sequence - max(self._next, 0)) & 0xFFFFFFFF
             self._lost += missed
             self._next = (packet.sequence + 1) & 0xFFFFFFFF
-            self._overrun = False
+            # The error comes first, then what was queued before it, then the gap.
+            self._overrun = self._overrun and not missed
         return packets
 
     def _ask(self, request: bytes) -> None:
@@ -115,8 +116,7 @@ class NflogSocket:
 
 
 _HINTS = {
-    errno.EBUSY: "another program listens to this group",
-    errno.EPERM: "needs root (CAP_NET_ADMIN)",
+    errno.EPERM: "another program listens to this group, or CAP_NET_ADMIN is missing",
     errno.EINVAL: "no nfnetlink_log in this kernel",
     errno.EPROTONOSUPPORT: "no nfnetlink in this kernel",
 }

@@ -49,7 +49,7 @@ class NftDrops:
 def drop_of(packet: nflog.Packet, now: float) -> Drop | None:
     """What a logged packet tells; None when it is none of ours. ``now``: for packets without a time of their own."""
     prefix = _PREFIX.fullmatch(packet.prefix)
-    head = iphead.decode(packet.payload)
+    head = iphead.arp(packet.payload) if packet.protocol == iphead.ETH_ARP else iphead.decode(packet.payload)
     if prefix is None or head is None:
         return None
     side, policy, more = prefix.groups()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from errno import ENOENT
 from functools import partial
@@ -28,6 +28,7 @@ from pycni.errors import KernelError, PycniError
 from pycni.kernel import sysctl
 from pycni.model.family import show
 from pycni.model.kube import POD, PROTOCOL_NAMES
+from pycni.model.policy import Direction
 from pycni.policy import effective, ends, explain
 from pycni.policy.base import Decision, Denied, Drop, DropReader, Packet
 from pycni.policy.drops import DropHub, Work
@@ -61,6 +62,7 @@ class Routes:
         notes: Callable[[], Sequence[str]] = tuple,
         problems: Callable[[], Mapping[str, Sequence[str]]] = dict,
         readers: Sequence[Callable[[], DropReader]] = (),
+        refused: Callable[[], Iterable[Denied]] = tuple,
     ) -> None:
         """What of the agent the answers need.
 
@@ -68,7 +70,7 @@ class Routes:
         ``work``: runs a call on the thread that owns the engine, in the node's network namespace. ``trouble``: why the
         kernel is not as the policies say. ``notes``: what is not as was asked for (no fast path, ...). ``problems``:
         lines by policy (``NetworkPolicy a/x``), of policies that cannot be read or enforced. ``readers`` open further
-        sources of drops, beside nftables and the engine's fast path.
+        sources of drops, beside nftables and the engine's fast path. ``refused``: what other parts have denied.
         """
         self._node = node
         self._engine = engine
@@ -78,6 +80,7 @@ class Routes:
         self._notes = notes
         self._problems = problems
         self._more = tuple(readers)
+        self._refused = refused
         self._hub = DropHub(self._open, work)
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -103,19 +106,26 @@ class Routes:
 
     def _facts(self, engine: PolicyEngine) -> Facts:
         view = engine.view.tables
+        closed = {*view[CLOSED]}
+        closed.update(
+            (address, side)
+            for key in engine.closed
+            for address in engine.view.addresses(key)
+            for side in Direction
+        )
         return Facts(
             self._node,
             planes(engine),
-            counts(denied(engine)),
+            counts([*denied(engine), *self._refused()]),
             self._problems(),
-            frozenset((show(address), effective.SIDES[side]) for address, side in view[CLOSED]),
+            frozenset((show(address), effective.SIDES[side]) for address, side in closed),
             frozenset((show(address), effective.SIDES[side]) for address, side in view[SUBJECTS]),
             self._trouble(),
             self._all_notes(engine),
         )
 
     def _all_notes(self, engine: PolicyEngine) -> tuple[str, ...]:
-        notes = list(self._notes())
+        notes = [*self._notes(), *(f"pod {key} is closed: {why}" for key, why in engine.closed.items())]
         if engine.fast is not None:
             if engine.aside:
                 notes.append(f"{engine.fast.name} stands aside: {engine.aside}")

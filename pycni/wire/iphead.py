@@ -2,7 +2,7 @@
 
 Life: what told of a packet (nfnetlink_log, a program's ring buffer) hands over its beginning; ``decode`` walks the IPv4
 header or IPv6's chain of headers to the transport header. What was cut off or is not there is 0.
-Sources: RFC 791, RFC 8200 section 4, RFC 4302 (AH), IANA "Protocol Numbers".
+Sources: RFC 791, RFC 826, RFC 8200 section 4, RFC 4302 (AH), IANA "Protocol Numbers".
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ _PORTS = frozenset({6, 17, 33, 132, 136})
 """TCP, UDP, DCCP, SCTP, UDP-Lite: two ports come first."""
 _FRAGMENT, _AUTHENTICATION, _NONE = 44, 51, 59
 _EXTENSIONS = frozenset({0, 43, _FRAGMENT, _AUTHENTICATION, 60, 135, 139, 140})
+
+ETH_ARP = 0x0806
 
 
 class IpHead(NamedTuple):
@@ -32,6 +34,13 @@ def decode(data: bytes) -> IpHead | None:
     if not data:
         return None
     return _ipv4(data) if data[0] >> 4 == 4 else _ipv6(data) if data[0] >> 4 == 6 else None
+
+
+def arp(data: bytes) -> IpHead | None:
+    """Sender and target of ARP for IPv4, with protocol 0; None when this is something else."""
+    if len(data) < 28 or data[2:6] != b"\x08\x00\x06\x04":
+        return None
+    return IpHead(data[14:18], data[24:28], 0)
 
 
 def _ipv4(data: bytes) -> IpHead | None:

@@ -59,7 +59,7 @@ class Packet(NamedTuple):
 
 
 def bind(group: int) -> bytes:
-    """Join a group. The kernel answers EBUSY when somebody else has it."""
+    """Join a group. The kernel answers EPERM when somebody else has it."""
     return _config(group, attr(_CFG_CMD, bytes((_BIND,))))
 
 
