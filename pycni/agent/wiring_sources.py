@@ -53,7 +53,7 @@ class Sources:
         """Objects that make no sense: ``kind key``, or a file's name -> why."""
         if self.kube is not None:
             return self.kube.malformed
-        return {}
+        return self.folder.broken if self.folder is not None else {}
 
 
 def make(context: Context, store: Store, client: KubeClient | None, needs: Needs) -> tuple[Sources, Tasks]:

@@ -10,7 +10,8 @@ A kind that a cluster need not have (a CRD) and that the API does not know has n
 asked for again every minute. What was listed before is only forgotten after the API has said so several times in a row.
 
 An object that makes no sense is reported once and skipped; one that could be read before keeps its last good value
-until it is deleted. Waiting is capped, jittered and endless; a server that says Retry-After is left alone that long.
+until it is deleted, a policy that never could has a stand-in that denies (``wire/kube_policy_standin``). Waiting is
+capped, jittered and endless; a server that says Retry-After is left alone that long.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from pycni.errors import ConfigError, StoreError
@@ -56,12 +57,16 @@ BURST = 200
 class Sink(Protocol):
     """Who takes what a follower hears. Called on the event loop, in order."""
 
-    def listed(self, objects: dict[str, KubeObject], unreadable: Collection[str]) -> None:
-        """Everything there is; ``unreadable``: keys of objects that exist and make no sense."""
+    def listed(self, objects: dict[str, KubeObject], unreadable: Mapping[str, KubeObject | None]) -> None:
+        """Everything there is; ``unreadable``: keys of objects that exist and make no sense, with their stand-ins."""
         ...
 
     def changed(self, key: str, value: KubeObject | None) -> None:
         """One object as it is now, None when it is gone."""
+        ...
+
+    def unreadable(self, key: str, stand_in: KubeObject | None) -> None:
+        """One object that makes no sense now."""
         ...
 
 
@@ -148,15 +153,27 @@ class _StoreSink:
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
+        self._stood_in: set[str] = set()
+        """Keys of stand-ins: a later one takes an earlier one's place."""
         self.store = Store()
 
-    def listed(self, objects: dict[str, KubeObject], unreadable: Collection[str]) -> None:
+    def listed(self, objects: dict[str, KubeObject], unreadable: Mapping[str, KubeObject | None]) -> None:
+        self._stood_in, before = set(), self._stood_in
         if unreadable:
             held = self.store.snapshot().of(self._kind)
-            objects |= {key: held[key] for key in unreadable if key in held}
+            good = {key: held[key] for key in unreadable if key in held and key not in before}
+            rest = {key: item for key, item in unreadable.items() if key not in good and item is not None}
+            objects |= {**good, **rest}
+            self._stood_in = set(rest)
         self.store.replace(self._kind, objects)
 
+    def unreadable(self, key: str, stand_in: KubeObject | None) -> None:
+        if stand_in is not None and (key in self._stood_in or key not in self.store.current().of(self._kind)):
+            self._stood_in.add(key)
+            self.store.put(self._kind, key, stand_in)
+
     def changed(self, key: str, value: KubeObject | None) -> None:
+        self._stood_in.discard(key)
         if value is None:
             self.store.delete(self._kind, key)
         else:
@@ -284,13 +301,14 @@ class KindFollower:
             )
         self._expired = self._missed = 0
         self.absent = False
-        bad = {each.key for each in skipped}
+        bad = {each.key: each.stand_in for each in skipped}
         self.malformed = {key: why for key, why in self.malformed.items() if key in bad}
         for each in skipped:
             self._report(each)
         self._version = page.resource_version
         self._listed_at = self._clock()
-        self._sink.listed(objects, bad - {""})
+        bad.pop("", None)
+        self._sink.listed(objects, bad)
         self._heard()
 
     def _is_absent(self, error: KubeError) -> bool:
@@ -307,7 +325,7 @@ class KindFollower:
             log.info("following %s: the API does not have it, so there are none", self.name)
         self.absent = self.connected = True
         self.malformed = {}
-        self._sink.listed({}, ())
+        self._sink.listed({}, {})
         self._heard()
 
     async def _page_of(self, limit: int, token: str) -> bytes:
@@ -368,6 +386,8 @@ class KindFollower:
             )
         if event.skipped is not None:
             self._report(event.skipped)
+            if event.key:
+                self._sink.unreadable(event.key, event.skipped.stand_in)
         elif event.key:
             self.events += 1
             self.malformed.pop(event.key, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pycni.errors import ConfigError
@@ -76,7 +76,7 @@ class NodeLeases:
 
     # --- sink -------------------------------------------------------------------------------------------------
 
-    def listed(self, objects: dict[str, Any], unreadable: Collection[str]) -> None:
+    def listed(self, objects: dict[str, Any], unreadable: Mapping[str, Any]) -> None:
         """All nodes."""
         objects |= {name: self._nodes[name] for name in unreadable if name in self._nodes}
         for name in self._nodes:
@@ -107,6 +107,9 @@ class NodeLeases:
                 self._watch_own()
             self.on_own(value)
         self._publish(touched)
+
+    def unreadable(self, key: str, stand_in: Any) -> None:
+        """A node that makes no sense now stays what it was."""
 
     # --- inside -----------------------------------------------------------------------------------------------
 

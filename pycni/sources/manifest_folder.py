@@ -2,6 +2,8 @@
 
 Life: ``ManifestFolder.look`` is called after every wake-up; it reads only files that changed and gives all objects by
 kind. A file that makes no sense keeps the objects it had; a file that is being written is left for the next look.
+Policies fail closed: those of a file that makes no sense that were not in it before count nevertheless, and one that
+makes no sense itself has a stand-in that denies (``wire/kube_policy_standin``).
 Of an object in two files the one in the file whose name sorts first counts (in one file: the first document).
 Every problem is told once, when it appears, and again when it changed in between.
 """
@@ -19,6 +21,7 @@ import msgspec
 
 from pycni.errors import ConfigError
 from pycni.wire.kube import KubeObject, from_mapping
+from pycni.wire.kube_policy_standin import STOOD_IN, of_document
 from pycni.wire.manifest import SUFFIXES, documents
 
 NUMBER_FILE = ".generation"
@@ -42,14 +45,20 @@ class Listing(NamedTuple):
     """Problems that were not there at the last look, one line each."""
     pending: bool
     """A file is not finished: look again after ``SETTLE_S``."""
+    broken: Mapping[str, str] = {}
+    """Files that make no sense, and why."""
 
 
 class _File(msgspec.Struct):
     stamp: Stamp | None = None
     """Of the content that was read last, good or not; None: never read."""
     objects: dict[tuple[str, str], KubeObject] = msgspec.field(default_factory=dict)
-    """(kind, key) -> object, of the last good content."""
+    """(kind, key) -> object, of the last good content, and policies of a later one that is not good."""
+    provisional: frozenset[tuple[str, str]] = frozenset()
+    """The latter."""
     problems: tuple[str, ...] = ()
+    broken: str = ""
+    """Why the content that was read last makes no sense."""
     seen: Stamp | None = None
     """Of a content that is not read yet, and since when (monotonic seconds) it has been so."""
     since: float = 0.0
@@ -89,7 +98,8 @@ class ManifestFolder:
         problems = [line for name in sorted(self._files) for line in self._files[name].problems] + doubles
         news = tuple(line for line in problems if line not in self._told)
         self._told = frozenset(problems)
-        return Listing(objects, news, pending)
+        broken = {name: file.broken for name, file in self._files.items() if file.broken}
+        return Listing(objects, news, pending, broken)
 
     def _stamps(self) -> dict[str, Stamp]:
         """Manifest files by name. Hidden files and those of editors are not manifests."""
@@ -116,32 +126,31 @@ class ManifestFolder:
     def _read(self, name: str, file: _File, stamp: Stamp) -> None:
         """Take a file's content; when something is wrong with it the objects stay what they were."""
         file.stamp, file.seen = stamp, None
-        found: dict[tuple[str, str], KubeObject] = {}
-        problems = []
-        kept = f"; its last good content ({len(file.objects)} objects) stays" if file.objects else ""
+        kept = (
+            f"; its last good content ({len(file.objects)} objects) stays"
+            if file.objects.keys() - file.provisional
+            else ""
+        )
         try:
             raw = (self.folder / name).read_bytes()
-            for number, value in documents(name, raw):
-                decoded = decode(name, number, value)
-                if decoded is None:
-                    continue
-                kind, item = decoded
-                if (kind, item.meta.key) in found:
-                    problems.append(
-                        f"{name} document {number}: {kind} {item.meta.key} is in it twice: the first counts"
-                    )
-                else:
-                    found[kind, item.meta.key] = item
         except FileNotFoundError:
             file.stamp = None
             return
-        except ConfigError as exc:
-            file.problems = (f"{exc}{kept}",)
         except OSError as exc:
             file.stamp = None
             file.problems = (f"{name} cannot be read: {exc.strerror}{kept}",)
-        else:
-            file.objects, file.problems = found, tuple(problems)
+            return
+        content = read(name, raw)
+        if content.error is None:
+            file.objects, file.problems, file.broken = content.objects, content.problems, ""
+            file.provisional = frozenset()
+            return
+        file.broken = str(content.error)
+        file.problems = (f"{content.error}{kept}",)
+        # A stand-in gives way to a newer one, and to nothing less than a good content.
+        held = {key: item for key, item in file.objects.items() if key not in file.provisional}
+        new = {key: item for key, item in content.objects.items() if key[0] in STOOD_IN and key not in held}
+        file.objects, file.provisional = {**held, **new}, frozenset(new)
 
     def _merge(self) -> tuple[Objects, list[str]]:
         objects: Objects = {}
@@ -155,6 +164,44 @@ class ManifestFolder:
                 else:
                     doubles.append(f"{name}: {kind} {key} is in {owner} already: that one counts")
         return objects, doubles
+
+
+class Content(NamedTuple):
+    """What is in a file."""
+
+    objects: dict[tuple[str, str], KubeObject]
+    """By kind and key; policies that make no sense by their stand-ins."""
+    problems: tuple[str, ...]
+    """What is odd about it."""
+    error: ConfigError | None
+    """The first thing that makes no sense."""
+
+
+def read(name: str, raw: bytes) -> Content:
+    """A file's content, as far as it makes sense."""
+    found: dict[tuple[str, str], KubeObject] = {}
+    problems = []
+    error: ConfigError | None = None
+    try:
+        for number, value in documents(name, raw):
+            try:
+                decoded = decode(name, number, value)
+            except ConfigError as exc:
+                error = error or exc
+                instead = of_document(value)
+                decoded = None if instead is None else (str(value["kind"]), instead)
+            if decoded is None:
+                continue
+            kind, item = decoded
+            if (kind, item.meta.key) in found:
+                problems.append(
+                    f"{name} document {number}: {kind} {item.meta.key} is in it twice: the first counts"
+                )
+            else:
+                found[kind, item.meta.key] = item
+    except ConfigError as exc:
+        error = error or exc
+    return Content(found, tuple(problems), error)
 
 
 def decode(file: str, number: int, value: Mapping[str, object]) -> tuple[str, KubeObject] | None:

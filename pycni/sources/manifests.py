@@ -65,6 +65,8 @@ class ManifestSource:
         self._finished: set[str] = set()
         self._derived: dict[str, tuple[EndpointSlice, ...]] = {}
         """Service key -> the slices of the last look, with the times they last changed."""
+        self.broken: Mapping[str, str] = {}
+        """Files that make no sense, and why."""
         self._missing = ""
         self._wake = asyncio.Event()
         self._gone = False
@@ -126,6 +128,7 @@ class ManifestSource:
         if self._missing:
             log.info("manifests: %s is there now", self.folder)
             self._missing = ""
+        self.broken = listing.broken
         for line in listing.news:
             log.warning("manifests in %s: %s", self.folder, line)
         if listing.pending and not self._listed:

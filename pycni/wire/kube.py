@@ -28,6 +28,7 @@ from pycni.wire.kube_convert import (
     object_key,
     object_name,
 )
+from pycni.wire.kube_policy_standin import STOOD_IN, stand_in
 from pycni.wire.kube_policy_types import WireClusterNetworkPolicy, WireNetworkPolicy, WirePolicy
 from pycni.wire.kube_types import (
     Wire,
@@ -90,6 +91,8 @@ class Skipped(NamedTuple):
     key: str
     """Key in the store; "" when not even the name can be read."""
     error: ConfigError
+    stand_in: KubeObject | None = None
+    """What to keep in its place when nothing better is known; policies only (``kube_policy_standin``)."""
 
 
 class ListPage(NamedTuple):
@@ -212,7 +215,7 @@ def decode_list(kind: str, raw: bytes) -> ListPage:
             try:
                 found = _item(kind, bytes(each))
             except ConfigError as exc:
-                skipped.append(Skipped(_key_of(kind, bytes(each)), exc))
+                skipped.append(Skipped(_key_of(kind, bytes(each)), exc, stand_in(kind, bytes(each))))
                 continue
             if found is not None:
                 items.append(found)
@@ -221,7 +224,7 @@ def decode_list(kind: str, raw: bytes) -> ListPage:
             try:
                 found = None if wire is None else convert(wire)
             except ConfigError as exc:
-                skipped.append(Skipped(object_key(kind, wire.metadata), exc))
+                skipped.append(Skipped(object_key(kind, wire.metadata), exc, _stand_in(kind, wire)))
                 continue
             if found is not None:
                 items.append(found)
@@ -271,12 +274,17 @@ def _object_event(kind: str, event: str, body: bytes) -> Event:
         # What is gone has to be gone even if it never made sense.
         found = None if event == "DELETED" and key else CONVERTERS[kind](wire)
     except ConfigError as exc:
-        return Event(event, key, None, version or "", skipped=Skipped(key, exc))
+        return Event(event, key, None, version or "", skipped=Skipped(key, exc, stand_in(kind, body)))
     except _BROKEN as exc:
         problem = _problem(kind, body, exc)
         key = _key_of(kind, body)
-        return Event(event, key, None, _version_of(body), skipped=Skipped(key, problem))
+        return Event(event, key, None, _version_of(body), skipped=Skipped(key, problem, stand_in(kind, body)))
     return Event(event, key, found, version or "")
+
+
+def _stand_in(kind: str, wire: Any) -> KubeObject | None:
+    """The same of what was decoded and makes no sense."""
+    return stand_in(kind, msgspec.json.encode(wire)) if kind in STOOD_IN else None
 
 
 def _item(kind: str, raw: bytes) -> KubeObject | None:

@@ -393,6 +393,39 @@ def test_a_bad_object_is_reported_once_and_keeps_its_last_good_value(caplog):
     assert sum("Service d/bad" in line for line in caplog.messages) == 1
 
 
+def test_a_policy_that_was_never_good_has_a_stand_in_until_it_is():
+    def policy(name, spec):
+        return {"metadata": {"name": name, "namespace": "d"}, "spec": spec}
+
+    async def main():
+        async with ApiServer() as server:
+            bad = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 0}]}]}
+            server.world.put("networkpolicies", policy("listed", bad))
+            async with following(server, "NetworkPolicy") as (source, store):
+                await until(lambda: source.connected)
+
+                def of(name):
+                    return store.snapshot().of("NetworkPolicy")["d/" + name]
+
+                assert (of("listed").ingress, of("listed").egress) == ((), None)
+                server.world.put("networkpolicies", policy("seen", bad))
+                await until(lambda: "d/seen" in store.snapshot().of("NetworkPolicy"))
+                assert of("seen").ingress == ()
+                server.world.put("networkpolicies", policy("seen", {**bad, "policyTypes": ["Egress"]}))
+                await until(lambda: of("seen").egress == ())
+                server.script("networkpolicies", EXPIRED, watch=True)
+                await server.cut()
+                await until(lambda: source.followers["NetworkPolicy"].relists == 1 and source.connected)
+                assert (of("seen").ingress, of("seen").egress) == (None, ())
+                server.world.put("networkpolicies", policy("seen", {"podSelector": {}, "ingress": [{}]}))
+                await until(lambda: of("seen").ingress not in {None, ()})
+                server.world.put("networkpolicies", policy("seen", bad))
+                await until(lambda: "NetworkPolicy d/seen" in source.malformed)
+                assert of("seen").ingress not in {None, ()}, "the last good version"
+
+    asyncio.run(main())
+
+
 def test_a_gigantic_line_ends_the_watch_not_the_agent(monkeypatch):
     monkeypatch.setattr("pycni.sources.kube_client.MAX_LINE", 100_000)
 

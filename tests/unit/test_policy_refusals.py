@@ -278,7 +278,7 @@ def test_rows_refused_only_together_blame_nobody(world):
 def test_a_kernel_that_takes_no_table_at_all_blames_nobody(world):
     world.put(policy("a/x", ingress=()))
     world.kernel.refuses = lambda *_: errno.EOPNOTSUPP
-    with pytest.raises(KernelError, match="ENOTSUP|EOPNOTSUPP"):
+    with pytest.raises(KernelError, match=r"ENOTSUP|EOPNOTSUPP"):
         world.sync()
     assert not world.engine.refusals.rows
 
