@@ -11,12 +11,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from pycni.errors import KernelError
 from pycni.kernel import bpf
 
 BATCH_ENTRIES = 4096
+_PER_CPU = frozenset({bpf.PERCPU_HASH, bpf.PERCPU_ARRAY})
 _NO_BATCH = frozenset({errno.EINVAL, errno.ENOTSUP, 524})
 """524: ENOTSUPP, which has no name outside the kernel."""
 
@@ -38,14 +40,21 @@ class MapSpec(NamedTuple):
 
 
 class BpfMap:
-    """An open map. One thread at a time."""
+    """An open map. One thread at a time.
+
+    Values of a map with one per processor are read as those of all processors, one after the other, each filled up to
+    8 bytes (``parts``); one that is written is every processor's.
+    """
 
     def __init__(self, spec: MapSpec, fd: int) -> None:
         """Takes over the descriptor."""
         self.spec = spec
         self.fd = fd
+        self._each = -(-spec.value // 8) * 8
+        self.width = self._each * possible_processors() if spec.kind in _PER_CPU else spec.value
+        """Bytes of a value as it is read."""
         self._key = ctypes.create_string_buffer(spec.key)
-        self._value = ctypes.create_string_buffer(max(spec.value, 1))
+        self._value = ctypes.create_string_buffer(max(self.width, 1))
         self._key_at = ctypes.addressof(self._key)
         self._value_at = ctypes.addressof(self._value)
 
@@ -76,7 +85,7 @@ class BpfMap:
     def put(self, key: bytes, value: bytes, flags: int = bpf.ANY) -> bool:
         """Set one entry. False: NOEXIST or EXIST did not hold. Raises KernelError (E2BIG: the map is full)."""
         self._key.raw = key
-        self._value.raw = value
+        self._value.raw = self._whole(value)
         code = bpf.element(bpf.MAP_UPDATE, self.fd, self._key_at, self._value_at, flags)
         if (flags == bpf.NOEXIST and code == errno.EEXIST) or (flags == bpf.EXIST and code == errno.ENOENT):
             return False
@@ -102,7 +111,8 @@ class BpfMap:
         for start in range(0, len(keys), BATCH_ENTRIES):
             part, contents = keys[start : start + BATCH_ENTRIES], values[start : start + BATCH_ENTRIES]
             left = ctypes.create_string_buffer(b"".join(part), len(part) * self.spec.key)
-            right = ctypes.create_string_buffer(b"".join(contents), len(part) * self.spec.value)
+            whole = b"".join(contents if self.width == self.spec.value else map(self._whole, contents))
+            right = ctypes.create_string_buffer(whole, len(part) * self.width)
             where = (0, 0, ctypes.addressof(left), ctypes.addressof(right))
             done, code = bpf.batch(bpf.MAP_UPDATE_BATCH, self.fd, where, len(part))
             if code in _NO_BATCH:
@@ -138,7 +148,7 @@ class BpfMap:
             cursor = ctypes.create_string_buffer(max(size.key, 8))
             at = ctypes.addressof(cursor)
             keys = ctypes.create_string_buffer(room * size.key)
-            values = ctypes.create_string_buffer(room * size.value)
+            values = ctypes.create_string_buffer(room * self.width)
             found: dict[bytes, bytes] = {}
             start = 0
             while True:
@@ -151,8 +161,8 @@ class BpfMap:
                     break
                 if code not in {0, errno.ENOENT}:
                     self._check(code, "list", b"")
-                left, right = keys.raw[: done * size.key], values.raw[: done * size.value]
-                found.update(zip(_pieces(left, size.key), _pieces(right, size.value), strict=True))
+                left, right = keys.raw[: done * size.key], values.raw[: done * self.width]
+                found.update(zip(_pieces(left, size.key), _pieces(right, self.width), strict=True))
                 if code == errno.ENOENT:
                     return found
                 start = at
@@ -173,11 +183,39 @@ class BpfMap:
             self._key.raw = key
             at = self._key_at
 
+    def parts(self, value: bytes) -> list[bytes]:
+        """What each processor has of a value as it was read."""
+        if self.width == self.spec.value:
+            return [value]
+        return [value[at : at + self.spec.value] for at in range(0, self.width, self._each)]
+
+    def take(self, key: bytes) -> bytes | None:
+        """Remove one entry of a hash in one step with reading it; None when it was not there. Raises KernelError."""
+        self._key.raw = key
+        code = bpf.element(bpf.MAP_LOOKUP_AND_DELETE, self.fd, self._key_at, self._value_at)
+        if code == errno.ENOENT:
+            return None
+        self._check(code, "take from", key)
+        return self._value.raw
+
+    def _whole(self, value: bytes) -> bytes:
+        if len(value) == self.width:
+            return value
+        return value.ljust(self._each, b"\0") * (self.width // self._each)
+
     def _check(self, code: int, operation: str, key: bytes) -> None:
         if not code:
             return
         detail = f"full: it holds {self.spec.entries} entries" if code == errno.E2BIG else ""
         raise KernelError(code, f"{operation} map", f"{self.spec.name}[{key.hex()}]", detail)
+
+
+@lru_cache(maxsize=1)
+def possible_processors() -> int:
+    """How many processors maps have room for."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        last = file.read().strip().split(",")[-1].split("-")[-1]
+    return int(last) + 1
 
 
 def _pieces(raw: bytes, size: int) -> Iterable[bytes]:

@@ -121,6 +121,41 @@ class BpfObject:
             done += self._sweep(part, names)
         return done
 
+    def links(self) -> dict[str, tuple[int, int]]:
+        """What is attached by pinned links: name -> what it is attached to (0: that is gone), program's id."""
+        return attached(self.folder)
+
+    def attach(self, attachments: Sequence[Attachment]) -> list[str]:
+        """Have programs run at these places too; says what was done. ``commit`` has to have been called.
+
+        All are tried. Raises KernelError: the first failure.
+        """
+        done: list[str] = []
+        failed: KernelError | None = None
+        with contextlib.ExitStack() as stack:
+            programs: dict[str, int] = {}
+            for attachment in attachments:
+                function = attachment.function
+                try:
+                    if function not in programs:
+                        programs[function] = bpf.get(os.path.join(self.folder, "programs", function))
+                        stack.callback(os.close, programs[function])
+                    spec = next(item for item in self._programs if item.function == function)
+                    self._link(attachment, programs[function], spec, done)
+                except KernelError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+        return done
+
+    def release(self, names: Sequence[str]) -> None:
+        """Take off the programs of pinned links; harmless for names that are not there."""
+        for name in names:
+            path = os.path.join(self.folder, "links", name)
+            bpf_places.detach(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
     def detach(self) -> list[str]:
         """Remove every pin: programs stop at once, maps go with the last descriptor. Says what went."""
         return bpf_places.remove_tree(self.folder)
@@ -233,12 +268,18 @@ class BpfObject:
 
 def attached_programs(folder: str) -> Mapping[str, int]:
     """Ids of the programs behind the pinned links of a folder, by attachment; empty without any. Raises KernelError."""
+    return {name: program for name, (_, program) in attached(folder).items()}
+
+
+def attached(folder: str) -> dict[str, tuple[int, int]]:
+    """Targets (0: gone) and programs' ids of the pinned links of a folder, by attachment. Raises KernelError."""
     found = {}
     where = os.path.join(folder, "links")
     for name in sorted(os.listdir(where)) if os.path.isdir(where) else ():
         fd = bpf.get(os.path.join(where, name))
         try:
-            found[name] = bpf.link_info(fd).program
+            info = bpf.link_info(fd)
+            found[name] = (info.target, info.program)
         finally:
             os.close(fd)
     return found

@@ -66,10 +66,8 @@ INLINE int carry(struct __sk_buff *skb, struct packet *p, struct flow *f, u32 si
 INLINE int refuse(struct __sk_buff *skb, struct work *w, struct packet *p, u8 reason) {
     u32 key = reason;
     struct count *found = map_lookup(MAP(REFUSED), &key);
-    if (found) {
-        __sync_fetch_and_add(&found->packets, 1);
-        __sync_fetch_and_add(&found->bytes, (u64)skb->len);
-    }
+    if (found)
+        add(found, skb->len);
     tell(w, p, EGRESS, reason, BY_TC, 0);
     return DROP;
 }

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 from pycni.policy.ebpf.layout import Field, Layout
 
-PODS, DEVICES, FLOWS, SEEN, TIMES, GRACE, REFUSED, LOST, EVENTS, WORK = (
+PODS, DEVICES, FLOWS, SEEN, TIMES, GRACE, DENIALS, REFUSED, LOST, EVENTS, WORK = (
     "pods",
     "devices",
     "flows",
     "seen",
     "times",
     "grace",
+    "denials",
     "refused",
     "lost",
     "events",
@@ -95,7 +96,7 @@ _TIMES = Layout(
     "nanoseconds",
 )
 LAYOUTS = (_POD, _DEVICE, _FLOW_KEY, _FLOW, _SEEN, _TIMES)
-EVENT = struct.Struct("=QQ16s16sHHBBBB")
+EVENT = struct.Struct("=Q8s16s16sHHBBBB")
 """As in judge.h."""
 
 MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
@@ -105,6 +106,7 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
     (SEEN, _HASH, _FLOW_KEY.size, _SEEN.size, SEEN_ENTRIES, _NO_PREALLOC),
     (TIMES, _ARRAY, 4, _TIMES.size, 1, 0),
     (GRACE, _ARRAY, 4, 8, 1, 0),
+    (DENIALS, _HASH, 8, 16, 1 << 14, _NO_PREALLOC),
     (REFUSED, _ARRAY, 4, 16, len(REASONS), 0),
     (LOST, _ARRAY, 4, 8, 1, 0),
     (EVENTS, _RINGBUF, 0, 0, EVENT_BYTES, 0),

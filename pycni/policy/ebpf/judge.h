@@ -111,6 +111,20 @@ INLINE void count(u64 rule, u32 bytes) {
     }
 }
 
+INLINE void add(struct count *found, u32 bytes) {
+    __sync_fetch_and_add(&found->packets, 1);
+    __sync_fetch_and_add(&found->bytes, (u64)bytes);
+}
+
+INLINE void count_denial(u64 rule, u32 bytes) {
+    struct count fresh = {.packets = 1, .bytes = bytes};
+    struct count *found = map_lookup(MAP(DENIALS), &rule);
+    if (found)
+        add(found, bytes);
+    else
+        map_update(MAP(DENIALS), &rule, &fresh, 1);
+}
+
 /* Tell of a packet that is not let through. */
 INLINE void tell(struct work *w, struct packet *p, u8 direction, u8 reason, u8 by, u64 rule) {
     struct event *e = &w->event;
@@ -174,9 +188,11 @@ INLINE int judge(struct work *w, struct packet *p, int egress, int ingress, u32 
     if (verdict == STACK || judging() != state)
         return STACK;
     count(j->rule, bytes);
-    if (verdict == DENIED)
+    if (verdict == DENIED) {
+        count_denial(j->rule, bytes);
         tell(w, p, direction, BY_POLICY, by, j->rule);
-    else if (ingress)
+    } else if (ingress) {
         count(j->egress_rule, bytes);
+    }
     return verdict;
 }

@@ -1,0 +1,409 @@
+"""The fast path of network policies: programs at pods' and exit interfaces, above the data plane that judges all.
+
+Life: ``make`` adopts what an earlier life left running, or makes it all, standing aside. The engine's passes compile
+rows (``update``), stand aside, and write what differs (``apply``). ``pods`` puts programs at new pods' interfaces and takes
+those of gone pods back, with all connections they had; exit interfaces are looked at on the same occasions. ``sweep``
+forgets connections that are over. Closing leaves everything at work in the kernel.
+
+Which packet goes where, and why that is right: docs/ebpf.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from pycni.errors import ConfigError, KernelError
+from pycni.kernel import bpf_build, bpf_places
+from pycni.kernel.bpf_map import BpfMap
+from pycni.kernel.bpf_ring import RingReader
+from pycni.kernel.netlink import NetlinkSocket
+from pycni.model.policy import Direction
+from pycni.policy.base import Decision, Denied, Drop, DropReader, LocalPod, Packet
+from pycni.policy.ebpf import devices as _devices
+from pycni.policy.ebpf import flows
+from pycni.policy.ebpf.classes import RuleName
+from pycni.policy.ebpf.compile import Maps
+from pycni.policy.ebpf.devices import Device, Filters, Hooks, Links, Place
+from pycni.policy.ebpf.driver import (
+    PART,
+    POD_IN,
+    POD_OUT,
+    UPLINK_IN,
+    UPLINK_OUT,
+    FastDriver,
+    Places,
+    programs,
+    source,
+)
+from pycni.policy.ebpf.flows import PodRow, Times
+from pycni.policy.ebpf.layout import pack_address, unpack_address
+from pycni.view.policy_stages import RowDiff
+
+NAME = "ebpf"
+OLDEST = (5, 11)
+"""First kernel with all that the programs use; the newest is bpf_ktime_get_coarse_ns."""
+LINKS_SINCE = (6, 6)
+"""First kernel with links for programs on interfaces (tcx)."""
+LOOK_S = 30.0
+"""How often interfaces of pods are looked at without a reason."""
+
+
+def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
+    """What this machine lacks for it, in one line; "" when it can run here. Changes nothing."""
+    if _release() < OLDEST:
+        return f"kernel {platform.release()} is older than {'.'.join(map(str, OLDEST))}"
+    if os.geteuid():
+        return "eBPF programs need root"
+    with open("/proc/filesystems", encoding="utf-8") as file:
+        if "bpf" not in {line.split()[-1] for line in file}:
+            return "the kernel has no bpf file system"
+    text = source(places.cache)
+    digest = bpf_build.digest(text.text, [item.function for item in programs(tcx=True)], text.flags)
+    if bpf_build.cached(digest, places.cache) is not None:
+        return ""
+    return bpf_build.missing(places.cache)
+
+
+def make(
+    node: str,
+    *,
+    uplinks: Sequence[str] = (),
+    spoof_check: bool = True,
+    places: Places = Places(),  # noqa: B008 - immutable
+    times: Times = Times(),  # noqa: B008 - immutable
+    tcx: bool | None = None,
+) -> EbpfFastPath:
+    """The fast path of the node whose network namespace this thread is in.
+
+    ``uplinks``: interfaces by which other nodes and the outside are reached, the overlay's too; those that are not
+    there are waited for. ``tcx`` None: as the kernel can. Raises ConfigError (what lacks), BuildError, KernelError.
+    """
+    lacks = missing(places)
+    if lacks:
+        raise ConfigError("setting", "policy", NAME, lacks)
+    links = _release() >= LINKS_SINCE if tcx is None else tcx
+    return EbpfFastPath(node, uplinks, places, times, spoof_check=spoof_check, tcx=links)
+
+
+def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008 - immutable
+    """Detach and remove what an earlier life left for the node this thread is in; says what went."""
+    return [
+        f"{os.path.basename(os.path.dirname(folder))}: {name}"
+        for folder in bpf_places.existing(PART, places.bpffs)
+        for name in bpf_places.remove_tree(folder)
+    ]
+
+
+class EbpfFastPath:
+    """See ``base.FastPath``. One thread at a time."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        node: str,
+        uplinks: Sequence[str],
+        places: Places,
+        times: Times,
+        *,
+        spoof_check: bool,
+        tcx: bool,
+    ) -> None:
+        """Raises KernelError, BuildError."""
+        self.compiled = Maps()
+        self._uplinks = tuple(dict.fromkeys(uplinks))
+        self._stale = True
+        """The kernel's rows are not known to be as compiled."""
+        self._pods: dict[LocalPod, Device] = {}
+        self._trouble: dict[str, str] = {}
+        """What is wrong with interfaces, by name."""
+        self._looked = time.monotonic()
+        self._sock = NetlinkSocket()
+        try:
+            self.driver = FastDriver(node, places, times, spoof_check=spoof_check, tcx=tcx)
+        except BaseException:
+            self._sock.close()
+            raise
+        obj = self.driver.object
+        self._hooks: Hooks = Links(obj) if tcx else Filters(obj, self._sock)
+        self._places = self._hooks.found()
+
+    @property
+    def maps(self) -> Mapping[str, BpfMap]:
+        """The maps, for other programs that judge by them."""
+        return self.driver.maps
+
+    # --- what policies say ---------------------------------------------------------------------------------------
+
+    def update(self, rows: Sequence[RowDiff], *, full: bool) -> None:
+        """See ``base.FastPath``."""
+        self.compiled.update(rows, full=full)
+        self._stale = self._stale or full
+
+    def aside(self) -> None:
+        """See ``base.FastPath``."""
+        self.driver.aside()
+
+    def apply(self) -> int:
+        """See ``base.FastPath``. Where rows do not fit into the maps it stands aside."""
+        stale, self._stale = self._stale, True
+        changes = self.compiled.against(self.driver.read()) if stale else self.compiled.take()
+        if self.compiled.unfit:
+            self.driver.aside()
+            return 0
+        count = self.driver.apply(changes) if changes else 0
+        self._attend_uplinks()
+        if changes or not self.driver.judging:
+            self.driver.judge()
+        self._stale = False
+        return count
+
+    def decide(self, packet: Packet) -> Decision:
+        """See ``base.FastPath``. What the maps have no room for is the data plane's: allowed as far as they say."""
+        found = self.compiled.decide(packet)
+        return Decision(True) if found is None else found
+
+    # --- pods ----------------------------------------------------------------------------------------------------
+
+    def pods(self, pods: Sequence[LocalPod]) -> None:
+        """See ``base.FastPath``. A pod must be given only after its policies have been: it is judged from here on."""
+        wanted = dict.fromkeys(pods)
+        gone = [pod for pod in self._pods if pod not in wanted]
+        self._drop(gone)
+        failed: KernelError | None = None
+        for pod in wanted:
+            if pod not in self._pods:
+                try:
+                    self._add(pod)
+                except KernelError as error:
+                    self._trouble[pod.ifname] = f"{pod.key}: {error}"
+                    failed = failed or error
+        self._clear_away()
+        self._attend_uplinks()
+        if failed is not None:
+            raise failed
+
+    def _add(self, pod: LocalPod) -> None:
+        """Serve one pod. Raises KernelError."""
+        device = _devices.look(self._sock, pod.ifname)
+        if device is None:
+            self._trouble[pod.ifname] = f"{pod.key}: there is no interface {pod.ifname}"
+            return
+        maps, key = self.driver.maps, device.ifindex.to_bytes(4, "little")
+        out, into = Place(POD_OUT, device.ifindex), Place(POD_IN, device.ifindex)
+        since = 0
+        before = maps[flows.PODS].get(pack_address(pod.addresses[0])) if pod.addresses else None
+        if before is not None and PodRow.unpack(before).ifindex == device.ifindex and out in self._places:
+            since = PodRow.unpack(before).since
+        else:
+            # What it was given before notes were taken may be replied to.
+            self._attach(out)
+            device = _devices.look(self._sock, pod.ifname) or device
+            if device.packets:
+                since = time.monotonic_ns() + self.driver.times.grace
+        segment = device.segment
+        if segment and _devices.filters_vlans(self._sock, segment):
+            segment = 0
+        row = PodRow(device.ifindex, segment, since, pod.mac, min(device.mtu, 0xFFFF)).pack()
+        if maps[flows.DEVICES].get(key) != _devices_row(pod):
+            self.driver.drop_flows([device.ifindex])
+        maps[flows.PODS].update({pack_address(address): row for address in pod.addresses})
+        maps[flows.DEVICES].put(key, _devices_row(pod))
+        self._attach(into)
+        _devices.settle(self._sock, device, pod.mac, static=True)
+        self._pods[pod] = device
+        self._trouble.pop(pod.ifname, None)
+
+    def _attach(self, place: Place) -> None:
+        if place not in self._places:
+            self._hooks.attach([place])
+            self._places.add(place)
+
+    def _drop(self, gone: Iterable[LocalPod]) -> None:
+        """Serve these pods no more."""
+        for pod in gone:
+            device = self._pods.pop(pod)
+            _devices.settle(self._sock, device, pod.mac, static=False)
+
+    def _clear_away(self) -> None:
+        """Bring rows and programs down to the pods that are served, whoever left the others. Raises KernelError."""
+        maps = self.driver.maps
+        indexes = {device.ifindex for device in self._pods.values()}
+        addresses = {pack_address(address) for pod in self._pods for address in pod.addresses}
+        rows = maps[flows.PODS].items()
+        stale = [
+            key
+            for key, raw in rows.items()
+            if key not in addresses or PodRow.unpack(raw).ifindex not in indexes
+        ]
+        maps[flows.PODS].remove(stale)
+        there = {key: int.from_bytes(key, "little") for key in maps[flows.DEVICES].items()}
+        gone = [number for number in there.values() if number not in indexes]
+        places = [
+            place
+            for place in self._places
+            if place.function in {POD_IN, POD_OUT} and place.ifindex not in indexes
+        ]
+        self._hooks.detach(places)
+        self._places.difference_update(places)
+        maps[flows.DEVICES].remove([key for key, number in there.items() if number in gone])
+        if gone:
+            self.driver.drop_flows(gone)
+        names = {pod.ifname for pod in self._pods} | {*self._uplinks}
+        for name in self._trouble.keys() - names:
+            del self._trouble[name]
+
+    # --- exits ---------------------------------------------------------------------------------------------------
+
+    def _attend_uplinks(self) -> None:
+        """Have programs run at the exits there are. Raises KernelError."""
+        wanted: set[Place] = set()
+        for name in self._uplinks:
+            device = _devices.look(self._sock, name)
+            if device is None or len(device.mac) != _devices.ETHERNET_BYTES:
+                self._trouble[name] = f"there is no Ethernet interface {name}"
+                continue
+            self._trouble.pop(name, None)
+            wanted |= {Place(UPLINK_IN, device.ifindex), Place(UPLINK_OUT, device.ifindex)}
+        ours = {place for place in self._places if place.function in {UPLINK_IN, UPLINK_OUT}}
+        new = wanted - ours
+        if new:
+            # What went out by it before has not been noted.
+            self._hooks.attach(sorted(new, key=lambda place: place.function != UPLINK_OUT))
+            self.driver.hold_datagrams()
+        self._hooks.detach(sorted(ours - wanted))
+        self._places = (self._places | new) - (ours - wanted)
+
+    # --- upkeep --------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """See ``base.FastPath``."""
+        self.driver.sweep([device.ifindex for device in self._pods.values()])
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            self.driver.forget_rules(self.compiled.rule_names().keys())
+            changed = [
+                pod
+                for pod, device in self._pods.items()
+                if (found := _devices.look(self._sock, pod.ifname)) is None or found.ifindex != device.ifindex
+            ]
+            if changed:
+                pods = list(self._pods)
+                self._drop(changed)
+                self.pods(pods)
+
+    def denied(self) -> Sequence[Denied]:
+        """See ``base.FastPath``. Several policies that isolate a pod all count what none of them allows."""
+        names = self.compiled.rule_names()
+        sums: dict[tuple[str, str], tuple[int, int]] = {}
+        for rule, found in self.driver.denials().items():
+            name = names.get(rule)
+            for policy in () if name is None else name.policies:
+                key = policy, _side(name)
+                packets, size = sums.get(key, (0, 0))
+                sums[key] = packets + found.packets, size + found.bytes
+        for reason, found in self.driver.refused().items():
+            if found.packets:
+                sums[reason, "egress"] = found.packets, found.bytes
+        return [Denied(*key, *sums[key]) for key in sorted(sums)]
+
+    def drops(self) -> DropReader:
+        """See ``base.FastPath``. There can be one reader at a time."""
+        return _Drops(self.driver, self.compiled)
+
+    def problems(self) -> Sequence[str]:
+        """See ``base.FastPath``."""
+        return [*self.compiled.problems(), *self._trouble.values()]
+
+    def remove(self) -> list[str]:
+        """See ``base.FastPath``. Connections it carried go on through the stack as that finds them."""
+        self.driver.aside()
+        self._drop(list(self._pods))
+        self._hooks.detach(sorted(self._places))
+        self._places = set()
+        return self.driver.object.detach()
+
+    def close(self) -> None:
+        """See ``base.FastPath``."""
+        self._hooks.close()
+        self.driver.close()
+        self._sock.close()
+
+
+class _Drops:
+    """Live denials from the ring buffer."""
+
+    def __init__(self, driver: FastDriver, compiled: Maps) -> None:
+        self._driver = driver
+        self._compiled = compiled
+        self._fd = os.dup(driver.maps[flows.EVENTS].fd)
+        self._before = driver.lost()
+        try:
+            self._ring = RingReader(self._fd, flows.EVENT_BYTES)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._epoch = time.time() - time.monotonic()
+
+    def fileno(self) -> int:
+        """See ``base.DropReader``."""
+        return self._fd
+
+    def read(self) -> Sequence[Drop]:
+        """See ``base.DropReader``."""
+        names = self._compiled.rule_names()
+        return [self._drop(raw, names) for raw in self._ring.read()]
+
+    @property
+    def lost(self) -> int:
+        """See ``base.DropReader``."""
+        return self._driver.lost() - self._before
+
+    def close(self) -> None:
+        """See ``base.DropReader``."""
+        self._ring.close()
+        os.close(self._fd)
+
+    def _drop(self, raw: bytes, names: Mapping[bytes, RuleName]) -> Drop:
+        told, rule, source_, destination, source_port, port, protocol, side, reason, by = flows.EVENT.unpack(
+            raw
+        )
+        policies: tuple[str, ...] = (flows.REASONS[reason],)
+        if not reason:
+            name = names.get(rule)
+            policies = ("a policy that is gone",) if name is None else name.policies
+        has_ports = protocol in {flows.TCP, flows.UDP, flows.SCTP}
+        return Drop(
+            self._epoch + told / 1e9,
+            unpack_address(source_),
+            unpack_address(destination),
+            protocol,
+            _swapped(source_port) if has_ports else 0,
+            _swapped(port) if has_ports else 0,
+            Direction(side).name.lower(),
+            policies[0],
+            len(policies) - 1,
+            ("ebpf", "xdp")[by],
+        )
+
+
+def _swapped(port: int) -> int:
+    return int.from_bytes(port.to_bytes(2, "little"), "big")
+
+
+def _side(name: RuleName | None) -> str:
+    return "" if name is None else name.direction.name.lower()
+
+
+def _devices_row(pod: LocalPod) -> bytes:
+    return flows.device_row(pod.mac)
+
+
+def _release() -> tuple[int, ...]:
+    """Version of the running kernel, two numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])

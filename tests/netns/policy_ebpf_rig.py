@@ -1,0 +1,120 @@
+"""The node of ``policy_rig`` with the fast path above its data plane, and what can be seen of it from outside.
+
+The file system for pins is one of the rig's own, so nothing of another node or of the machine is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+
+from pycni.kernel import bpf_places
+from pycni.kernel import netns as namespaces
+from pycni.policy import nft
+from pycni.policy.base import LocalPod
+from pycni.policy.ebpf import fastpath, flows
+from pycni.policy.ebpf.driver import Places
+from pycni.policy.ebpf.fastpath import EbpfFastPath
+from pycni.policy.ebpf.flows import Flow, Times
+from pycni.policy.engine import PolicyEngine
+from tests.netns.fabric_nodes import run
+from tests.netns.policy_rig import Rig, Try
+from tests.proxy import topology
+from tests.proxy.traffic import Traffic
+
+NO_GRACE = Times(grace=0)
+"""Datagrams are judged at once: nothing was sent before the programs came."""
+_NUMBERS = itertools.count()
+
+
+@contextlib.contextmanager
+def pins() -> Iterator[str]:
+    """A file system for pins."""
+    where = f"/run/pyt{os.getpid()}-policy{next(_NUMBERS)}"
+    try:
+        yield bpf_places.bpffs(where)
+    finally:
+        ctypes.CDLL(None).umount2(where.encode(), 2)
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def local_pods(spaces: topology.Topology, names: tuple[str, ...] = tuple(topology.PODS)) -> list[LocalPod]:
+    """The pods of the node as its records have them."""
+    found = []
+    for name in names:
+        mac = json.loads(run(spaces.names[name], "ip -j link show eth0"))[0]["address"]
+        addresses = tuple(ipaddress.ip_address(text).packed for text in topology.PODS[name])
+        found.append(LocalPod(f"shop/{name}", f"p{name}", bytes.fromhex(mac.replace(":", "")), addresses))
+    return found
+
+
+def in_node(spaces: topology.Topology, call):  # type: ignore[no-untyped-def]
+    """Do something in the node's namespace."""
+    fd = namespaces.open_netns(spaces.path("node"))
+    try:
+        return namespaces.run_in(fd, call)
+    finally:
+        os.close(fd)
+
+
+class FastRig(Rig):
+    """See ``policy_rig.Rig``."""
+
+    def __init__(
+        self, spaces: topology.Topology, traffic: Traffic, bpffs: str, times: Times = NO_GRACE
+    ) -> None:
+        self.bpffs, self.times, self.spaces = bpffs, times, spaces
+        engine = PolicyEngine("n1", in_node(spaces, nft.make), self.make())
+        super().__init__(engine, spaces, traffic)
+        self.fast.pods(local_pods(spaces))
+
+    @property
+    def fast(self) -> EbpfFastPath:
+        fast = self.engine.fast
+        assert isinstance(fast, EbpfFastPath)
+        return fast
+
+    def make(self, **facts: object) -> EbpfFastPath:
+        """Another life of the fast path."""
+        facts = {"uplinks": ("eth0",), "times": self.times, "places": Places(bpffs=self.bpffs), **facts}
+        return in_node(self.spaces, lambda: fastpath.make("n1", **facts))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.fast.remove()
+        self.fast.close()
+        self.engine.plane.driver.remove()
+        self.engine.plane.driver.close()
+
+    def flows(self) -> Mapping[tuple[str, str, int], Flow]:
+        """Connections that the programs carry: the two addresses, smaller text first, and the protocol."""
+        found = {}
+        for key, raw in self.fast.maps[flows.FLOWS].items().items():
+            ends = sorted((_text(key[:16]), _text(key[16:32])))
+            found[ends[0], ends[1], key[36]] = Flow.unpack(raw)
+        return found
+
+    def carried(self, one: Try) -> bool:
+        """Whether the programs carry such a connection."""
+        low, high = sorted(map(_plain, one.ends))
+        return (low, high, one.protocol) in self.flows()
+
+    def crossed(self) -> int:
+        """Packets that the node's bridge has given to ports: what short cuts leave out."""
+        text = run(self.spaces.names["node"], "cat /proc/net/dev")
+        rows = {line.split(":")[0].strip(): line.split(":")[1].split() for line in text.splitlines()[2:]}
+        return sum(int(rows[f"p{name}"][9]) for name in topology.PODS)
+
+
+def _text(raw: bytes) -> str:
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def _plain(text: str) -> str:
+    return str(ipaddress.ip_address(text))
