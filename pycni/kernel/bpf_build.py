@@ -30,7 +30,8 @@ FORMAT = 1
 """Part of every hash: raised when the outcome's form changes."""
 COMPILE_S = 120.0
 SOURCES = "/usr/src"
-_LD_IMM64, _PSEUDO_MAP = 0x18, 1
+_LD_IMM64, _PSEUDO_MAP = 0x18, frozenset({1, 2})
+"""Descriptor of a map, and the address of the value of an array's first row (BPF_PSEUDO_MAP_FD, _VALUE)."""
 
 Code = Mapping[str, bytes]
 """Instructions by function; maps are numbers in LD_IMM64 instructions."""
@@ -96,7 +97,7 @@ def relocate(code: bytes, maps: Sequence[int]) -> bytes:
     """Put descriptors in the place of the numbers of maps. Raises BuildError for a number without a map."""
     out = bytearray(code)
     for at in range(0, len(out), 8):
-        if out[at] == _LD_IMM64 and out[at + 1] >> 4 == _PSEUDO_MAP:
+        if out[at] == _LD_IMM64 and out[at + 1] >> 4 in _PSEUDO_MAP:
             number = int.from_bytes(out[at + 4 : at + 8], sys.byteorder)
             if number >= len(maps):
                 raise BuildError(f"instruction {at // 8} names map {number} of {len(maps)}")
@@ -109,7 +110,7 @@ def maps_used(code: bytes) -> frozenset[int]:
     return frozenset(
         int.from_bytes(code[at + 4 : at + 8], sys.byteorder)
         for at in range(0, len(code), 8)
-        if code[at] == _LD_IMM64 and code[at + 1] >> 4 == _PSEUDO_MAP
+        if code[at] == _LD_IMM64 and code[at + 1] >> 4 in _PSEUDO_MAP
     )
 
 

@@ -2,6 +2,5 @@
 
 layout     pure: the program's own maps, byte by byte
 driver     the program on interfaces, and what it goes by
-alone      the maps that judge, kept for this program alone where the fast path of pods does not run
 xdp        all of it as a fast path for the engine
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +21,8 @@ from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source
 from pycni.kernel.bpf_xdp import GENERIC, NATIVE, Device
 from pycni.kernel.netlink import NetlinkSocket
-from pycni.policy.base import JUDGED_MARK
-from pycni.policy.ebpf import flows
-from pycni.policy.ebpf import layout as judging
+from pycni.policy.ebpf.driver import SPECS as SHARED
+from pycni.policy.ebpf.driver import headers
 from pycni.policy.xdp import layout
 from pycni.policy.xdp.layout import Setup, Tunnel
 from pycni.wire import rtlink
@@ -32,8 +32,8 @@ AUTO = "auto"
 OLDEST = (5, 18)
 """First kernel that lets drivers with large MTUs have programs that can do with packets in pieces."""
 FUNCTION = "pycni_xdp"
-SHARED = (*judging.MAPS, *flows.MAPS)
-"""Maps that are lent."""
+SPECS = (*SHARED, *(MapSpec(*row) for row in layout.MAPS))
+"""The maps that judge, which are lent, and the program's own."""
 _PROGRAM = ProgramSpec(FUNCTION, bpf.XDP, bpf.XDP_ATTACH, bpf_xdp.HAS_FRAGS)
 _FIRST = bytes(4)
 _WAYS = {AUTO: (NATIVE, GENERIC), NATIVE: (NATIVE,), GENERIC: (GENERIC,)}
@@ -41,12 +41,8 @@ _WAYS = {AUTO: (NATIVE, GENERIC), NATIVE: (NATIVE,), GENERIC: (GENERIC,)}
 
 def source(cache: str = bpf_build.CACHE) -> Source:
     """The program and where its builds are kept."""
-    names = ", ".join(f"MAP_{name.upper()}" for name, *_ in (*SHARED, *layout.MAPS))
-    head = f"enum {{ {names} }};\n#define JUDGED {JUDGED_MARK:#x}\n"
-    below = Path(judging.__file__).parent
-    files = (below / "packet.h", below / "flows.h", below / "judge.h", Path(__file__).with_name("xdp.c"))
-    parts = [judging.declarations(), flows.declarations(), head, *(file.read_text() for file in files)]
-    return Source("\n".join(parts), cache=cache)
+    head = headers([spec.name for spec in SPECS])
+    return Source(head + Path(__file__).with_name("xdp.c").read_text(), cache=cache)
 
 
 def missing(release: tuple[int, ...], cache: str = bpf_build.CACHE) -> str:
@@ -68,13 +64,12 @@ class Programs:
         self.folder = bpf_places.folder(node, PART, bpf_places.bpffs(bpffs))
         self._ways = _WAYS[mode]
         self._port = vxlan_port
-        specs = [MapSpec(*row) for row in (*SHARED, *layout.MAPS)]
         self._object = BpfObject(
             self.folder,
             source(cache),
-            specs,
+            SPECS,
             (_PROGRAM,),
-            lent={name: lent[name] for name, *_ in SHARED},
+            lent={spec.name: lent[spec.name] for spec in SHARED},
         )
         self.modes: dict[str, str] = {}
         """native or generic, by the names of the interfaces the program is on."""
@@ -83,6 +78,7 @@ class Programs:
         self._macs: tuple[bytes, ...] = ()
         try:
             self._setup = self._object.maps[layout.SETUP]
+            self._adopt()
             self._sock = NetlinkSocket()
         except BaseException:
             self._object.close()
@@ -120,14 +116,17 @@ class Programs:
     def counted(self) -> dict[bytes, tuple[int, int]]:
         """Packets and bytes by rule that are not in the rules' own counters yet. Raises KernelError."""
         found: dict[bytes, tuple[int, int]] = {}
-        table = per_processor(self._object.maps[layout.DENIALS])
-        try:
-            for rule, packets, size in layout.counted(table.items().values()):
-                before = found.get(rule, (0, 0))
-                found[rule] = before[0] + packets, before[1] + size
-        finally:
-            table.close()
+        for rule, packets, size in layout.counted(self._object.maps[layout.DENIED].items().values()):
+            before = found.get(rule, (0, 0))
+            found[rule] = before[0] + packets, before[1] + size
         return found
+
+    def forget(self) -> None:
+        """Remember no denial, because the states of the maps may be numbered anew. Raises KernelError."""
+        table = self._object.maps[layout.DENIED]
+        table.update(
+            {slot.to_bytes(4, sys.byteorder): bytes(table.spec.value) for slot in range(layout.SLOTS)}
+        )
 
     def remove(self) -> list[str]:
         """Take the program off and its maps away; says what went."""
@@ -154,6 +153,16 @@ class Programs:
             else:
                 found.append(device)
         return found
+
+    def _adopt(self) -> None:
+        """Have this program, with these maps, run where one of an earlier life does."""
+        self._commit(
+            {
+                name: Attachment(name, FUNCTION, target, target)
+                for name, (target, _) in self._object.links().items()
+                if target
+            }
+        )
 
     def _link(self, device: Device) -> Attachment | None:
         """Our link on an interface as it is; None: there is none, or one of a mode that is not wanted, which goes."""
@@ -209,17 +218,3 @@ class Programs:
             len(tunnels) > layout.TUNNELS
         )
         return tunnels
-
-
-def per_processor(table: BpfMap) -> BpfMap:
-    """The same map with values of all processors in one, as the kernel gives them. The caller closes it."""
-    spec = table.spec
-    width = (spec.value + 7 & ~7) * processors()
-    return BpfMap(MapSpec(spec.name, spec.kind, spec.key, width, spec.entries, spec.flags), os.dup(table.fd))
-
-
-def processors(file: str = "/sys/devices/system/cpu/possible") -> int:
-    """How many there may be: of so many the kernel keeps values."""
-    with open(file, encoding="ascii") as text:
-        parts = [part.split("-") for part in text.read().strip().split(",")]
-    return max(int(part[-1]) for part in parts) + 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pycni.policy.ebpf.layout import pack_address
 
-SETUP, DENIALS, QUOTA, SCRATCH = "setup", "denials", "quota", "scratch"
+SETUP, DENIED, QUOTA, WORK = "xdp_setup", "xdp_denied", "xdp_quota", "xdp_work"
 MACS, TUNNELS, OWN_WORDS, SLOTS = 4, 4, 8, 512
 """As in xdp.c."""
 NO_MAC = 1 << 63
@@ -26,15 +26,15 @@ _TUNNEL_SET = 1
 _ARRAY, _PERCPU_ARRAY = 2, 6
 _TUNNEL = struct.Struct("=16s4s2sH")
 _SETUP = struct.Struct(f"={MACS}Q{MACS * _TUNNEL.size}s{OWN_WORDS}QQ")
-_DENIAL = struct.Struct("=16s16sI2sBB8sIIQ")
+_DENIAL = struct.Struct("=16s16sI2sBB8sIIII")
 _HALVES = struct.Struct("=QQ")
 _ALL = (1 << 64) - 1
 
 MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
     (SETUP, _ARRAY, 4, _SETUP.size, 1, 0),
-    (DENIALS, _PERCPU_ARRAY, 4, _DENIAL.size, SLOTS, 0),
+    (DENIED, _PERCPU_ARRAY, 4, _DENIAL.size, SLOTS, 0),
     (QUOTA, _PERCPU_ARRAY, 4, 16, 1, 0),
-    (SCRATCH, _PERCPU_ARRAY, 4, 512, 1, 0),
+    (WORK, _PERCPU_ARRAY, 4, 512, 1, 0),
 )
 """(name, kind, bytes of a key, bytes of a value, most entries, flags)."""
 
@@ -97,6 +97,6 @@ def counted(rows: Iterable[bytes]) -> Iterator[tuple[bytes, int, int]]:
     """(rule, packets, bytes) that denials have counted and RULES has not. ``rows``: values, all processors' in one."""
     for raw in rows:
         for at in range(0, len(raw), _DENIAL.size):
-            _, _, _, _, _, _, rule, packets, size, _ = _DENIAL.unpack_from(raw, at)
+            _, _, _, _, _, _, rule, packets, size, _, _ = _DENIAL.unpack_from(raw, at)
             if packets:
                 yield rule, packets, size

@@ -6,7 +6,7 @@
  * fragments, with IP options, extension headers or VLAN tags, cut off, about to expire; to anybody who is no pod of this
  * node; from the node's own addresses; everything while the maps change.
  *
- * What was denied is remembered (DENIALS, a table for each processor), so that a flood costs a look or two into an array
+ * What was denied is remembered (XDP_DENIED, a table for each processor), so that a flood costs a look or two into an array
  * per packet. An entry is about one source, protocol and port or, where no rule could allow anything, about a pod. It is
  * good for one state of the maps, and what it counts goes to RULES by and by.
  */
@@ -16,7 +16,7 @@
 #define OWN_BITS 512
 #define TELL_MOST 20           /* drops told in a second, by each processor */
 #define SECOND 1000000000ull
-#define FLUSH_NS (SECOND / 10) /* how long what an entry counts may wait for the next drop */
+#define FLUSH (SECOND / 10)    /* how long what an entry counts may wait for the next drop */
 #define MAC_BITS 0xffffffffffffull
 #define VXLAN_FLAGS 0x00000008 /* a VNI and nothing else */
 #define HEADROOM 60            /* in all headers: the longest plain IP header behind the Ethernet one */
@@ -28,19 +28,23 @@ enum { SILENT = 1 };                  /* of a denial: UDP to this pod can be no 
 
 /* What the agent says of the node. Ethernet addresses as the first 48 bits of a word. */
 struct tunnel { struct address local; u32 vni; u16 port; u16 flags; }; /* network order; the VNI with a zero behind */
-struct setup { u64 macs[MACS]; struct tunnel tunnels[TUNNELS]; u64 own[OWN_BITS / 64]; u64 flags; };
-struct denial {
+struct xdp_setup { u64 macs[MACS]; struct tunnel tunnels[TUNNELS]; u64 own[OWN_BITS / 64]; u64 flags; };
+struct xdp_denial {
     struct address from, to; /* from: zeros for everybody */
     u32 state;
     u16 port;
     u8 protocol, flags;
     u64 rule;
     u32 packets, bytes;      /* not in RULES yet */
-    u64 flushed;
+    u32 tick, flushed;       /* of the kernel's; tenths of a second */
 };
-struct quota { u64 second, told; };
+struct xdp_quota { u64 second, told; };
 struct udp { u16 from, to, size, sum; };
 struct vxlan { u32 flags, vni; };
+
+/* The value of an array of one row, without looking it up. */
+#define ROW(name) ((void *)bpf_pseudo_fd(2, MAP_##name))
+static u64 (*ticks)(void) = (void *)118;
 
 INLINE u64 *halves(struct address *a) { return (u64 *)a; }
 
@@ -103,7 +107,7 @@ INLINE int begins(u8 *l4, void *end, struct packet *p) {
 }
 
 /* Where the Ethernet frame inside begins, when this is a packet for one of the node's tunnels. */
-INLINE void *unwrap(struct setup *setup, struct packet *p, void *l4, void *end) {
+INLINE void *unwrap(struct xdp_setup *setup, struct packet *p, void *l4, void *end) {
     struct udp *udp = l4;
     struct vxlan *vxlan = (void *)(udp + 1);
     if (p->protocol != UDP || (void *)(vxlan + 1) > end)
@@ -119,20 +123,30 @@ INLINE void *unwrap(struct setup *setup, struct packet *p, void *l4, void *end) 
     return 0;
 }
 
-/* What an entry has counted goes to its rule. */
-INLINE void flush(struct denial *d, u64 now) {
-    struct count *found = d->packets ? map_lookup(MAP(RULES), &d->rule) : 0;
-    if (found) {
-        found->packets += d->packets;
-        found->bytes += d->bytes;
-    }
+/* What an entry has counted goes to its rule's counters. */
+INLINE void flush(struct xdp_denial *d) {
+    struct count counts = {.packets = d->packets, .bytes = d->bytes};
     d->packets = d->bytes = 0;
-    d->flushed = now;
+    if (!counts.packets)
+        return;
+    u64 rule = d->rule;
+    struct count *found = map_lookup(MAP(RULES), &rule);
+    if (found) {
+        found->packets += counts.packets;
+        found->bytes += counts.bytes;
+    }
+    found = map_lookup(MAP(DENIALS), &rule);
+    if (found) {
+        __sync_fetch_and_add(&found->packets, counts.packets);
+        __sync_fetch_and_add(&found->bytes, counts.bytes);
+    } else {
+        map_update(MAP(DENIALS), &rule, &counts, 1);
+    }
 }
 
 INLINE int may_tell(u64 now) {
     u32 zero = 0;
-    struct quota *q = map_lookup(MAP(QUOTA), &zero);
+    struct xdp_quota *q = map_lookup(MAP(XDP_QUOTA), &zero);
     if (!q)
         return 0;
     if (now - q->second >= SECOND) {
@@ -194,15 +208,23 @@ INLINE int is_denied(struct work *w, struct packet *p, u32 state, int tracked, i
     return judge_end(j, p, &p->to, &p->from, INGRESS) == DENIED && judging() == state;
 }
 
-INLINE int drop(struct work *w, struct denial *d, struct packet *p, u32 size, int fresh) {
-    u64 now = clock_ns();
+/* A drop is counted, told of once a second, and in time goes to the counters of its rule. */
+INLINE int drop(struct xdp_denial *d, struct packet *p, u32 size) {
+    u32 tick = ticks();
     d->packets++;
     d->bytes += size;
-    if (!fresh && now - d->flushed < FLUSH_NS)
+    if (d->tick == tick)
         return XDP_DROPPED;
-    if ((fresh || now / SECOND != d->flushed / SECOND) && may_tell(now))
+    d->tick = tick;
+    u64 now = clock_ns();
+    u32 tenth = now / FLUSH, zero = 0;
+    if (d->flushed == tenth)
+        return XDP_DROPPED;
+    struct work *w = map_lookup(MAP(XDP_WORK), &zero);
+    if (w && d->flushed / 10 != tenth / 10 && may_tell(now))
         tell(w, p, INGRESS, BY_POLICY, BY_XDP, d->rule);
-    flush(d, now);
+    d->flushed = tenth;
+    flush(d);
     return XDP_DROPPED;
 }
 
@@ -210,44 +232,53 @@ INLINE int drop(struct work *w, struct denial *d, struct packet *p, u32 size, in
  * A packet that may be denied: by what is remembered, else by the maps. Where connections are tracked only TCP is
  * remembered: of others a packet like a denied one may belong to a connection that was there before.
  */
-INLINE int decide(struct setup *setup, struct packet *p, u32 size, u32 state) {
+INLINE int decide(struct xdp_setup *setup, struct packet *p, u32 size, u32 state) {
     u64 to = spread(&p->to), from = spread(&p->from);
-    u32 wall_slot = to >> (64 - SLOT_BITS), own = from >> 55, zero = 0;
-    u64 exact = (to ^ from >> 7 ^ ((u64)p->to_port << 32 | p->protocol)) * 0x94d049bb133111ebull;
-    u32 slot = exact >> (64 - SLOT_BITS);
-    struct denial *wall = map_lookup(MAP(DENIALS), &wall_slot), *d = map_lookup(MAP(DENIALS), &slot);
-    struct work *w = map_lookup(MAP(SCRATCH), &zero);
-    if (!wall || !d || !w)
+    u32 slot = to >> (64 - SLOT_BITS), own = from >> 55, zero = 0;
+    struct xdp_denial *wall = map_lookup(MAP(XDP_DENIED), &slot);
+    if (!wall)
         return XDP_GO;
     int tracked = setup->flags & TRACKED, lasting = p->protocol == TCP || !tracked;
     if (lasting && wall->state == state && !wall->protocol && is(&wall->to, &p->to) && !is(&p->from, &p->to) &&
         (p->protocol != UDP || wall->flags & SILENT) && !(setup->own[own >> 6 & 7] >> (own & 63) & 1))
-        return drop(w, wall, p, size, 0);
+        return drop(wall, p, size);
+    slot = (to ^ from >> 7 ^ ((u64)p->to_port << 32 | p->protocol)) * 0x94d049bb133111ebull >> (64 - SLOT_BITS);
+    struct xdp_denial *d = map_lookup(MAP(XDP_DENIED), &slot);
+    if (!d)
+        return XDP_GO;
     if (lasting && d->state == state && d->protocol == p->protocol && d->port == p->to_port && is(&d->to, &p->to) &&
         is(&d->from, &p->from))
-        return drop(w, d, p, size, 0);
+        return drop(d, p, size);
+    struct work *w = map_lookup(MAP(XDP_WORK), &zero);
+    if (!w)
+        return XDP_GO;
+    struct packet *q = &w->packet;
+    q->from = p->from;
+    q->to = p->to;
+    q->from_port = p->from_port;
+    q->to_port = p->to_port;
+    q->protocol = p->protocol;
     int everybody = 0;
-    w->packet = *p;
-    p = &w->packet;
-    if (!is_denied(w, p, state, tracked, &everybody))
+    if (!is_denied(w, q, state, tracked, &everybody))
         return XDP_GO;
     u64 rule = w->judgement.rule;
     if (everybody)
         d = wall;
-    flush(d, 0);
-    d->to = p->to;
+    flush(d);
+    d->to = q->to;
     d->state = lasting ? state : 0;
     d->rule = rule;
-    d->from = p->from;
-    d->port = p->to_port;
-    d->protocol = p->protocol;
     d->flags = 0;
+    d->from = q->from;
+    d->port = q->to_port;
+    d->protocol = q->protocol;
     if (everybody) {
         halves(&d->from)[0] = halves(&d->from)[1] = 0;
         d->port = d->protocol = 0;
-        d->flags = is_silent(&w->judgement, &p->to) ? SILENT : 0;
+        d->flags = is_silent(&w->judgement, &q->to) ? SILENT : 0;
     }
-    return drop(w, d, p, size, 1);
+    d->tick = d->flushed = 0;
+    return drop(d, q, size);
 }
 
 int pycni_xdp(struct xdp_md *ctx) {
@@ -255,16 +286,15 @@ int pycni_xdp(struct xdp_md *ctx) {
     struct ethernet *eth = data;
     if ((void *)(eth + 1) > end)
         return XDP_GO;
-    u32 zero = 0;
-    struct setup *setup = map_lookup(MAP(SETUP), &zero);
-    u32 state = judging();
-    if (!setup || !state)
+    struct xdp_setup *setup = ROW(XDP_SETUP);
+    u32 state = *(volatile u32 *)&((struct config *)ROW(CONFIG))->judging;
+    if (!state)
         return XDP_GO;
     u64 mac = *(u64 *)data & MAC_BITS;
     if (mac != setup->macs[0] && mac != setup->macs[1] && mac != setup->macs[2] && mac != setup->macs[3])
         return XDP_GO;
-    struct packet p = {};
-    u32 size = 0;
+    struct packet p;
+    u32 size;
     void *l4 = plain_ip(eth + 1, end, eth->protocol, &p, &size);
     if (!l4)
         return XDP_GO;
