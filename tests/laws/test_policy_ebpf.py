@@ -119,6 +119,9 @@ def consistent(tables):
     assert {key[:8] for key in tables[PAIRS]} <= pairs
     assert {key[8:] for key in tables[PAIRS]} <= {layout.NONE, *tables[PEERS].values()}
     assert {row.ports for row in peers} - {layout.NONE} == {key[4:12] for key in tables[PORTS]}
+    assert layout.PeerRules().pack() not in tables[PAIRS].values()
+    telling = {key[4:12] for key, raw in tables[BLOCKS].items() if raw != layout.PeerRules().pack()}
+    assert telling == {key[4:12] for key in tables[BLOCKS]}
     said = [row.rest for row in peers] + [layout.Said.unpack(raw) for raw in tables[PORTS].values()]
     rules = {item.rule for item in said} | {row.isolated for row in subjects}
     assert rules - {layout.NONE} <= tables[RULES].keys()

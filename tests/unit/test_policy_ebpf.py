@@ -507,6 +507,26 @@ def test_other_blocks_leave_rows_by_labels_alone():
     assert changed(maps) == {}
 
 
+def test_pods_that_change_places_keep_what_is_said_to_both():
+    other = Group("ba9876543210", "a", None, Selector())
+    section = (Match(groups=(WEB,), ports=tcp(80)), Match(groups=(other,), ports=tcp(81)))
+    maps = filled(
+        [("sections", ("a/x", INGRESS), section), judged(DENY_ALL), member(PEER), member(FAR, other)]
+    )
+    maps.take()
+    moves = [(WEB, PEER, ABSENT), (other, PEER, None), (other, FAR, ABSENT), (WEB, FAR, None)]
+    maps.update(
+        [
+            RowDiff("members", (group.name, at), ABSENT if after is None else None, after)
+            for group, at, after in moves
+        ],
+        full=False,
+    )
+    assert changed(maps) == {PEERS: (0, 2, 0)}
+    assert [asks(maps, FAR, POD, port).allowed for port in (80, 81)] == [True, False]
+    assert [asks(maps, PEER, POD, port).allowed for port in (80, 81)] == [False, True]
+
+
 # --- room ------------------------------------------------------------------------------------------------------------
 
 
