@@ -37,6 +37,6 @@ ROWS: tuple[Setting, ...] = (
         "policy-metrics-limit",
         kinds.integer(0, 1000000),
         200,
-        "Denied packets are metrics per policy for at most so many policies, those that deny most; 0: never.",
+        "Denied packets are metrics per policy for at most so many policies, the first that deny any; 0: never.",
     ),
 )

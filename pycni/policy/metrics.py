@@ -5,8 +5,8 @@ scrapes: a scrape shows the last ``Reading`` and notes that it was there; the co
 the thread that owns the engine) every ``READ_S`` seconds as long as ``due``. So the first scrape after a silence has
 none of these, and a node nobody scrapes pays nothing.
 
-Denials are told by policy and direction for at most ``limit`` policies: the ones that have denied most, the rest as one
-series ``(others)``. Counters of a policy begin anew when its rows are programmed anew; what is told never goes down.
+Denials are told by policy and direction for at most ``limit`` of these pairs, the first that deny anything; the rest is
+one series ``(others)``. The kernel counts anew when rows are programmed anew; what is told never goes down.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class PolicyMetrics:
         self._now: Reading | None = None
         self._asked = float("-inf")
         self._totals: dict[tuple[str, str], tuple[int, int]] = {}
+        """Denied packets and bytes by policy (or ``OTHERS``) and direction."""
+        self._by_reason: Counter[tuple[str, str]] = Counter()
         self._last: dict[tuple[str, str], tuple[int, int]] = {}
         self.wanted: Callable[[], None] = lambda: None
         """Called when a scrape finds nothing read lately."""
@@ -135,13 +137,24 @@ class PolicyMetrics:
         for item in reading.denied:
             packets, size = counts.get((item.policy, item.direction), (0, 0))
             counts[item.policy, item.direction] = (packets + item.packets, size + item.bytes)
-        totals = {}
+        for key in self._totals.keys() - counts.keys():
+            if key[0] != OTHERS:
+                del self._totals[key]
         for key, now in counts.items():
-            before, total = self._last.get(key, (0, 0)), self._totals.get(key, (0, 0))
+            before = self._last.get(key, (0, 0))
             # Counters that are less than they were have begun anew.
             since = now if now[0] < before[0] else (now[0] - before[0], now[1] - before[1])
-            totals[key] = (total[0] + since[0], total[1] + since[1])
-        self._last, self._totals, self._now = counts, totals, reading
+            if since[0]:
+                self._add(key, *since)
+        self._last, self._now = counts, reading
+
+    def _add(self, key: tuple[str, str], packets: int, size: int) -> None:
+        policy, side = key
+        self._by_reason[reason(policy), side] += packets
+        if key not in self._totals and sum(name != OTHERS for name, _ in self._totals) >= self._limit:
+            key = (OTHERS, side)
+        total = self._totals.get(key, (0, 0))
+        self._totals[key] = (total[0] + packets, total[1] + size)
 
     def _told(self, value: _Value) -> list[Sample]:
         reading = self._recent()
@@ -162,20 +175,12 @@ class PolicyMetrics:
     def _denied(self, number: int) -> list[Sample]:
         if self._recent() is None or not self._limit:
             return []
-        ranked = sorted(self._totals.items(), key=lambda item: (-item[1][0], item[0]))
-        found: list[Sample] = [(key, float(total[number])) for key, total in ranked[: self._limit]]
-        rest: Counter[str] = Counter()
-        for (_, side), total in ranked[self._limit :]:
-            rest[side] += total[number]
-        return found + [((OTHERS, side), float(count)) for side, count in sorted(rest.items())]
+        return [(key, float(total[number])) for key, total in sorted(self._totals.items())]
 
     def _reasons(self) -> list[Sample]:
         if self._recent() is None:
             return []
-        found: Counter[tuple[str, str]] = Counter()
-        for (policy, side), (packets, _) in self._totals.items():
-            found[reason(policy), side] += packets
-        return [(key, float(count)) for key, count in sorted(found.items())]
+        return [(key, float(count)) for key, count in sorted(self._by_reason.items())]
 
 
 def reason(policy: str) -> str:
