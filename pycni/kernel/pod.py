@@ -165,9 +165,18 @@ class PodDriver:
             with self._socket() as sock:
                 self._bridges.repair(sock)
         for plan in known.values():
-            if plan.host_ports and plan.host in alive:
-                podports.let_loopback_out(plan)
+            if plan.host in alive:
+                self._repair_host(plan)
         return repaired
+
+    def _repair_host(self, plan: AttachPlan) -> None:
+        try:
+            podlink.close_host(plan.host, inet6=self._inet6)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # somebody deletes it just now
+                raise
+        if plan.host_ports:
+            podports.let_loopback_out(plan)
 
     def links(self) -> dict[str, Owner | None]:
         """Host ends of pods in the kernel that are not dying, with their owners (None: too long for the alias)."""

@@ -100,6 +100,7 @@ def create(sock: NetlinkSocket, plan: AttachPlan, master: int, netns_fd: int) ->
 
 def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6: bool) -> None:
     """Describe the host end and its bridge port, then bring it up. Raises KernelError."""
+    close_host(plan.host, inet6=inet6)
     msgs = [
         podlink.describe_port(
             ifindex, plan.names.alias, hairpin=plan.hairpin, isolated=plan.isolated, inet6=inet6
@@ -110,6 +111,17 @@ def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6:
     for error in sock.batch(msgs, "set up bridge port", plan.host):
         if error is not None:
             raise error
+
+
+def close_host(name: str, *, inet6: bool) -> None:
+    """Have a host end take no packets for itself from frames to the groups of IEEE 802.1D. Raises KernelError.
+
+    A bridge hands those to the port's device past all its hooks (br_handle_frame in net/bridge/br_input.c), so a pod
+    could reach the node with any source address. They are multicasts: RFC 1122 section 3.3.6 has packets in them
+    dropped that are to one host, and so does the kernel when told.
+    """
+    for family in ("ipv4", "ipv6") if inet6 else ("ipv4",):
+        sysctl.put(f"net/{family}/conf/{name}/drop_unicast_in_l2_multicast", 1)
 
 
 def bring_up_pod(
