@@ -5,6 +5,7 @@ which replaces the whole table at once; a node that joins or leaves is one eleme
 
 Masquerading (chain ``postrouting``), per family, first match counts; ``own`` is this node's subnet:
 
+    cluster -> any, VXLAN  drop        masqueraded it would be taken for this node's, whatever is inside
     mark 0x4000 set        return      kube-proxy's: it masquerades these itself (bit test: other bits may be set)
     own -> cluster         return      pods see each other's addresses
     any -> own             return      what comes in to a local pod keeps its source
@@ -66,7 +67,7 @@ def table_text(
     masquerade: Iterable[Masquerade], guard: VxlanGuard | None, peers: Iterable[bytes] = ()
 ) -> str:
     """A transaction that puts exactly this table in place, whatever was there, without a moment in between."""
-    lines = [*_guard_lines(guard, peers), *_masquerade_lines(tuple(masquerade))]
+    lines = [*_guard_lines(guard, peers), *_masquerade_lines(tuple(masquerade), guard)]
     body = "".join(f"{line}\n" for line in lines)
     return f"table inet {TABLE} {{\n}}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{body}}}\n"
 
@@ -111,11 +112,19 @@ def _guard_lines(guard: VxlanGuard | None, peers: Iterable[bytes]) -> list[str]:
     return [*lines, "\t}", ""]
 
 
-def _masquerade_lines(families: tuple[Masquerade, ...]) -> list[str]:
+def _masquerade_lines(families: tuple[Masquerade, ...], guard: VxlanGuard | None) -> list[str]:
     if not families:
         return []
     mark = f"{KUBE_PROXY_MARK:#010x}"
     lines = ["\tchain postrouting {", "\t\ttype nat hook postrouting priority srcnat; policy accept;"]
+    if guard is not None:
+        # Of any VNI: a flow's later packets do not come by here.
+        lines += [
+            f"\t\t{_IP[family]} saddr {masq.cluster} {_IP[family]} daddr != {masq.cluster}"
+            f" udp dport {guard.port} counter drop"
+            for masq in families
+            for family in (Family.of(masq.cluster),)
+        ]
     lines.append(f"\t\tmeta mark & {mark} == {mark} return")
     for masq in families:
         family = Family.of(masq.cluster)

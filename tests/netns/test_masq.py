@@ -158,6 +158,27 @@ class TestMasquerade:
         assert address == masked.pod.addresses[family]
 
 
+def test_a_pod_cannot_pass_as_its_node_in_the_fabric(masked):
+    """Masqueraded, a pod's VXLAN would come from a known node, with any source inside."""
+    mac = next(
+        line.split()[4] for line in masked.one.tables().splitlines() if line.startswith("flannel.1 mtu")
+    )
+    with masked.one.socket("10.5.1.0", 4789) as receiver, masked.far.socket() as sender:
+        receiver.settimeout(0.3)
+        sender.sendto(encapsulated(mac=mac), ("192.0.2.1", 8472))
+        with pytest.raises(TimeoutError):
+            receiver.recv(10)
+    # Pods among each other may use the port, and so may the node.
+    with (
+        masked.pod.socket(masked.pod.addresses["4"], 8472) as receiver,
+        masked.far.socket() as pod,
+        masked.two.socket() as node,
+    ):
+        for sender in (pod, node):
+            sender.sendto(b"?", (masked.pod.addresses["4"], 8472))
+            assert receiver.recv(10) == b"?"
+
+
 @pytest.fixture
 def unmasked(request):
     yield from scene(request, ip_masq="false", ip_masq_fully_random_disable="true")

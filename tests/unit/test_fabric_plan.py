@@ -86,6 +86,7 @@ table inet pycni_fabric {
 
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 10.5.0.0/16 ip daddr != 10.5.0.0/16 udp dport 8472 counter drop
 		meta mark & 0x00004000 == 0x00004000 return
 		ip saddr 10.5.1.0/24 ip daddr 10.5.0.0/16 return
 		ip daddr 10.5.1.0/24 return
