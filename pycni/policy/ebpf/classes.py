@@ -35,6 +35,7 @@ from pycni.view.policy_rules import Match, Named, PortsOf, Range
 ACTIONS = {Action.ACCEPT: ALLOW, Action.DENY: DENY, Action.PASS: PASS}
 _ALL_PORTS = ((0, 0xFFFF),)
 _KEY_ID = slice(4, 4 + ID)
+_NOTHING = Said().pack()
 
 Numbers: TypeAlias = tuple[PortsOf, ...]
 Own: TypeAlias = frozenset[tuple[Named, int]]
@@ -84,14 +85,18 @@ class PortClass(NamedTuple):
 
 def number_of(*parts: Any) -> bytes:
     """Eight bytes that stand for values whose ``repr`` says all of them; never NONE."""
-    found = hashlib.blake2b(repr(parts).encode(), digest_size=ID).digest()
+    return hash_of(repr(parts).encode())
+
+
+def hash_of(*parts: bytes) -> bytes:
+    """Eight bytes that stand for rows, all of one kind and so of known lengths; never NONE."""
+    found = hashlib.blake2b(b"".join(parts), digest_size=ID).digest()
     return found if found != NONE else b"\1" * ID
 
 
 def rule_number(name: RuleName) -> bytes:
     """The number of a rule."""
-    text = f"rule {name.direction:d} {name.place} {' '.join(name.policies)}"
-    return hashlib.blake2b(text.encode(), digest_size=ID).digest()
+    return hash_of(f"rule {name.direction:d} {name.place} {' '.join(name.policies)}".encode())
 
 
 class TierRule(NamedTuple):
@@ -145,15 +150,16 @@ def ports_of(some: tuple[tuple[Said, Numbers | None], ...]) -> PortClass:
             rest = said
             break
         for protocol, ranges in numbers:
-            spans.setdefault(protocol, []).extend((low, high, place) for low, high in ranges or _ALL_PORTS)
+            spans.setdefault(protocol, []).extend([(*ends, place) for ends in ranges or _ALL_PORTS])
+    if not spans:
+        return _class(PeerRules(NONE, rest), ())
+    said_by = [said.pack() for said, _ in some] + [_NOTHING]
     bare = [
-        (port_key(NONE, protocol, value, length), (some[colour][0] if colour >= 0 else Said()).pack())
+        (port_key(NONE, protocol, value, length), said_by[colour])
         for protocol, held in sorted(spans.items())
         for value, length, colour in prefixes(tuple(_first(held)), 16)
     ]
-    if not bare:
-        return _class(PeerRules(NONE, rest), ())
-    number = number_of("ports", bare)
+    number = hash_of(b"ports", *[part for row in bare for part in row])
     rows = tuple([(key[:4] + number + key[_KEY_ID.stop :], value) for key, value in bare])
     return _class(PeerRules(number, rest), rows)
 

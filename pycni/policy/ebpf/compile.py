@@ -33,8 +33,8 @@ from pycni.policy.ebpf.layout import (
     SUBJECTS,
     TIERS,
     SubjectRow,
-    TierIds,
     pack_address,
+    pack_subject,
     subject_key,
 )
 from pycni.policy.ebpf.rows import Rows
@@ -48,8 +48,8 @@ from pycni.view.policy_stages import ABSENT, ClusterPart, RowDiff, Subject
 ROOM: Mapping[str, int] = {name: entries for name, _, _, _, entries, _ in layout.MAPS}
 """Most rows of each map."""
 _WHOLE = {SUBJECTS: "pods with policies", PEERS: "addresses of pods", OWN: "addresses of the node"}
+_NO_PORTS: frozenset[tuple[Named, int]] = frozenset()
 _CLOSED_ROW = SubjectRow(flags=CLOSED).pack()
-_NONE_TIER = TierIds()
 _Tiers: TypeAlias = tuple[Tier | None, ...]
 _T = TypeVar("_T")
 
@@ -189,7 +189,7 @@ class Maps:
         subject = self._subjects.get(side)
         old = self._tiers.pop(side, ())
         if subject is not None:
-            tiers = self._tiers[side] = tuple(self._tier(side, subject, place) for place in TIERS)
+            tiers = self._tiers[side] = tuple([self._tier(side, subject, place) for place in TIERS])
             for tier in tiers:
                 if tier is not None:
                     self._hold(tier, side)
@@ -205,30 +205,32 @@ class Maps:
             else:
                 self._rows.drop(SUBJECTS, key)
             return
-        ids, left, isolated = [], False, NONE
+        left, isolated = False, NONE
+        ids = [NONE] * (2 * len(TIERS))
         family = Family.of_packed(side[0])
-        for tier in tiers:
+        for place, tier in enumerate(tiers):
             if tier is None:
-                ids.append(_NONE_TIER)
                 continue
             pairs, blocks = tier.pairs, tier.blocks[family]
-            left = left or (pairs is not None and pairs.left) or (blocks is not None and blocks.left)
-            ids.append(
-                TierIds(NONE if pairs is None else pairs.number, NONE if blocks is None else blocks.number)
-            )
-            if tier.recipe.isolation is not None:
+            if pairs is not None:
+                ids[2 * place] = pairs.number
+                left = left or pairs.left
+            if blocks is not None:
+                ids[2 * place + 1] = blocks.number
+                left = left or blocks.left
+            if place == POLICIES:
                 isolated = tier.recipe.isolated
         pod = number_of("pod", subject.siblings) if len(subject.siblings) > 1 else NONE
-        row = (
-            SubjectRow(flags=LEAVE, pod=pod) if left else SubjectRow((ids[0], ids[1], ids[2]), isolated, pod)
-        )
-        self._rows.put(SUBJECTS, key, row.pack())
+        if left:
+            self._rows.put(SUBJECTS, key, SubjectRow(flags=LEAVE, pod=pod).pack())
+        else:
+            self._rows.put(SUBJECTS, key, pack_subject(ids, isolated, pod))
 
     def _tier(self, side: Side, subject: Subject, place: int) -> Tier | None:
         recipe = self._recipe(subject, side[1], place)
         if recipe is None:
             return None
-        own = recipe.own(frozenset(self._ports.get(side[0], ())))
+        own = recipe.own(self._ports.get(side[0], _NO_PORTS))
         found = recipe.tiers.get(own)
         if found is None:
             found = recipe.tiers[own] = Tier(recipe, own)

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pycni.model.policy import Direction
@@ -205,14 +206,18 @@ class SubjectRow(NamedTuple):
 
     def pack(self) -> bytes:
         """72 bytes."""
-        (one, two), (three, four), (five, six) = self.tiers
-        return _SUBJECT_FORMAT.pack(one, two, three, four, five, six, *self[1:])
+        return pack_subject([number for tier in self.tiers for number in tier], *self[1:])
 
     @classmethod
     def unpack(cls, raw: bytes) -> SubjectRow:
         """The other way."""
         *ids, isolated, pod, flags = _SUBJECT_FORMAT.unpack(raw)
         return cls((TierIds(*ids[:2]), TierIds(*ids[2:4]), TierIds(*ids[4:])), isolated, pod, flags)
+
+
+def pack_subject(tiers: Sequence[bytes], isolated: bytes, pod: bytes, flags: int = 0) -> bytes:
+    """A ``SubjectRow``, with the six numbers of its tiers in a row."""
+    return _SUBJECT_FORMAT.pack(*tiers, isolated, pod, flags)
 
 
 class Said(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from pycni.policy.ebpf.classes import PortClass
 from pycni.policy.ebpf.layout import PORTS, TABLES
@@ -42,25 +42,21 @@ class Rows:
         if held is not None and self._before is not None:
             self._before[name].setdefault(key, held)
 
-    def lead(self, name: str, key: bytes, to: PortClass) -> None:
-        """Set a row of PAIRS or BLOCKS, which may lead to a class of ports."""
-        self.lead_all(name, ((key, to),))
-
-    def lead_all(self, name: str, rows: Iterable[tuple[bytes, PortClass]]) -> None:
-        """``lead`` for many rows."""
-        table, classes = self.tables[name], self._classes
-        before = None if self._before is None else self._before[name]
-        for key, to in rows:
-            if to.rows:
-                ports = to.value.ports
-                users = classes.get(ports, 0)
-                classes[ports] = users + 1
-                if not users:
-                    for row in to.rows:
-                        self.put(PORTS, *row)
-            if before is not None:
+    def lead(self, name: str, keys: Sequence[bytes], to: PortClass) -> None:
+        """Set rows of PAIRS or BLOCKS that say the same; they may lead to a class of ports."""
+        if to.rows:
+            ports = to.value.ports
+            users = self._classes.get(ports, 0)
+            self._classes[ports] = users + len(keys)
+            if not users:
+                for row in to.rows:
+                    self.put(PORTS, *row)
+        table = self.tables[name]
+        if self._before is not None:
+            before = self._before[name]
+            for key in keys:
                 before.setdefault(key, table.get(key))
-            table[key] = to.packed
+        table.update(dict.fromkeys(keys, to.packed))
 
     def leave(self, name: str, key: bytes, from_: PortClass) -> None:
         """Take ``lead`` back."""

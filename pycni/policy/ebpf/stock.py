@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from pycni.model.family import Family
-from pycni.policy.ebpf.classes import Own, PortClass, number_of
+from pycni.policy.ebpf.classes import Own, PortClass, hash_of
 from pycni.policy.ebpf.layout import BLOCKS, ID, NONE, PAIRS, PORTS
 from pycni.policy.ebpf.rows import Rows
 from pycni.policy.ebpf.tiers import BlockRules, Identity, PairRules, Side, Tier
@@ -102,7 +102,7 @@ class Stock:
         said = pairs.of(identity, pairs.about(identity))
         if said is not None:
             pairs.rows[identity.number] = said
-            self._rows.lead(PAIRS, pairs.number + identity.number, said)
+            self._rows.lead(PAIRS, (pairs.number + identity.number,), said)
 
     # --- tiers ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Stock:
             blocks = tier.block_rows(family)
             held = None
             if blocks:
-                number = number_of("blocks", [(block.key, block.value.packed) for block in blocks])
+                number = hash_of(b"blocks", *[part for key, said in blocks for part in (key, said.packed)])
                 held = self._blocks.get(number)
                 if held is None:
                     held = self._blocks[number] = BlockRules(number, blocks)
@@ -169,19 +169,23 @@ class Stock:
         for named, bits in pairs.names.items():
             for identity in self._bearers.get(named, ()):
                 about[identity] = about.get(identity, 0) | bits
-        rows = pairs.rows
+        alike: dict[int, list[Identity]] = {}
         for identity, bits in about.items():
-            said = pairs.of(identity, bits)
-            if said is not None:
-                rows[identity.number] = said
+            alike.setdefault(bits, []).append(identity)
+        number, rows = pairs.number, pairs.rows
+        for bits, some in alike.items():
+            for part in [[one] for one in some] if bits & pairs.named else [some]:
+                said = pairs.of(part[0], bits)
+                if said is not None:
+                    rows.update(dict.fromkeys([one.number for one in part], said))
+                    self._rows.lead(PAIRS, [number + one.number for one in part], said)
         if pairs.everybody is not None:
             rows[NONE] = pairs.everybody
-        number = pairs.number
-        self._rows.lead_all(PAIRS, [(number + identity, said) for identity, said in rows.items()])
+            self._rows.lead(PAIRS, (number + NONE,), pairs.everybody)
 
     def _add_blocks(self, blocks: BlockRules) -> None:
-        number = blocks.number
-        self._rows.lead_all(BLOCKS, [(key[:4] + number + key[_END:], said) for key, said in blocks.blocks])
+        for key, said in blocks.blocks:
+            self._rows.lead(BLOCKS, (key[:4] + blocks.number + key[_END:],), said)
 
     def _remove(self, part: PairRules | BlockRules) -> None:
         """Its rows, if it has any."""

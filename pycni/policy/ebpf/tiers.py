@@ -8,6 +8,7 @@ are numbered by what they say, so that tiers that say the same have the same row
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 from pycni.model.family import FAMILIES, Family
@@ -58,6 +59,9 @@ def cluster_rules(parts: Sequence[ClusterPart], direction: Direction) -> tuple[T
     )
 
 
+_NO_PORTS: Own = frozenset()
+
+
 class Identity:
     """What rules can tell of an address by its pod's labels and ports."""
 
@@ -87,13 +91,13 @@ class PairRules:
         """Claims for everybody by names of the peers' ports."""
         self.everybody: PortClass | None = None
         self._claims = some
-        self._named = 0
+        self.named = 0
         """Claims that depend on the peer's ports."""
         self._known: dict[int, PortClass | None] = {}
         """By claims, none of which depends on ports."""
         for place, claim in enumerate(some):
             if claim.names:
-                self._named |= 1 << place
+                self.named |= 1 << place
             for group in claim.groups:
                 self.groups[group] = self.groups.get(group, 0) | 1 << place
             for named in claim.names if claim.anybody else ():
@@ -114,7 +118,7 @@ class PairRules:
 
     def of(self, identity: Identity, about: int) -> PortClass | None:
         """What is said to an identity beyond what is said to everybody; None: nothing."""
-        depends = about & self._named
+        depends = about & self.named
         if not depends and about in self._known:
             return self._known[about]
         plain = []
@@ -193,10 +197,10 @@ class Recipe:
         self.isolation = RuleName(names, direction) if names else None
         self.isolated = rule_number(self.isolation) if self.isolation is not None else NONE
 
-    def own(self, mine: Own) -> Own:
+    def own(self, mine: AbstractSet[tuple[Named, int]]) -> Own:
         """The part of a subject's ports that makes a difference."""
         if self.direction is Direction.EGRESS or not self.names or not mine:
-            return frozenset()
+            return _NO_PORTS
         return frozenset([item for item in mine if item[0] in self.names])
 
     def rule_names(self) -> Iterator[tuple[bytes, RuleName]]:
