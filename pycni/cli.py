@@ -25,6 +25,10 @@ COMMANDS = {
         "network policies: what holds for a pod, what becomes of a connection and why",
     ),
     "drops": ("pycni.cli_drops", "packets that network policies deny: counters, or live"),
+    "bgp": (
+        "pycni_bgp.cli_bgp",
+        "BGP of this node: sessions, what is announced to whom and why not, learned routes",
+    ),
     "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 

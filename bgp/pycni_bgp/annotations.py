@@ -255,7 +255,7 @@ def _entry(entry: object) -> PeerWish:
         asn=_field(entry, "remoteasn", _asn),
         port=_number(entry, "port", PORT, 65535),
         local_address=_field(entry, "localip", _address) if entry.get("localip") else b"",
-        password=_field(entry, "password", _password) if entry.get("password") else None,
+        password=_field(entry, "password", decoded_password) if entry.get("password") else None,
         bfd=_bfd(entry.get("bfd")),
     )
 
@@ -292,7 +292,8 @@ def _bfd(value: object) -> Bfd | None:
     )
 
 
-def _password(text: str) -> Secret:
+def decoded_password(text: str) -> Secret:
+    """A password from base64. Raises UnusableError, which does not say it."""
     try:
         found = base64.b64decode(text, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
@@ -336,5 +337,5 @@ def _old_entry(row: Mapping[str, str]) -> PeerWish:
         asn=_field(row, "asns", _asn),
         port=int(port),
         local_address=_field(row, "localips", _address) if "localips" in row else b"",
-        password=_field(row, "passwords", _password) if "passwords" in row else None,
+        password=_field(row, "passwords", decoded_password) if "passwords" in row else None,
     )

@@ -72,9 +72,14 @@ class Engine(Protocol):
     """One engine. On one event loop."""
 
     name: str
+    trouble: str
+    """Why it does not do what it was told last; "" when it does."""
 
     async def put(self, plan: Plan) -> None:
-        """Go by this plan from now on. Raises ConfigError for what this engine cannot do, BgpError when it is down."""
+        """Go by this plan from now on; an engine that is down takes it when it is up.
+
+        Raises ConfigError for what this engine cannot do, BgpError when it refuses.
+        """
 
     async def sessions(self) -> Sequence[Session]:
         """All of them. Raises BgpError."""

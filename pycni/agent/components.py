@@ -12,4 +12,5 @@ COMPONENTS: Mapping[str, str] = {
     "network": "pycni.agent.network:NetworkComponent",
     "proxy": "pycni_proxy.component:ProxyComponent",
     "policy": "pycni.policy.component:PolicyComponent",
+    "bgp": "pycni_bgp.component:BgpComponent",
 }

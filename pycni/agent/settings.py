@@ -17,6 +17,7 @@ import msgspec
 from pycni.agent import settings_kinds as kinds
 from pycni.agent import (
     settings_table_agent,
+    settings_table_bgp,
     settings_table_kube,
     settings_table_network,
     settings_table_policy,
@@ -100,6 +101,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policy_spoof_check: bool
     policy_sync_period: int
     policy_metrics_limit: int
+    bgp_engine: str
+    bgp_dir: str
+    cluster_asn: int
+    bgp_port: int
+    router_id: IPv4Address | None
+    nodes_full_mesh: bool
+    enable_ibgp: bool
+    peer_router_ips: tuple[Address, ...]
+    peer_router_asns: tuple[int, ...]
+    peer_router_ports: tuple[int, ...]
+    peer_router_passwords_file: str
+    peer_router_multihop_ttl: int
+    peer_router_ttl_security: bool
+    advertise_pod_cidr: bool
+    advertise_cluster_ip: bool
+    advertise_external_ip: bool
+    advertise_loadbalancer_ip: bool
+    override_nexthop: bool
+    bgp_graceful_restart: bool
+    bgp_graceful_restart_time: int
+    bgp_holdtime: int
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""
@@ -123,6 +145,7 @@ TABLE: tuple[Setting, ...] = (
     *settings_table_kube.ROWS,
     *settings_table_proxy.ROWS,
     *settings_table_policy.ROWS,
+    *settings_table_bgp.ROWS,
 )
 BY_NAME: Mapping[str, Setting] = {row.name: row for row in TABLE}
 ALIASES: Mapping[str, str] = {alias: row.name for row in TABLE for alias in row.aliases}
@@ -175,6 +198,8 @@ def resolve(sources: Sequence[Sequence[Given]], hostname: str) -> Settings:
     values["etcd_prefix"] = str(values["etcd_prefix"]).rstrip("/")
     if not values["control_socket"]:
         values["control_socket"] = str(values["cni_socket"]).rpartition("/")[0] + "/agent.sock"
+    if not values["bgp_dir"]:
+        values["bgp_dir"] = f"{values['state_dir']}/bgp"
     return Settings(**values)
 
 
@@ -212,6 +237,13 @@ def _contradictions(values: Mapping[str, object], where: Mapping[str, str]) -> l
     together("etcd-certfile", "etcd-keyfile")
     together("etcd-keyfile", "etcd-certfile")
     together("run-loadbalancer", "loadbalancer-ip-range")
+    routers = values["peer_router_ips"]
+    assert isinstance(routers, tuple)
+    for name in ("peer-router-asns", "peer-router-ports"):
+        listed = values[BY_NAME[name].field]
+        assert isinstance(listed, tuple)
+        if len(listed) != len(routers) and (listed or name == "peer-router-asns"):
+            clash(name, f"{len(listed)} for {len(routers)} peer-router-ips")
     if values["run_loadbalancer"] and values["manifest_dir"]:
         clash(
             "run-loadbalancer",

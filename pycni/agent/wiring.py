@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pycni.sources.leases import LeaseSource
     from pycni.store import Store
 
-FOLLOWING = frozenset({"proxy", "policy"})
+FOLLOWING = frozenset({"proxy", "policy", "bgp"})
 """Components that follow objects of Kubernetes."""
 
 
@@ -77,19 +77,23 @@ async def _following(  # noqa: PLR0917 - the last two collect
     gates: list[EndpointGate],
 ) -> Tasks:
     """The components that follow objects of Kubernetes, and the socket they answer pycnictl at."""
-    from pycni.agent import wiring_policy, wiring_proxy, wiring_sources  # noqa: PLC0415
+    from pycni.agent import wiring_bgp, wiring_policy, wiring_proxy, wiring_sources  # noqa: PLC0415
 
     components = context.settings.components
     needs = wiring_sources.Needs()
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
     routes: dict[str, AsyncHandler] = {}
+    podnet = network.podnet if network is not None else None
     if "proxy" in components:
-        podnet = network.podnet if network is not None else None
         made, answers = await wiring_proxy.make(context, store, needs, podnet, listeners)
         tasks |= made
         routes |= answers
     if "policy" in components:
         made, answers = await wiring_policy.make(context, store, needs, listeners, gates)
+        tasks |= made
+        routes |= answers
+    if "bgp" in components:
+        made, answers = await wiring_bgp.make(context, store, needs, podnet)
         tasks |= made
         routes |= answers
     await _serve_control(context, routes)
@@ -116,8 +120,12 @@ async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> N
 
 def _asks_kubernetes(settings: Settings) -> bool:
     """Whether anything is read from the Kubernetes API."""
-    follows = FOLLOWING.intersection(settings.components) and not settings.manifest_dir
-    return bool(follows) or ("network" in settings.components and settings.kube_subnet_mgr)
+    from pycni.agent.wiring_bgp import follows_objects  # noqa: PLC0415
+
+    parts = FOLLOWING.intersection(settings.components)
+    if parts == {"bgp"} and not follows_objects(settings):
+        parts = frozenset()
+    return bool(parts and not settings.manifest_dir) or ("network" in settings.components and settings.kube_subnet_mgr)
 
 
 def _kube_client(context: Context) -> KubeClient:

@@ -16,8 +16,9 @@ import msgspec
 
 from pycni.kernel import netns as namespaces
 from pycni_bgp.annotations import NodeSettings, PeerWish
+from pycni_bgp.bird.control import ask
 from pycni_bgp.bird.daemon import Bird
-from pycni_bgp.engine import Plan
+from pycni_bgp.engine import BgpError, Plan
 from pycni_bgp.model import Local, Prefix, prefix
 from pycni_bgp.neighbours import neighbours
 from pycni_bgp.settings import BgpSettings
@@ -52,32 +53,42 @@ async def until(check: Callable[[], T | Awaitable[T]], what: str, seconds: float
         await asyncio.sleep(0.1)
 
 
-class Underlay:
+class Switch:
     """A switch, and namespaces on it. Number n has 192.0.2.n and 2001:db8::n."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make
-        self.switch = make()
-        execute(self.switch, "ip link add br0 type bridge")
-        execute(self.switch, "ip link set br0 up")
+        self.where = make()
+        execute(self.where, "ip link add br0 type bridge")
+        execute(self.where, "ip link set br0 up")
 
     def join(self, number: int) -> str:
         """A new namespace."""
         where = self._make()
         execute(where, "ip link set lo up")
-        execute(self.switch, f"ip link add v{number} type veth peer name eth0 netns {where}")
-        execute(self.switch, f"ip link set v{number} master br0 up")
+        execute(self.where, f"ip link add v{number} type veth peer name eth0 netns {where}")
+        execute(self.where, f"ip link set v{number} master br0 up")
         execute(where, "ip link set eth0 up")
         execute(where, f"ip address add 192.0.2.{number}/24 dev eth0")
         execute(where, f"ip address add 2001:db8::{number}/64 dev eth0 nodad")
         return where
 
+    @staticmethod
+    def routes(where: str) -> dict[str, tuple[str, ...]]:
+        """Routes BGP brought into a namespace's kernel, with their next hops."""
+        found = {}
+        for family in ("-4", "-6"):
+            for route in json.loads(execute(where, f"ip -j {family} route show proto bird") or "[]"):
+                hops = [hop["gateway"] for hop in route.get("nexthops", ())] or [route.get("gateway", "")]
+                found[route["dst"]] = tuple(sorted(hops))
+        return found
+
 
 class Node:
     """A node with BIRD as its engine."""
 
-    def __init__(self, underlay: Underlay, number: int, folder: Path, **settings: object) -> None:
-        self.where = underlay.join(number)
+    def __init__(self, switch: Switch, number: int, folder: Path, **settings: object) -> None:
+        self.where = switch.join(number)
         self.number = number
         self.folder = folder / f"node{number}"
         self.settings = msgspec.structs.replace(
@@ -128,14 +139,64 @@ class Node:
 
     def routes(self) -> dict[str, tuple[str, ...]]:
         """Routes BGP brought into this node's kernel, with their next hops."""
-        found = {}
-        for family in ("-4", "-6"):
-            for route in json.loads(execute(self.where, f"ip -j {family} route show proto bird") or "[]"):
-                hops = [hop["gateway"] for hop in route.get("nexthops", ())] or [route.get("gateway", "")]
-                found[route["dst"]] = tuple(sorted(hops))
-        return found
+        return Switch.routes(self.where)
 
 
 def router(number: int, asn: int, **more: object) -> PeerWish:
     """A router outside."""
     return msgspec.structs.replace(PeerWish(address=packed(f"192.0.2.{number}"), asn=asn), **more)
+
+
+class Router:
+    """A BIRD that is not ours: a router of the fabric, with a configuration of its own."""
+
+    def __init__(
+        self, switch: Switch, number: int, asn: int, folder: Path, neighbour: str, *, extra: str = ""
+    ) -> None:
+        self.where = switch.join(number)
+        self.control = str(folder / f"router{number}.ctl")
+        self._folder, self._number = folder, number
+        self._conf = folder / f"router{number}.conf"
+        self._conf.write_text(
+            f"""
+            router id 192.0.2.{number};
+            protocol device {{ }}
+            protocol direct {{ ipv4; ipv6; interface "eth0"; }}
+            protocol static {{ ipv4; route 203.0.113.0/24 blackhole; }}
+            protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; merge paths on; }}
+            protocol bgp ours {{
+              local as {asn}; neighbor {neighbour}; connect delay time 1; graceful restart on;
+              ipv4 {{ import all; export where net = 203.0.113.0/24; }}; ipv6 {{ import all; export none; }};
+              {extra}
+            }}
+            """
+        )
+        self.process = self.begin()
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start it."""
+        return subprocess.Popen(
+            [*namespaces.exec_prefix(self.where), "bird", "-f", "-c", self._conf, "-s", self.control,
+             "-P", str(self._folder / f"router{self._number}.pid")],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    async def show(self, command: str) -> str:
+        """What it says itself."""
+        return (await ask(self.control, f"show {command}"))[0]
+
+    async def has(self, text: str) -> str:
+        """Its routes when a text is in them."""
+        with contextlib.suppress(BgpError):
+            found = await self.show("route all")
+            return found if text in found else ""
+        return ""
+
+    async def lacks(self, text: str) -> bool:
+        """Whether a text is not in its routes."""
+        return text not in await self.show("route all")
+
+    def end(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.wait()

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import os
 import stat
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,15 +14,13 @@ import msgspec
 import pytest
 
 from pycni.errors import ConfigError
-from pycni.kernel import netns as namespaces
 from pycni_bgp.annotations import NodeSettings
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import config
-from pycni_bgp.bird.control import ask
 from pycni_bgp.engine import BgpError, Plan, Session
 from pycni_bgp.model import Bfd, Neighbour, Secret
 from pycni_bgp.settings import BgpSettings
-from tests.netns.bgp_nodes import Node, Underlay, execute, packed, router, until
+from tests.netns.bgp_nodes import Node, Router, Switch, execute, packed, router, until
 
 PASSWORD = "not to be seen"
 SETTINGS = BgpSettings()
@@ -53,68 +50,17 @@ async def _up(node: Node, count: int) -> list[Session]:
     return await until(look, f"{count} sessions of node {node.number}")
 
 
-class Router:
-    """A BIRD that is not ours: a router of the fabric, with a configuration of its own."""
-
-    def __init__(
-        self, underlay: Underlay, number: int, asn: int, folder: Path, neighbour: str, *, extra: str = ""
-    ) -> None:
-        self.where = underlay.join(number)
-        self.control = str(folder / f"router{number}.ctl")
-        self._folder, self._number = folder, number
-        self._conf = folder / f"router{number}.conf"
-        self._conf.write_text(
-            f"""
-            router id 192.0.2.{number};
-            protocol device {{ }}
-            protocol direct {{ ipv4; ipv6; interface "eth0"; }}
-            protocol static {{ ipv4; route 203.0.113.0/24 blackhole; }}
-            protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; merge paths on; }}
-            protocol bgp ours {{
-              local as {asn}; neighbor {neighbour}; connect delay time 1; graceful restart on;
-              ipv4 {{ import all; export where net = 203.0.113.0/24; }}; ipv6 {{ import all; export none; }};
-              {extra}
-            }}
-            """
-        )
-        self.process = self.begin()
-
-    def begin(self) -> subprocess.Popen[bytes]:
-        """Start it."""
-        return subprocess.Popen(
-            [*namespaces.exec_prefix(self.where), "bird", "-f", "-c", self._conf, "-s", self.control,
-             "-P", str(self._folder / f"router{self._number}.pid")],
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    async def show(self, command: str) -> str:
-        """What it says itself."""
-        return (await ask(self.control, f"show {command}"))[0]
-
-    async def has(self, text: str) -> str:
-        """Its routes when a text is in them."""
-        with contextlib.suppress(BgpError):
-            found = await self.show("route all")
-            return found if text in found else ""
-        return ""
-
-    def end(self) -> None:
-        """Kill it."""
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
-def underlay(netns_factory: Callable[[], str]) -> Underlay:
+def switch(netns_factory: Callable[[], str]) -> Switch:
     """A switch."""
-    return Underlay(netns_factory)
+    return Switch(netns_factory)
 
 
-def test_nodes_learn_each_others_pod_cidrs_and_keep_them(underlay: Underlay, tmp_path: Path) -> None:
+def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_path: Path) -> None:
     """Through a kill of BIRD, a new agent that takes BIRD over, and a node that joins; other sessions stay as they are."""
 
     async def story() -> None:
-        one, two, three = (Node(underlay, number, tmp_path) for number in (1, 2, 3))
+        one, two, three = (Node(switch, number, tmp_path) for number in (1, 2, 3))
         expected = {"10.1.2.0/24": ("192.0.2.2",), "2001:db8:2::/64": ("2001:db8::2",)}
         async with _running(one, two):
             await until(lambda: one.routes() == expected, f"routes of node 1: {one.routes()}")
@@ -143,9 +89,9 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(underlay: Underlay, tmp
     asyncio.run(story())
 
 
-def test_a_new_agent_takes_over_a_running_bird(underlay: Underlay, tmp_path: Path) -> None:
+def test_a_new_agent_takes_over_a_running_bird(switch: Switch, tmp_path: Path) -> None:
     async def story() -> None:
-        one, two = (Node(underlay, number, tmp_path) for number in (1, 2))
+        one, two = (Node(switch, number, tmp_path) for number in (1, 2))
         async with _running(one, two):
             since = (await _up(two, 1))[0].since
             old, one.engine = one.engine, one._engine()
@@ -164,7 +110,7 @@ def test_a_new_agent_takes_over_a_running_bird(underlay: Underlay, tmp_path: Pat
     asyncio.run(story())
 
 
-def test_routers_outside_get_what_they_are_to_get(underlay: Underlay, tmp_path: Path) -> None:
+def test_routers_outside_get_what_they_are_to_get(switch: Switch, tmp_path: Path) -> None:
     """Two of them: ECMP to what both announce, communities and path on what they are told, MD5, withdrawal."""
 
     async def story() -> None:
@@ -172,14 +118,12 @@ def test_routers_outside_get_what_they_are_to_get(underlay: Underlay, tmp_path: 
             router(11, 65011, password=Secret(PASSWORD)),
             router(12, 65012),
         )
-        one = Node(
-            underlay, 1, tmp_path, peers=peers, communities=("64512:7", "no-export"), prepend=(64999, 2)
-        )
+        one = Node(switch, 1, tmp_path, peers=peers, communities=("64512:7", "no-export"), prepend=(64999, 2))
         one.serve("198.51.100.7/32")
         there = "192.0.2.1 as 64512"
         routers = [
-            Router(underlay, 11, 65011, tmp_path, there, extra=f'password "{PASSWORD}";'),
-            Router(underlay, 12, 65012, tmp_path, there),
+            Router(switch, 11, 65011, tmp_path, there, extra=f'password "{PASSWORD}";'),
+            Router(switch, 12, 65012, tmp_path, there),
         ]
         try:
             async with _running(one):
@@ -204,7 +148,7 @@ def test_routers_outside_get_what_they_are_to_get(underlay: Underlay, tmp_path: 
                 # Without the service its address is withdrawn; of a router that was killed routes stay for a while.
                 one.services.clear()
                 await one.engine.put(one.plan((one,), SETTINGS))
-                await until(lambda: _without(routers[0], "198.51.100.7/32"), "withdrawal")
+                await until(lambda: routers[0].lacks("198.51.100.7/32"), "withdrawal")
                 routers[1].end()
                 await until(lambda: one.routes() == {"203.0.113.0/24": hops}, "a killed router's routes stay")
         finally:
@@ -212,10 +156,6 @@ def test_routers_outside_get_what_they_are_to_get(underlay: Underlay, tmp_path: 
                 item.end()
 
     asyncio.run(story())
-
-
-async def _without(router: Router, text: str) -> bool:
-    return text not in await router.show("route all")
 
 
 def _paths(text: str) -> list[tuple[str, str, set[tuple[int, ...]], str]]:
@@ -244,17 +184,17 @@ def _nobody_sees(node: Node) -> None:
     assert base64.b64encode(PASSWORD.encode()).decode() not in arguments
 
 
-def test_bfd_tells_of_a_dead_link_within_a_second(underlay: Underlay, tmp_path: Path) -> None:
+def test_bfd_tells_of_a_dead_link_within_a_second(switch: Switch, tmp_path: Path) -> None:
     async def story() -> None:
         wish = Bfd(multiplier=3, receive_ms=100, send_ms=100)
-        one = Node(underlay, 1, tmp_path, peers=(router(11, 65011, bfd=wish),))
+        one = Node(switch, 1, tmp_path, peers=(router(11, 65011, bfd=wish),))
         extra = "bfd { min rx interval 100 ms; min tx interval 100 ms; };"
-        other = Router(underlay, 11, 65011, tmp_path, "192.0.2.1 as 64512", extra=extra + "} protocol bfd {")
+        other = Router(switch, 11, 65011, tmp_path, "192.0.2.1 as 64512", extra=extra + "} protocol bfd {")
         try:
             async with _running(one):
                 await until(lambda: bool(one.routes()), "a route")
                 # The session itself would hold for 90 s; the switch's port goes down, not the node's.
-                execute(underlay.switch, "ip link set v11 nomaster")
+                execute(switch.where, "ip link set v11 nomaster")
                 await until(lambda: not one.routes(), "the route goes", 5)
                 error = (await one.engine.sessions())[0]
                 assert not error.up

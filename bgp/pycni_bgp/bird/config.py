@@ -33,6 +33,8 @@ KNOWN = 20
 LOG_BYTES = 1_000_000
 CONNECT_S, ERROR_MAX_S = 1, 60
 """Before the first try to connect; after an error, growing to the second."""
+RECOVERY_S = 15
+"""So long a BIRD that was started again waits for all neighbours before it says anything new. They wait longer."""
 SCAN_S = 20
 """How often BIRD compares the kernel's routes with its own."""
 
@@ -45,7 +47,7 @@ def config(plan: Plan, log: str) -> str:
     lines = [
         f'log "{log}" {LOG_BYTES} "{log}.1" {{ info, remote, warning, error, auth, fatal, bug }};',
         f"router id {show(plan.router_id)};",
-        f"graceful restart wait {plan.settings.restart_s};",
+        f"graceful restart wait {min(RECOVERY_S, plan.settings.restart_s)};",
         "protocol device { }",
         f"protocol direct {{ ipv4 {{ preference {KNOWN}; }}; ipv6 {{ preference {KNOWN}; }}; }}",
         *_bfd_protocol(plan.sessions.values()),

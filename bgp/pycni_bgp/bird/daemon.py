@@ -2,8 +2,8 @@
 
 Life: ``put`` writes the configuration (a file only root can read, as passwords are in it; written beside and renamed)
 and has BIRD take it, which leaves sessions alone whose block is the same. ``run`` starts BIRD as soon as there is a
-plan, and again, with growing delays, whenever it ended; always with graceful restart, so that neighbours keep our
-routes and the kernel keeps theirs meanwhile. A BIRD that an agent left behind when it was killed is found by its
+plan, and again, with growing delays, whenever it ended; then with graceful restart, so that neighbours keep our routes
+and the kernel keeps theirs meanwhile. A BIRD that an agent left behind when it was killed is found by its
 control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart. It logs to a file of
 its own, bounded in size, so that nothing waits for a reader.
 """
@@ -77,15 +77,16 @@ class Bird:
     # --- the engine's part ---------------------------------------------------------------------------------------
 
     async def put(self, plan: Plan) -> None:
-        """Go by this plan from now on. Raises ConfigError, and BgpError when BIRD is not there to take it yet."""
+        """Go by this plan from now on, or once BIRD is there (``trouble`` says so). Raises ConfigError, BgpError."""
         if plan == self._plan and not self.trouble:
             return
         text = config(plan, self.log_file)
         await asyncio.to_thread(self._write, text)
         self._plan = plan
         self._planned.set()
-        self.trouble = "BIRD has not taken its configuration yet"
-        await self._configure()
+        self.trouble = "BIRD is not running yet"
+        if await self._answers():
+            await self._configure()
 
     async def sessions(self) -> Sequence[Session]:
         """All of them. Raises BgpError."""
@@ -122,11 +123,10 @@ class Bird:
 
     async def _serve(self) -> str:
         """Start BIRD and wait until it ends; says why it did."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.control)
+        again = ["-R"] if self._ran_before() else []
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, "-f", "-R", "-c", self._file, "-s", self.control, "-P", self.pid_file,
+                *self._command, "-f", *again, "-c", self._file, "-s", self.control, "-P", self.pid_file,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
         except OSError as error:
@@ -186,6 +186,12 @@ class Bird:
     @property
     def _file(self) -> str:
         return os.path.join(self._folder, "bird.conf")
+
+    def _ran_before(self) -> bool:
+        """Whether there may be something to recover; a first start would only wait for neighbours that are away."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.control)
+        return os.path.exists(self.pid_file)
 
     def _write(self, text: str) -> None:
         """Raises ConfigError when the folder cannot be written to."""

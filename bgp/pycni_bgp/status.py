@@ -1,0 +1,138 @@
+"""What ``pycnictl bgp`` gets to know. Pure: the component asks the engine, ``status`` puts it in shape.
+
+GET /bgp     the structs below as JSON
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from pycni.model.family import show
+from pycni_bgp.engine import Route, Session
+from pycni_bgp.rib import Rib
+from pycni_bgp.view import Draft
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One neighbour."""
+
+    address: str
+    asn: int
+    kind: str
+    """iBGP or eBGP, with ``client`` for a route reflector's."""
+    origin: str
+    state: str
+    since: str = ""
+    error: str = ""
+    received: int = 0
+    sent: int = 0
+
+
+class AnnouncedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One prefix this node has to announce."""
+
+    prefix: str
+    kind: str
+    owner: str
+    to: tuple[str, ...] = ()
+    """Neighbours that are told."""
+    withheld: dict[str, str] = {}
+    """Neighbours that are not, and why."""
+
+
+class LearnedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One path a neighbour announced."""
+
+    prefix: str
+    neighbour: str
+    next_hop: str
+    as_path: tuple[int, ...] = ()
+    communities: tuple[str, ...] = ()
+    best: bool = False
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """One node."""
+
+    node: str
+    asn: int
+    router_id: str
+    engine: str
+    trouble: str = ""
+    """Why the engine does not do what it is to do."""
+    draining: bool = False
+    problems: tuple[str, ...] = ()
+    peers: tuple[PeerStatus, ...] = ()
+    strangers: dict[str, str] = {}
+    """Nodes without a session, and why."""
+    announced: tuple[AnnouncedStatus, ...] = ()
+    silent: dict[str, str] = {}
+    """Addresses of services that nobody is told of, and why."""
+    learned: tuple[LearnedStatus, ...] = ()
+
+
+def status(
+    draft: Draft, engine: str, trouble: str, sessions: Sequence[Session], learned: Sequence[Route]
+) -> Status:
+    """Everything together."""
+    plan = draft.plan
+    by_address = {item.address: item for item in sessions}
+    rib = Rib(plan.settings, plan.own, plan.router_id, plan.sessions, draining=plan.draining)
+    peers = sorted(plan.sessions.values(), key=lambda item: (len(item.address), item.address))
+    announced = []
+    for prefix, item in sorted(plan.local.items()):
+        withheld = {show(peer.address): rib.withheld(peer, prefix, item) for peer in peers}
+        announced.append(
+            AnnouncedStatus(
+                prefix=str(prefix),
+                kind=item.kind,
+                owner=item.owner,
+                to=tuple(address for address, why in withheld.items() if not why),
+                withheld={address: why for address, why in withheld.items() if why},
+            )
+        )
+    found = []
+    for peer in peers:
+        session = by_address.get(peer.address, Session(peer.address, "unknown"))
+        kind = "iBGP" if peer.internal else "eBGP"
+        found.append(
+            PeerStatus(
+                address=show(peer.address),
+                asn=peer.asn,
+                kind=f"{kind} client" if peer.client else kind,
+                origin=peer.origin,
+                state=session.state,
+                since=session.since,
+                error=session.error,
+                received=session.imported,
+                sent=session.exported,
+            )
+        )
+    return Status(
+        node=plan.own.name,
+        asn=plan.own.asn or plan.settings.asn,
+        router_id=show(plan.router_id),
+        engine=engine,
+        trouble=trouble,
+        draining=plan.draining,
+        problems=draft.problems,
+        peers=tuple(found),
+        strangers=dict(draft.neighbourhood.strangers),
+        announced=tuple(announced),
+        silent={str(prefix): why for prefix, why in sorted(draft.withheld.items())},
+        learned=tuple(_learned(item) for item in learned),
+    )
+
+
+def _learned(item: Route) -> LearnedStatus:
+    hop = item.attributes.next_hop
+    return LearnedStatus(
+        prefix=str(item.prefix),
+        neighbour=show(item.neighbour),
+        next_hop=show(hop) if hop else "",
+        as_path=item.attributes.as_path,
+        communities=item.attributes.communities,
+        best=item.best,
+    )

@@ -1,0 +1,111 @@
+"""Settings of BGP. Rows of ``settings.TABLE``; names are kube-router's where it has the same."""
+
+from __future__ import annotations
+
+from pycni.agent import settings_kinds as kinds
+from pycni.agent.settings_row import Setting
+
+MAX_ASN = 2**32 - 1
+
+
+def _number(low: int, high: int, what: str) -> kinds.Kind:
+    one = kinds.integer(low, high)
+
+    def parse(word: str) -> object:
+        return one.parse((word,))
+
+    return kinds.listing(f"list of {what}", parse)
+
+
+ROWS: tuple[Setting, ...] = (
+    Setting(
+        "bgp-engine",
+        kinds.choice("bird"),
+        "bird",
+        "Who speaks BGP: bird is BIRD 2, which has to be installed.",
+    ),
+    Setting(
+        "bgp-dir",
+        kinds.ABSOLUTE_PATH,
+        "",
+        "Folder of the engine's configuration, control socket and log.",
+        shown_default="bgp in state-dir",
+    ),
+    Setting(
+        "cluster-asn",
+        kinds.integer(1, MAX_ASN),
+        64512,
+        "AS number of nodes whose annotation kube-router.io/node.asn names none.",
+    ),
+    Setting("bgp-port", kinds.integer(1, 65535), 179, "Port BGP listens on.", aliases=("bgp-local-port",)),
+    Setting(
+        "router-id",
+        kinds.IPV4,
+        None,
+        "BGP identifier of this node.",
+        shown_default="the node's IPv4 address, else made from its name",
+    ),
+    Setting(
+        "nodes-full-mesh",
+        kinds.BOOLEAN,
+        True,
+        "Sessions with all nodes; off: with those of the same AS number only.",
+    ),
+    Setting("enable-ibgp", kinds.BOOLEAN, True, "Sessions between nodes at all."),
+    Setting(
+        "peer-router-ips",
+        kinds.listing("list of addresses", lambda word: kinds.ADDRESS.parse((word,))),
+        (),
+        "Routers outside the cluster every node speaks with; annotations kube-router.io/peers are not looked at then.",
+    ),
+    Setting("peer-router-asns", _number(1, MAX_ASN, "AS numbers"), (), "AS numbers of peer-router-ips."),
+    Setting(
+        "peer-router-ports", _number(1, 65535, "ports"), (), "Ports of peer-router-ips.", shown_default="179"
+    ),
+    Setting(
+        "peer-router-passwords-file",
+        kinds.ABSOLUTE_PATH,
+        "",
+        "File with the MD5 passwords of peer-router-ips: base64, between commas, empty for none.",
+    ),
+    Setting(
+        "peer-router-multihop-ttl",
+        kinds.integer(0, 255),
+        0,
+        "How many routers away peer-router-ips may be; 0: next door.",
+    ),
+    Setting(
+        "peer-router-ttl-security",
+        kinds.BOOLEAN,
+        False,
+        "Take packets of routers outside only from as near as they are (RFC 5082).",
+    ),
+    Setting("advertise-pod-cidr", kinds.BOOLEAN, True, "Announce pod subnets to routers outside."),
+    Setting("advertise-cluster-ip", kinds.BOOLEAN, False, "Announce cluster IPs to routers outside."),
+    Setting("advertise-external-ip", kinds.BOOLEAN, False, "Announce external IPs to routers outside."),
+    Setting(
+        "advertise-loadbalancer-ip", kinds.BOOLEAN, False, "Announce load balancers' IPs to routers outside."
+    ),
+    Setting(
+        "override-nexthop",
+        kinds.BOOLEAN,
+        True,
+        "Route reflectors: hand what was learned outside to nodes with this node as the next hop.",
+    ),
+    Setting(
+        "bgp-graceful-restart",
+        kinds.BOOLEAN,
+        True,
+        "Neighbours keep this node's routes while its engine restarts (RFC 4724).",
+    ),
+    Setting(
+        "bgp-graceful-restart-time", kinds.integer(1, 4095), 90, "For how long they keep them.", unit="s"
+    ),
+    Setting(
+        "bgp-holdtime",
+        kinds.integer(3, 65535),
+        90,
+        "How long a silent neighbour is held for alive.",
+        unit="s",
+    ),
+)
