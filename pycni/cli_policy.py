@@ -13,7 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -51,6 +51,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     cli_agent.add_arguments(parser)
     parser.set_defaults(run=lambda args: run(args, parser))
+    _options_anywhere(parser)
+
+
+def _options_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Let options stand between words too: by itself argparse takes only the first words of a list, up to an option."""
+    strict = parser.parse_known_args
+
+    def intermixed(args: Any = None, namespace: Any = None) -> Any:
+        setattr(parser, "parse_known_args", strict)  # noqa: B010 - a method; what is called next calls it
+        return parser.parse_known_intermixed_args(args, namespace)
+
+    setattr(parser, "parse_known_args", intermixed)  # noqa: B010
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
