@@ -1,8 +1,9 @@
 """``pycnictl cleanup``: take everything of ours out of this node's kernel, with no agent running.
 
-Services of every data plane go, whichever programmed them; with ``--all`` the pod network too: routes, devices and
-nftables tables (kube-router's ``--cleanup-config``). Files stay: the records of pods and their reserved addresses are
-needed by whatever manages the pods next. Kernel switches (sysctl) stay as they are, because others may rely on them.
+Services and network policies of every data plane go, whichever programmed them; with ``--all`` the pod network too:
+routes, devices and nftables tables (kube-router's ``--cleanup-config``). Files stay: the records of pods and their
+reserved addresses are needed by whatever manages the pods next. Kernel switches (sysctl) stay as they are, because
+others may rely on them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 
 from pycni.cli_agent import SOCKET, AgentError
 from pycni.errors import PycniError
+from pycni.policy import cleanup
 from pycni_proxy import planes
 from pycni_proxy.cli_services import fetch
 
@@ -33,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.force:
         _refuse_running(args.socket)
     gone, failed = planes.leftovers(())
+    policies, refused = cleanup.leftovers()
+    gone, failed = [*gone, *policies], [*failed, *refused]
     for line in gone:
         print(f"removed: {line}")
     if args.all:

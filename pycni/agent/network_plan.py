@@ -69,16 +69,17 @@ def make_plan(
         )
     own = msgspec.structs.replace(lease, attrs=attrs)
     site = Site(node=node, conf=conf, own=own)
-    how.links(site)
+    links = how.links(site)
     pods = PodNetwork(
         subnets=tuple(_nets(own, family) for family in conf.families),
         networks=tuple(_cluster(conf, family) for family in conf.families),
         mtu=mtu,
         ip_masq=options.ip_masq,
+        exits=(underlay.name, *links),
     )
     firewall = FirewallPlan(
         masquerade=_masquerade(options, conf, own) if options.ip_masq else (),
-        guard=_guard(conf) if how.links(site) else None,
+        guard=_guard(conf) if links else None,
     )
     return Plan(backend=how, node=node, conf=conf, attrs=attrs, site=site, pods=pods, firewall=firewall)
 

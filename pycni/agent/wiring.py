@@ -89,7 +89,7 @@ async def _following(  # noqa: PLR0917 - the last two collect
         tasks |= made
         routes |= answers
     if "policy" in components:
-        made, answers = await wiring_policy.make(context, store, needs, listeners, gates)
+        made, answers = await wiring_policy.make(context, store, needs, podnet, listeners, gates)
         tasks |= made
         routes |= answers
     if "bgp" in components:
@@ -98,6 +98,7 @@ async def _following(  # noqa: PLR0917 - the last two collect
         routes |= answers
     await _serve_control(context, routes)
     sources, following = wiring_sources.make(context, store, client, needs)
+    needs.sources = sources
     if "proxy" in components and client is not None and sources.kube is not None:
         tasks |= wiring_proxy.balancer(context, store, client, sources.kube)
     return {**following, **tasks}
@@ -125,7 +126,9 @@ def _asks_kubernetes(settings: Settings) -> bool:
     parts = FOLLOWING.intersection(settings.components)
     if parts == {"bgp"} and not follows_objects(settings):
         parts = frozenset()
-    return bool(parts and not settings.manifest_dir) or ("network" in settings.components and settings.kube_subnet_mgr)
+    return bool(parts and not settings.manifest_dir) or (
+        "network" in settings.components and settings.kube_subnet_mgr
+    )
 
 
 def _kube_client(context: Context) -> KubeClient:

@@ -20,19 +20,22 @@ if TYPE_CHECKING:
     from pycni.agent.cni_ports import EndpointGate
     from pycni.agent.wiring_sources import Needs
     from pycni.ipam.endpoints import EndpointStore
+    from pycni.model.podnet import PodNetwork
     from pycni.store import Store
 
 
-async def make(
+async def make(  # noqa: PLR0917 - the last two collect
     context: Context,
     store: Store,
     needs: Needs,
+    podnet: Callable[[], PodNetwork | None] | None,
     listeners: list[Callable[[EndpointStore], None]],
     gates: list[EndpointGate],
 ) -> tuple[Tasks, dict[str, AsyncHandler]]:
     """The tasks, and what the control socket answers.
 
-    ``listeners`` gets who wants to know this node's pods, ``gates`` who has to let them in.
+    ``podnet``: the pod network once it is known; None when this process attaches no pods. ``listeners`` gets who wants
+    to know this node's pods, ``gates`` who has to let them in.
     """
     from pycni.sources.kube import Selection, own_node  # noqa: PLC0415
 
@@ -41,6 +44,11 @@ async def make(
         *(Selection(kind) for kind in (NETWORK_POLICY, CLUSTER_NETWORK_POLICY, POD, NAMESPACE)),
         own_node(settings.node_name),
     )
+
+    def exits() -> tuple[str, ...] | None:
+        found = podnet() if podnet is not None else None
+        return None if found is None else found.exits
+
     module, _, attribute = COMPONENTS["policy"].partition(":")
     kind = getattr(await asyncio.to_thread(importlib.import_module, module), attribute)
     component = kind(
@@ -48,8 +56,10 @@ async def make(
         store,
         health=context.health,
         metrics=context.metrics,
-        recorded="network" in settings.components,
+        recorded=podnet is not None,
+        exits=exits if podnet is not None else None,
+        malformed=needs.malformed,
     )
     listeners.append(component.follow_pods)
-    gates.append(component)
+    gates.append(component.gate)
     return {"policy": component.run()}, component.routes()

@@ -30,6 +30,8 @@ class Needs:
         self.selections: dict[str, Selection] = {}
         self.derive_slices = False
         """In a folder of manifests: EndpointSlices from Services and Pods."""
+        self.sources: Sources | None = None
+        """Once they are made."""
 
     def add(self, *selections: Selection) -> None:
         """A kind that somebody wants whole is followed whole. Raises ConfigError for two different parts of one."""
@@ -40,6 +42,10 @@ class Needs:
             if item != type(item)(item.kind):
                 raise ConfigError("components", item.kind, item, f"another part of the agent wants {held}")
             self.selections[item.kind] = item
+
+    def malformed(self) -> Mapping[str, str]:
+        """Objects that make no sense: ``kind key``, or a file's name -> why."""
+        return {} if self.sources is None else self.sources.malformed()
 
 
 class Sources:

@@ -19,6 +19,9 @@ class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):
     ip_masq: bool = False
     """Whether the agent itself masquerades traffic that leaves the cluster network."""
 
+    exits: tuple[str, ...] = ()
+    """Interfaces by which other nodes and the outside are reached, the external one first, then the overlay's."""
+
     def subnet(self, family: Family) -> Network | None:
         """The node's subnet of one family."""
         return next((net for net in self.subnets if Family.of(net) is family), None)

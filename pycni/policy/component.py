@@ -3,17 +3,13 @@
 Life: the store's tracker says which policies, pods, namespaces and nodes changed, ``LocalPods`` which attachments; a
 pass gives them to the engine, which brings the difference to the kernel. Nothing is programmed before all kinds have
 been listed and the records of this node's pods are known: until then an earlier agent's policies stay enforced. Every
-``policy-sync-period`` the kernel is read back and compared; so it is after a failure, and when the table vanished.
+``policy-sync-period`` the kernel is read back and compared; so it is after a failure, and when the table vanished. What
+the kernel refuses closes the pods it is about, makes health red and is tried again.
 
-An ADD (``admit``) has its pod's policies programmed by the calling thread before the pod has a device. When that cannot
-be done at once (not everything listed yet, a long pass under way, the kernel refuses) the pod's addresses are shut in a
-table of their own and opened by the next pass that succeeds: the ADD goes on, and the pod heals by itself.
-Error 11 would be as safe, but would have the runtime tear pods down and make them anew for as long as the API is away.
+A fast path of an earlier agent is adopted, or taken away, before the first change; a new one is made after it.
 
-When the agent stops, everything stays in the kernel.
-
-Kernel work happens on one worker thread, and on threads of CNI calls, one at a time (``_lock``), in the network
-namespace of the thread that runs the loop.
+When the agent stops, everything stays in the kernel. Kernel work happens on one worker thread and on threads of CNI
+calls (``component_gate``), one at a time, in the network namespace of the thread that runs the loop.
 """
 
 from __future__ import annotations
@@ -21,46 +17,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from pycni.agent import underlay
 from pycni.agent.health import Health
 from pycni.agent.httpd import AsyncHandler
 from pycni.agent.metrics import Registry
 from pycni.agent.settings import Settings
 from pycni.agent.tableguard import TableGuard
-from pycni.errors import KernelError
+from pycni.errors import KernelError, PycniError
 from pycni.ipam.endpoints import EndpointStore
-from pycni.model.endpoint import Endpoint
-from pycni.model.kube import POD
+from pycni.kernel import bpf_places
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
+from pycni.policy import metrics as readings
 from pycni.policy import nft
 from pycni.policy.base import Dataplane
-from pycni.policy.component_report import PolicyReport
-from pycni.policy.engine import PolicyEngine, SyncResult
+from pycni.policy.component_fast import PARTS, Exits, FastMaker
+from pycni.policy.component_gate import Gate
+from pycni.policy.component_report import PART, PolicyReport
+from pycni.policy.engine import PolicyEngine
+from pycni.policy.metrics import PolicyMetrics
 from pycni.policy.nft.layout import TABLE
-from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of
-from pycni.policy.settled import Settled
-from pycni.policy.shut import Shut
+from pycni.policy.pods import LocalPods, Overlay
+from pycni.policy.report import Routes
 from pycni.reconcile.backoff import Backoff
-from pycni.reconcile.runner import Runner, eternal, on_loop
+from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
 from pycni.view.policies import KINDS
 
 log = logging.getLogger("pycni.policy")
 T = TypeVar("T")
 
-ADD_WAIT_S = 0.1
-"""How long an ADD waits for a pass that is under way, before its pod starts shut."""
-ADD_CHANGES = 64
-"""With at most so many changed objects pending an ADD programs them along with its pod."""
+SWEEP_S = 5.0
+"""How often the fast path forgets connections that have ended."""
+FAST_S = 60.0
+"""Between two attempts to have a fast path."""
+EXITS_S = 5.0
+"""How long the first change waits for the pod network, to adopt a fast path with the interfaces it had."""
+LOOK_S = 0.5
 
 
 class PolicyComponent:
-    """One per agent. ``run`` is its life, on one event loop; ``admit`` and ``gone`` (``cni_ports``) on any thread."""
+    """One per agent. ``run`` is its life, on one event loop; ``gate`` lets pods in, on any thread."""
 
     def __init__(
         self,
@@ -70,22 +72,35 @@ class PolicyComponent:
         health: Health | None = None,
         metrics: Registry | None = None,
         recorded: bool = False,
+        exits: Exits | None = None,
+        malformed: Callable[[], Mapping[str, str]] = dict,
         make: Callable[[], Dataplane] = nft.make,
+        load: Callable[[str], Any] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """``recorded``: the records of this node's pods will come (``follow_pods``) and are waited for."""
+        """``recorded``: the records of this node's pods will come (``follow_pods``) and are waited for.
+
+        ``exits``: None: the external interface is found by the settings. ``malformed``: ``kind key``, or the name of a
+        file -> why it makes no sense. ``load`` imports a module by its name.
+        """
         self._settings = settings
         self._store = store
-        self._recorded = recorded
+        self._waits = recorded
+        self._malformed = malformed
         self._make = make
         self._resync_s = float(settings.policy_sync_period)
-        self.report = PolicyReport(health, metrics or Registry(), valid_s=self._resync_s * 2 + 60)
+        health, registry = health or Health(), metrics or Registry()
+        self.report = PolicyReport(health, registry, valid_s=self._resync_s * 2 + 60)
+        health.ask(PART, self._unreadable)
+        self._metrics = PolicyMetrics(registry, settings.policy_metrics_limit)
         self._worker = ThreadPoolExecutor(1, "policy")
-        self._tracker = store.track(*KINDS)
         self._objects = store.current()
-        self._settled = Settled(self._objects, lambda: self.report.reason)
         self._pods = LocalPods(settings.node_name)
-        self._overlay = Overlay(self._objects, self._pods)
+        self._lock = threading.Lock()
+        """Who holds it has the engine and the data planes."""
+        self._engine: PolicyEngine | None = None
+        self._fast = FastMaker(settings, self.report, exits or self._own_exits, load)
+        self._exits = exits or self._own_exits
         self._runner = Runner(
             "policy",
             self._reconcile,
@@ -93,185 +108,273 @@ class PolicyComponent:
             backoff=backoff or Backoff(0.1, 30.0),
             observer=self.report,
         )
-        self._guard = TableGuard("policies", TABLE, self._look_at_everything)
-        self._lock = threading.Lock()
-        """Who holds it has the engine and the data planes."""
-        self._engine: PolicyEngine | None = None
-        self._shut_lock = threading.Lock()
-        self._shut: Shut | None = None
-        self._full_at = float("-inf")
         self._poke: Callable[[], None] = self._runner.poke
+        self.gate = Gate(
+            self._lock,
+            self._pods,
+            store.track(*KINDS),
+            Overlay(self._objects, self._pods),
+            self.report,
+            self._changed,
+            spoof_check=recorded and settings.policy_spoof_check,
+        )
+        self._guard = TableGuard("policies", TABLE, self._look_at_everything)
+        self._routes = Routes(
+            settings.node_name,
+            lambda: self._engine,
+            lambda: Overlay(store.snapshot(), self._pods),
+            self._owned,
+            trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable()))),
+            notes=lambda: self.report.notes,
+            problems=self._problems,
+        )
+        self._full_at = float("-inf")
+        self._again_at, self._fast_at = float("inf"), float("-inf")
+        self._again = Backoff(1.0, 300.0)
+        self._born = 0.0
+        self._wanted = asyncio.Event()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> NoReturn:
         """Run for ever."""
+        self._born = asyncio.get_running_loop().time()
         async with AsyncExitStack() as exits:
             exits.callback(self._worker.shutdown)
             exits.push_async_callback(self._work, self._close)
+            exits.callback(self._routes.close)
+            exits.callback(self._cancel_timers)
             self._poke = on_loop(self._runner.poke)
+            self._metrics.wanted = on_loop(self._wanted.set)
             exits.callback(self._store.subscribe(self._poke))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(eternal("policies", self._runner.run()))
+                tasks.create_task(eternal("policies' upkeep", self._keep()))
                 tasks.create_task(self._guard.run(exits, self._work))
         raise AssertionError("unreachable: the tasks are eternal")
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about policies."""
-        return self._settled.routes()
+        return self._routes.routes()
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The records of this node's pods, once the agent has them."""
         self._pods.follow(endpoints, self._changed)
-        self._recorded = False
+        self._waits = False
+        self.gate.followed = True
         self._changed()
 
     def _changed(self) -> None:
-        """On any thread."""
+        """Have a pass soon. On any thread."""
         self._poke()
 
     def _close(self) -> None:
         with self._lock:
             engine, self._engine = self._engine, None
+            self.gate.engine = None
             if engine is not None:
+                if engine.fast is not None:
+                    engine.fast.close()
                 engine.plane.driver.close()
-        with self._shut_lock:
-            if self._shut is not None:
-                self._shut.close()
-
-    # --- pods that come and go (cni_ports.EndpointGate) --------------------------------------------------------------
-
-    def admit(self, endpoint: Endpoint) -> None:
-        """Have a pod's policies in the kernel, or the pod shut. Raises KernelError when neither can be had."""
-        began = time.perf_counter()
-        self._pods.put(endpoint)
-        addresses = addresses_of(endpoint)
-        if not addresses or not endpoint.pod_namespace:
-            return
-        programmed = self._admit_now()
-        if not programmed:
-            with self._shut_lock:
-                self._shut_table().add(addresses)
-            log.info("%s starts shut, until its policies are in the kernel", endpoint.owner)
-            self._changed()
-        self.report.admitted(time.perf_counter() - began, shut=not programmed)
-
-    def attached(self, endpoint: Endpoint) -> None:
-        """The pod has its device."""
-
-    def gone(self, endpoint: Endpoint) -> None:
-        """Forget a pod that is cut off; the next pass clears its rows away."""
-        if self._pods.remove(endpoint.owner):
-            self._changed()
-
-    def _admit_now(self) -> bool:
-        if not self.report.programmed or not self._lock.acquire(timeout=ADD_WAIT_S):
-            return False
-        try:
-            engine = self._engine
-            if engine is None or engine.stale:
-                return False
-            holders = self._take_in(engine, full=False, most=ADD_CHANGES)[1]
-        except KernelError as error:
-            log.warning("policies of a new pod: %s", error)
-            return False
-        finally:
-            self._lock.release()
-        if holders is None:
-            return False
-        try:
-            self._open(holders)
-        except KernelError as error:
-            log.warning("what was shut stays so for now: %s", error)
-            self._changed()
-        return True
+        self.gate.close()
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
     async def _reconcile(self) -> None:
-        """One pass. Raises KernelError; the next one reads the kernel back."""
+        """One pass. Raises PycniError; the next one reads the kernel back."""
+        await self._work(self.gate.look_after)
         reason = self._missing()
         self.report.waiting(reason)
         if reason:
             return
         now = asyncio.get_running_loop().time()
         full = now - self._full_at >= self._resync_s
+        again = now >= self._again_at
+        if now >= self._fast_at and self._lacks_fast() and self._exits() is not None:
+            self._fast_at = now + FAST_S
+            await self._work(self._make_fast)
         try:
-            await self._work(partial(self._pass, full=full))
+            await self._work(partial(self._pass, full=full, again=again))
         except BaseException:
             self._full_at = float("-inf")
             raise
         if full:
             self._full_at = now
         self._guard.expected = True
+        self._plan(now, again=again)
 
     def _missing(self) -> str:
         """What has to come first."""
         missing = [kind for kind in KINDS if kind not in self._objects.listed]
         if missing:
             return f"no listing of {', '.join(missing)} yet"
-        return "the records of this node's pods are not read yet" if self._recorded else ""
+        if self._waits:
+            return "the records of this node's pods are not read yet"
+        adopts = self._engine is None and self._fast.wanted and any(map(bpf_places.existing, PARTS))
+        if adopts and self._exits() is None:
+            left_s = self._born + EXITS_S - asyncio.get_running_loop().time()
+            if left_s > 0:
+                self._later("exits", min(left_s, LOOK_S / 5))
+                return "the pod network is not known yet, and there are programs to adopt"
+        return ""
 
-    def _pass(self, *, full: bool) -> None:
+    def _pass(self, *, full: bool, again: bool) -> None:
         """On the worker. Raises KernelError."""
         with self._lock:
-            if self._engine is None:
-                self._engine = PolicyEngine(self._settings.node_name, self._make())
-            result, holders = self._take_in(self._engine, full=full)
+            engine = self._engine
+            if engine is None:
+                engine = self._begin()
+            result, holders = self.gate.take_in(engine, full=full, again=again)
             if result is not None:
                 sizes = {kind: len(self._store.snapshot().of(kind)) for kind in KINDS[:3]} if full else {}
                 self.report.synced(result, sizes)
-        if full and self._shut is not None:
-            self._shut.repair()
-        if holders is not None:
-            self._open(holders)
+                self._metrics.synced(result)
+                self.report.refused(engine.refusals.problems(), engine.closed)
+                self._serve_pods(engine)
+        self.gate.programmed(holders, full=full)
 
-    def _take_in(
-        self, engine: PolicyEngine, *, full: bool, most: int | None = None
-    ) -> tuple[SyncResult | None, dict[bytes, Attachment] | None]:
-        """Bring what changed to the kernel, with the lock held. Raises KernelError.
+    def _lacks_fast(self) -> bool:
+        """Whether a fast path should be made."""
+        engine = self._engine
+        if engine is None or not self._fast.wanted:
+            return False
+        return engine.fast is None or not self._fast.fits()
 
-        Returns what was done and who had which address then. ``most``: nothing is done for more changes than that.
-        """
-        number = self._settled.seen()
-        changed, moved = self._tracker.take(), self._pods.take()
-        holders = self._pods.holders()
+    def _begin(self) -> PolicyEngine:
+        """The engine, with what there is of an earlier fast path. Raises KernelError."""
+        fast = None
+        if self._fast.wanted and any(map(bpf_places.existing, PARTS)):
+            fast = self._fast.make()
+        if fast is None:
+            gone = self._fast.leftovers()
+            if gone:
+                log.info("policies: removed programs of an earlier fast path: %s", "; ".join(gone))
         try:
-            count = sum(map(len, changed.values())) + len(moved.keys)
-            if most is not None and count > most:
-                self._tracker.put_back(changed)
-                self._pods.put_back(moved)
-                return None, None
-            keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
-            if not (full or engine.stale or changed or keys or moved.addresses):
-                self._settled.reached(number)
-                return None, holders
-            if keys:
-                changed[POD] = changed.get(POD, set()) | keys
-            waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
-            result = engine.sync(self._overlay, None if full else changed, waiting)
-            self._settled.reached(number)
-            return result, holders
+            engine = PolicyEngine(self._settings.node_name, self._make())
         except BaseException:
-            self._tracker.put_back(changed)
-            self._pods.put_back(moved)
+            if fast is not None:
+                fast.close()
             raise
+        if fast is not None:
+            engine.take_fast(fast)
+        self._engine = self.gate.engine = engine
+        return engine
 
-    def _open(self, holders: dict[bytes, Attachment]) -> None:
-        """Open what is shut and has been programmed by a pass that knew these holders. Raises KernelError."""
-        with self._shut_lock:
-            held = self._shut_table().held()
-            if not held:
-                return
-            now = self._pods.holders()
-            self._shut_table().discard(
-                [item for item in held if item not in now or now[item] is holders.get(item)]
-            )
+    def _make_fast(self) -> None:
+        """Have a fast path that serves the interfaces there are. On the worker."""
+        engine = self._engine
+        if engine is None:
+            return
+        with self._lock:
+            old, engine.fast = engine.fast, None
+            if old is not None:
+                old.aside()
+                old.close()
+        fast = self._fast.make()
+        with self._lock:
+            if fast is not None:
+                engine.take_fast(fast)
+            elif not self._fast.wanted:
+                self._fast.leftovers()
 
-    def _shut_table(self) -> Shut:
-        if self._shut is None:
-            self._shut = Shut()
-        return self._shut
+    def _serve_pods(self, engine: PolicyEngine) -> None:
+        """Have the fast path at the pods there are; what it cannot serve the data plane below judges."""
+        if engine.fast is None:
+            return
+        try:
+            engine.fast.pods(self._pods.pods())
+        except KernelError as error:
+            self.report.note("fast path at pods", f"{engine.fast.name} does not serve all pods: {error}")
+        else:
+            self.report.note("fast path at pods", "")
+
+    def _plan(self, now: float, *, again: bool) -> None:
+        """When to come again without being called."""
+        engine = self._engine
+        if engine is None:
+            return
+        if not engine.refusals.rows:
+            self._again.reset()
+            self._again_at = float("inf")
+        elif again or self._again_at == float("inf"):
+            self._again_at = now + self._again.next()
+        if self._again_at != float("inf"):
+            self._later("refused", self._again_at - now)
+        if self._lacks_fast():
+            self._later("fast", LOOK_S if self._exits() is None else max(self._fast_at - now, 0.0))
+        elif engine.aside:
+            self._later("aside", FAST_S / 2)
+
+    # --- beside passes -----------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> NoReturn:
+        """Sweeping the fast path, and reading counters while somebody wants them."""
+        while True:
+            try:
+                async with asyncio.timeout(SWEEP_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            await self._owned(self._sweep)
+            if self._metrics.due:
+                await self._owned(self._read)
+
+    def _sweep(self) -> None:
+        engine = self._engine
+        if engine is None or engine.fast is None:
+            return
+        try:
+            engine.fast.sweep()
+        except KernelError as error:
+            self.report.note("connections of the fast path", f"not swept: {error}")
+        else:
+            self.report.note("connections of the fast path", "")
+
+    def _read(self) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        objects = self._store.snapshot()
+        policies = {kind: len(objects.of(kind)) for kind in (NETWORK_POLICY, CLUSTER_NETWORK_POLICY)}
+        try:
+            self._metrics.take(readings.read(engine, policies, self.gate.denied))
+        except PycniError as error:
+            log.warning("counters of policies: %s", describe(error))
+
+    def _policies_in(self, some: Mapping[str, str]) -> dict[str, str]:
+        """Of what makes no sense: policies, and files that may have some."""
+        kinds = {f"{kind} " for kind in KINDS} - {f"{NETWORK_POLICY} ", f"{CLUSTER_NETWORK_POLICY} "}
+        return {
+            name: why
+            for name, why in some.items()
+            if not name.startswith((*kinds, "Service", "EndpointSlice"))
+        }
+
+    def _unreadable(self) -> str:
+        found = list(self._policies_in(self._malformed()).values())
+        if not found:
+            return ""
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        return f"policies that cannot be read: {'; '.join(found[:5])}{more}"
+
+    def _problems(self) -> dict[str, Sequence[str]]:
+        """By policy."""
+        found: dict[str, Sequence[str]] = {}
+        engine = self._engine
+        refused = engine.refusals.problems() if engine is not None else {}
+        for name, why in (*self._policies_in(self._malformed()).items(), *refused.items()):
+            key = name.partition(" (")[0]
+            found[key] = (*found.get(key, ()), why)
+        return found
+
+    def _own_exits(self) -> Sequence[str] | None:
+        try:
+            return (underlay.detect(self._settings).name,)
+        except PycniError as error:
+            log.debug("policies: no external interface: %s", error)
+            return ()
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -280,6 +383,26 @@ class PolicyComponent:
         self._full_at = float("-inf")
         self._runner.poke()
 
+    def _later(self, name: str, seconds: float) -> None:
+        """Another pass then."""
+        held = self._timers.get(name)
+        if held is not None:
+            held.cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, self._runner.poke)
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+
     def _work(self, job: Callable[[], T]) -> Awaitable[T]:
         """Run a blocking call on the worker."""
         return asyncio.get_running_loop().run_in_executor(self._worker, job)
+
+    def _owned(self, job: Callable[[], T]) -> Awaitable[T]:
+        """The same, with the engine to itself."""
+
+        def alone() -> T:
+            with self._lock:
+                return job()
+
+        return self._work(alone)

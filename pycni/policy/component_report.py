@@ -17,6 +17,8 @@ from pycni.reconcile.runner import describe
 log = logging.getLogger("pycni.policy")
 
 PART = "policy"
+SHOWN = 5
+"""So many things are named in one line."""
 
 
 class PolicyReport:
@@ -86,6 +88,17 @@ class PolicyReport:
         if text and text != self._notes.get(about):
             log.warning("policies: %s", text)
         self._notes[about] = text
+
+    def refused(self, problems: Mapping[str, str], closed: Mapping[str, str]) -> None:
+        """What the kernel refuses of policies, and the pods that are closed because of that."""
+        text = ""
+        if problems:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:SHOWN])
+            more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+            pods = ", ".join(list(closed)[:SHOWN]) or "none"
+            others = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
+            text = f"{shown}{more}; closed pods: {pods}{others}"
+        self.trouble("refused by the kernel", text)
 
     def admitted(self, seconds: float, *, shut: bool) -> None:
         """A pod's ADD may go on."""

@@ -75,6 +75,10 @@ class PolicyEngine:
         """Whether the next pass is a full one, whatever it is told."""
         return self._stale
 
+    def take_fast(self, fast: FastPath) -> None:
+        """Have another fast path, that stands aside, from the next pass on. The one before has to be closed."""
+        self.fast, self.aside = fast, "new"
+
     def sync(
         self,
         objects: Objects,

@@ -36,7 +36,8 @@ class Attachment(NamedTuple):
     """As canonical text and packed."""
     ifname: str
     mac: bytes
-    dying: bool
+    state: str
+    """``pending``, ``ready`` or ``dying``."""
 
     def fits(self, pod: Pod) -> bool:
         """Whether it is this pod's."""
@@ -84,14 +85,14 @@ class LocalPods:
                 return False
             if old is not None:
                 self._forget(old)
-            elif new.dying:
+            elif new.state == "dying":
                 return False  # it is cut off: ``remove`` came before
             self._records[new.owner] = new
             if new.key:
                 self._by_pod[new.key] = (*self._by_pod.get(new.key, ()), new)
             for text, _ in new.addresses:
                 held = self._by_address.get(text, ())
-                self._by_address[text] = (new, *held) if new.dying else (*held, new)
+                self._by_address[text] = (new, *held) if new.state == "dying" else (*held, new)
             self._note(new)
         return True
 
@@ -121,9 +122,9 @@ class LocalPods:
             return {dict(held[-1].addresses)[text]: held[-1] for text, held in self._by_address.items()}
 
     def pods(self) -> tuple[LocalPod, ...]:
-        """Those that are attached, for what serves pods one by one."""
+        """Those that have their devices, for what serves pods one by one."""
         with self._lock:
-            return tuple(local_pod(item) for item in self._records.values() if not item.dying)
+            return tuple(local_pod(item) for item in self._records.values() if item.state == "ready")
 
     def corrected(self, pod: Pod) -> Pod:
         """A pod of the cluster with the addresses it has by this node's records."""
@@ -215,7 +216,7 @@ def _attachment(endpoint: Endpoint) -> Attachment:
         tuple((str(item.ip), item.ip.packed) for item in endpoint.addresses),
         endpoint.host_ifname,
         bytes.fromhex(endpoint.mac.replace(":", "")),
-        endpoint.state == "dying",
+        endpoint.state,
     )
 
 

@@ -1,0 +1,225 @@
+"""Pods are let in: the part of the policy component that CNI calls meet (``agent/cni_ports.EndpointGate``).
+
+Life of an ADD: before the pod has a device its policies are programmed by the calling thread, together with the few
+changes that are pending. When that cannot be done at once (not everything is listed yet, a long pass is under way, the
+kernel refuses) the pod's addresses are shut in a table of their own, and opened by the next pass that succeeds: the ADD
+goes on, and the pod heals by itself. Error 11 would be as safe, but would have the runtime tear pods down and make them
+anew for as long as the API is away. Only when the pod cannot even be shut does the ADD fail.
+
+Any thread; the engine is touched with the component's lock held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from pycni.errors import KernelError
+from pycni.model.endpoint import Endpoint
+from pycni.model.kube import POD
+from pycni.policy import spoof
+from pycni.policy.base import Denied
+from pycni.policy.component_report import PolicyReport
+from pycni.policy.engine import PolicyEngine, SyncResult
+from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of, local_pod_of
+from pycni.policy.shut import Shut
+from pycni.store import Tracker
+
+log = logging.getLogger("pycni.policy")
+
+ADD_WAIT_S = 0.25
+"""How long an ADD waits for a pass that is under way, before its pod starts shut."""
+ADD_CHANGES = 64
+"""With at most so many changed objects pending an ADD programs them along with its pod."""
+
+
+class Gate:
+    """One per component."""
+
+    def __init__(  # noqa: PLR0917 - the parts of its component
+        self,
+        lock: threading.Lock,
+        pods: LocalPods,
+        tracker: Tracker,
+        objects: Overlay,
+        report: PolicyReport,
+        changed: Callable[[], None],
+        *,
+        spoof_check: bool,
+    ) -> None:
+        """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread."""
+        self._lock = lock
+        self._pods = pods
+        self._tracker = tracker
+        self._objects = objects
+        self._report = report
+        self._changed = changed
+        self.engine: PolicyEngine | None = None
+        self.followed = False
+        """All records of pods are known."""
+        self._shut_lock = threading.Lock()
+        self._shut: Shut | None = None
+        self._guard_lock = threading.Lock()
+        self._guard: spoof.Guard | None = None
+        self._spoof_check = spoof_check
+        self._guard_due = True
+
+    def close(self) -> None:
+        """Release sockets; the kernel keeps everything."""
+        with self._shut_lock:
+            if self._shut is not None:
+                self._shut.close()
+        with self._guard_lock:
+            if self._guard is not None:
+                self._guard.close()
+
+    # --- cni_ports.EndpointGate --------------------------------------------------------------------------------------
+
+    def admit(self, endpoint: Endpoint) -> None:
+        """Have a pod's policies in the kernel, or the pod shut. Raises KernelError when neither can be had."""
+        began = time.perf_counter()
+        self._pods.put(endpoint)
+        addresses = addresses_of(endpoint)
+        if not addresses:
+            return
+        guard = self._checking()
+        if guard is not None:
+            guard.admit(local_pod_of(endpoint))
+        if not endpoint.pod_namespace:
+            return
+        programmed = self._admit_now()
+        if not programmed:
+            with self._shut_lock:
+                self._shut_table().add(addresses)
+            log.info("%s starts shut, until its policies are in the kernel", endpoint.owner)
+            self._changed()
+        self._report.admitted(time.perf_counter() - began, shut=not programmed)
+
+    def attached(self, endpoint: Endpoint) -> None:
+        """The pod has its devices: nothing to do before its record says so."""
+
+    def gone(self, endpoint: Endpoint) -> None:
+        """Forget a pod that is cut off; the next pass clears its rows away."""
+        known = self._pods.remove(endpoint.owner)
+        guard = self._checking() if known and endpoint.host_ifname else None
+        if guard is not None:
+            try:
+                guard.gone(endpoint.host_ifname)
+            except KernelError as error:
+                log.warning("%s: its check of senders stays for now: %s", endpoint.owner, error)
+                self._guard_due = True
+        if known:
+            self._changed()
+
+    def _admit_now(self) -> bool:
+        if not self._report.programmed or not self._lock.acquire(timeout=ADD_WAIT_S):
+            return False
+        try:
+            engine = self.engine
+            if engine is None or engine.stale or engine.refusals.rows:
+                return False
+            holders = self.take_in(engine, full=False, most=ADD_CHANGES)[1]
+        except KernelError as error:
+            log.warning("policies of a new pod: %s", error)
+            return False
+        finally:
+            self._lock.release()
+        if holders is None:
+            return False
+        try:
+            self._open(holders)
+        except KernelError as error:
+            log.warning("what was shut stays so for now: %s", error)
+            self._changed()
+        return True
+
+    # --- for passes --------------------------------------------------------------------------------------------------
+
+    def take_in(
+        self, engine: PolicyEngine, *, full: bool, again: bool = False, most: int | None = None
+    ) -> tuple[SyncResult | None, dict[bytes, Attachment] | None]:
+        """Bring what changed to the kernel, with the lock held. Raises KernelError.
+
+        Returns what was done and who had which address then. ``most``: nothing is done for more changes than that.
+        """
+        changed, moved = self._tracker.take(), self._pods.take()
+        holders = self._pods.holders()
+        try:
+            count = sum(map(len, changed.values())) + len(moved.keys)
+            if most is not None and count > most:
+                self._tracker.put_back(changed)
+                self._pods.put_back(moved)
+                return None, None
+            keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
+            due = full or again or engine.stale or bool(engine.aside)
+            if not (due or changed or keys or moved.addresses):
+                return None, holders
+            if keys:
+                changed[POD] = changed.get(POD, set()) | keys
+            waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
+            return engine.sync(self._objects, None if full else changed, waiting, again=again), holders
+        except BaseException:
+            self._tracker.put_back(changed)
+            self._pods.put_back(moved)
+            raise
+
+    def programmed(self, holders: dict[bytes, Attachment] | None, *, full: bool) -> None:
+        """A pass has succeeded that knew these holders. Raises KernelError."""
+        if full and self._shut is not None:
+            self._shut.repair()
+        if full:
+            self._guard_due = True
+        if holders is not None:
+            self._open(holders)
+
+    def look_after(self) -> None:
+        """Bring the check of pods' own addresses to the records there are. On the worker."""
+        if not self._guard_due or not self.followed:
+            return
+        guard = self._checking()
+        self._guard_due = False
+        if guard is None:
+            return
+        try:
+            rows = guard.apply([pod for pod in self._pods.pods() if pod.addresses])
+        except KernelError as error:
+            self._guard_due = True
+            self._report.trouble("check of pods' own addresses", str(error))
+            return
+        self._report.trouble("check of pods' own addresses", "")
+        if rows:
+            log.info("policies: %d rows of the check of pods' own addresses set right", rows)
+
+    def denied(self) -> Sequence[Denied]:
+        """What pods were refused to send with others' addresses. Raises KernelError."""
+        return () if self._guard is None else self._guard.denied()
+
+    def _open(self, holders: dict[bytes, Attachment]) -> None:
+        """Open what is shut and has been programmed by a pass that knew these holders. Raises KernelError."""
+        with self._shut_lock:
+            held = self._shut_table().held()
+            if not held:
+                return
+            now = self._pods.holders()
+            self._shut_table().discard(
+                [item for item in held if item not in now or now[item] is holders.get(item)]
+            )
+
+    def _shut_table(self) -> Shut:
+        if self._shut is None:
+            self._shut = Shut()
+        return self._shut
+
+    def _checking(self) -> spoof.Guard | None:
+        """The check of pods' own addresses. Raises KernelError."""
+        with self._guard_lock:
+            if self._spoof_check and self._guard is None:
+                lacks = spoof.missing()
+                if lacks:
+                    self._spoof_check = False
+                    self._report.note("spoof check", f"pods are not held to their own addresses: {lacks}")
+                else:
+                    self._guard = spoof.Guard()
+            return self._guard
