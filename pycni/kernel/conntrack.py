@@ -4,8 +4,8 @@ UDP has no end of connection: an entry made before a mapped port existed, or for
 client's packets on the old way for as long as it sends. The kernel filters the listing (CTA_FILTER, kernel 5.8; an
 older one lists all and the filter is applied here), so a large table costs little.
 
-``flows`` and ``forget`` are for one port; ``sweep`` judges the connections to many, one after the other as they are
-read, without holding the table in memory.
+``flows`` and ``forget`` are for one port, ``forget_host`` for an address; ``sweep`` judges the connections to many, one
+after the other as they are read, without holding the table in memory.
 
     nfgenmsg: u8 family | u8 version | be16 resource     (include/uapi/linux/netfilter/nfnetlink.h)
 """
@@ -43,8 +43,8 @@ _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCE = {Family.V4: 1, Family.V6: 3}
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
-_BY_PROTO_NUM, _BY_PROTO_DST_PORT = 1 << 3, 1 << 5
-"""CTA_FILTER_F_CTA_PROTO_* of net/netfilter/nf_internals.h."""
+_BY_IP_SOURCE, _BY_PROTO_NUM, _BY_PROTO_DST_PORT = 1 << 0, 1 << 3, 1 << 5
+"""CTA_FILTER_F_CTA_* of net/netfilter/nf_internals.h; the bit behind _BY_IP_SOURCE is the destination's."""
 _PORT = struct.Struct(">H")
 _FEW_PORTS = 8
 """Up to so many ports the kernel is asked once for each: it walks its table, we see the matches only."""
@@ -134,6 +134,43 @@ def sweep(family: Family, protocol: int, ports: Collection[int], stale: Judge) -
     if errors:
         raise errors[0]
     return looked, len(doomed)
+
+
+def forget_host(addresses: Collection[bytes]) -> int:
+    """Delete all connections from or to some addresses, as sent or as translated; returns how many. Raises KernelError.
+
+    For hosts that are gone: who gets the address next must not inherit what was allowed to them.
+    """
+    wanted = {family: {item for item in addresses if Family.of_packed(item) is family} for family in Family}
+    doomed: dict[bytes, None] = {}
+    with _Reader(NETLINK_NETFILTER) as sock:
+        for family, hosts in wanted.items():
+            for listing in _listings(family, hosts):
+                for answer in sock.each(listing):
+                    attrs = parse_attrs(answer.payload, 4)
+                    original, reply = (_tuple(attrs[kind], family)[1] for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
+                    if not hosts.isdisjoint((original.source, original.target, reply.source)):
+                        doomed[_deletion(answer.payload)] = None
+        results = sock.batch(list(doomed), "forget connections", "of a host")
+    errors = [error for error in results if error is not None and error.errno != errno.ENOENT]
+    if errors:
+        raise errors[0]
+    return len(doomed)
+
+
+def _listings(family: Family, hosts: Collection[bytes]) -> Iterator[bytes]:
+    """What to ask for the connections of some hosts."""
+    if hosts and family is Family.V6:
+        # The kernel's filter for IPv6 addresses lets through all but those asked for (ctnetlink_filter_match_tuple).
+        yield message(_GET, 0, _head(family))
+        return
+    for host in hosts:
+        for which, end in ((_TUPLE_ORIG, 0), (_TUPLE_ORIG, 1), (_TUPLE_REPLY, 0)):
+            flags = {_FILTER_ORIG_FLAGS: 0, _FILTER_REPLY_FLAGS: 0}
+            flags[_FILTER_ORIG_FLAGS if which == _TUPLE_ORIG else _FILTER_REPLY_FLAGS] = _BY_IP_SOURCE << end
+            chosen = nested(_FILTER, *(attr_u32(kind, value) for kind, value in flags.items()))
+            place = nested(which, nested(_TUPLE_IP, attr(_IP_SOURCE[family] + end, host)))
+            yield message(_GET, 0, _head(family) + place + chosen)
 
 
 class _Reader(NetlinkSocket):

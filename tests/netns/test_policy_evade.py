@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pycni.kernel import conntrack
 from pycni.kernel import netns as namespaces
+from pycni.model.kube import POD, Meta
+from pycni.model.policy import NETWORK_POLICY, NetworkPolicy
 from tests.netns import frames as f
-from tests.netns.evade_world import GATEWAY, OUT, Judged, address, judged
-from tests.netns.podenv import Pod
+from tests.netns.evade_world import GATEWAY, OUT, UPLINK, Judged, address, judged, local, only
+from tests.netns.podenv import Pod, connect, links, serving
+from tests.netns.test_portmap import mapping
 
 _NUMBERS = itertools.count()
 AH, ESP, GRE, IPIP, IP6IN, SCTP, UDPLITE, NONE = 51, 50, 47, 4, 41, 132, 136, 59
@@ -270,3 +274,82 @@ def test_frames_to_the_bridges_own_groups_bring_no_forged_source_to_the_node(
             world.send("a", f.ether(f.mac(group), world.a.plan.mac, forged))
         with pytest.raises(TimeoutError):
             server.recv(100)
+
+
+def test_a_mapped_port_of_the_node_is_judged_as_the_pods(world: Judged):
+    """Whoever may not reach the pod may not reach it by the node's address either."""
+    h = world.env.attach((4, 6), is_default_gateway=True, port_mappings=(mapping(8088, 80),))
+    world.put("h", h, "b")
+    world.guard.admit(local(h))
+    world.sync()
+    for family in (4, 6):
+        with serving(h, 80, family=family) as server:
+            for target in (UPLINK[family], GATEWAY[family]):
+                assert connect(world.a, target, 8088, server, wait=0.3) == ""
+                assert connect(world.c, target, 8088, server, wait=5)
+            assert connect(world.out, UPLINK[family], 8088, server, wait=0.3) == ""
+            assert connect(None, UPLINK[family], 8088, server, wait=5)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_nobody_outside_passes_as_the_node(world: Judged, family: int):
+    """A machine beside the node sends to a pod with the node's own address."""
+    world.out.run("ip neigh flush all", ok=False)
+    uplink = f.mac(links()["eth1"]["address"])
+    own = f.mac(links(world.out.name)["eth0"]["address"])
+    for source in (UPLINK[family], GATEWAY[family]):
+        told = token()
+        packet = f.ip(source, address(world.b, family), f.UDP, f.udp(9999, told))
+        world.send("out", f.ether(uplink, own, packet))
+        assert not world.received("b", told, 0.05), source
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_address_given_on_is_judged_anew(world: Judged, family: int):
+    """c talks with a pod; the pod goes, another one with other policies gets its address, and c goes on sending."""
+    env = world.env
+    old = env.attach((4, 6), is_default_gateway=True)
+    world.put("old", old, "b")
+    world.guard.admit(local(old))
+    world.sync()
+    with world.c.inside(lambda: datagrams(family, 7300)) as client:
+        with old.inside(lambda: datagrams(family, 53)) as server:
+            client.sendto(b"?", (address(old, family), 53))
+            asked = server.recvfrom(10)
+            server.sendto(b"!", asked[1])
+            assert client.recv(10) == b"!"
+        env.detach(old)
+        world.guard.gone(old.plan.host)
+        assert conntrack.forget_host([item.address for item in old.plan.addresses]) >= 1
+        world.store.delete(POD, "ns/old")
+        new = env.pod()
+        new.number = old.number
+        new.plan = env.plan(new, (4, 6), is_default_gateway=True)
+        world.put("new", new, "shut")
+        world.store.put(
+            NETWORK_POLICY,
+            "ns/shut",
+            NetworkPolicy(meta=Meta(name="shut", namespace="ns"), pods=only("shut"), ingress=()),
+        )
+        world.sync()
+        world.guard.admit(local(new))
+        env.driver.attach(new.plan, new.fd)
+        try:
+            with new.inside(lambda: datagrams(family, 53)) as server:
+                server.settimeout(0.1)
+                for _ in range(3):
+                    client.sendto(b"?", (address(new, family), 53))
+                    with pytest.raises(TimeoutError):
+                        server.recv(10)
+        finally:
+            env.detach(new)
+            world.guard.gone(new.plan.host)
+            world.store.delete(POD, "ns/new")
+            world.sync()
+
+
+def datagrams(family: int, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0" if family == 4 else "::", port))
+    sock.settimeout(5)
+    return sock

@@ -48,7 +48,7 @@ from pycni.wire.nftmsg import POSTROUTING, Hook
 from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, SetSpec, number
 
 TABLE = "pycni_policy"
-LAYOUT = "2"
+LAYOUT = "3"
 """Raised when the meaning of a row changes: a table of another layout is replaced."""
 LOG_GROUP, LOG_RATE, LOG_BURST = 100, 10, 20
 """nfnetlink_log group; per chain of denials so many packets in a second, and so many at once."""

@@ -162,6 +162,11 @@ def _then(verdict: str) -> bytes:
     return x.goto(verdict)
 
 
+_SENT_HERE = x.meta(x.META_IIF, 0) + x.cmp(0, x.host32(0))
+"""What came in by a device is not sent by this node, whatever source it has: IPv6 has no martians. What a bridge hands
+on has no device here either; pods are held to their addresses there (``policy/spoof``)."""
+
+
 def _established() -> bytes:
     bits = x.host32(x.STATE_ESTABLISHED | x.STATE_RELATED)
     return x.ct_state(0) + x.bitwise(0, bits, bytes(4)) + x.cmp(0, bytes(4), x.NEQ) + x.goto("accept")
@@ -196,7 +201,12 @@ def _closed(version: int, side: str, chain: str) -> bytes:
 
 
 def _own(version: int, end: str) -> bytes:
-    return _address(version, 0, source=end == "source") + x.lookup(f"own{version}", 0) + x.goto("accept")
+    return (
+        (_SENT_HERE if end == "source" else b"")
+        + _address(version, 0, source=end == "source")
+        + x.lookup(f"own{version}", 0)
+        + x.goto("accept")
+    )
 
 
 _Pack = Callable[[list[str], str], bytes]
@@ -204,7 +214,9 @@ _PACK: Mapping[str, _Pack] = {
     "established": lambda _, __: _established(),
     "judged": lambda _, __: _judged(),
     "neighbours": lambda words, _: _neighbours(int(words[0]), int(words[1])),
-    "local": lambda _, __: x.fib_type(0, source=True) + x.cmp(0, x.host32(x.RTN_LOCAL)) + x.goto("accept"),
+    "local": lambda _, __: (
+        _SENT_HERE + x.fib_type(0, source=True) + x.cmp(0, x.host32(x.RTN_LOCAL)) + x.goto("accept")
+    ),
     "family": lambda words, _: (
         x.meta(x.META_NFPROTO, 0) + x.cmp(0, bytes((_NFPROTO[int(words[0])],))) + x.goto(words[2])
     ),
@@ -254,9 +266,10 @@ _TEXT: Mapping[str, _Text] = {
     "established": lambda _, __: "ct state established,related accept",
     "judged": lambda _, __: f"meta mark & {JUDGED_MARK:#010x} != 0 accept",
     "neighbours": lambda words, _: f"icmpv6 type {'-'.join(sorted({*words[:2]}))} accept",
-    "local": lambda _, __: "fib saddr type local accept",
+    "local": lambda _, __: "iif 0 fib saddr type local accept",
     "family": lambda words, _: f"meta nfproto ipv{words[0]} goto {words[2]}",
     "own": lambda words, _: (
+        f"{'iif 0 ' if words[1] == 'source' else ''}"
         f"{_IP[int(words[0])]} {'saddr' if words[1] == 'source' else 'daddr'} @own{words[0]} accept"
     ),
     "self": lambda words, _: (
