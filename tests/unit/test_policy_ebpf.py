@@ -463,6 +463,8 @@ def test_every_rule_is_counted_by_its_own_name():
         told = evaluate.judge_end(maps.tables, Packet(source, end, TCP, 80), INGRESS)
         assert told.rule == (rule_number(name) if end == POD else NONE)
     assert str(names[1]) == "NetworkPolicy a/x ingress[1]"
+    number = rule_number(names[2]).hex()
+    assert evaluate.decide(maps.tables, {}, Packet(POD6[:4], POD, TCP, 80)).denied_by == (f"rule {number}",)
 
 
 # --- changes ---------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def resolved(names: Iterable[Named], bearer: Own) -> Numbers:
 # --- ports -----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=1 << 12)
 def ports_of(some: tuple[tuple[Said, Numbers | None], ...]) -> PortClass:
     """What claims say of each port, sorted by rank: the first that matches counts."""
     rest = Said()
@@ -255,7 +255,7 @@ def _together(spans: Sequence[Span]) -> tuple[tuple[Span, ...], list[tuple[int, 
 # --- prefixes --------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def prefixes(spans: tuple[Span, ...], bits: int) -> tuple[Span, ...]:
     """The fewest prefixes (value, length, colour) of which the longest that holds a number has its colour.
 

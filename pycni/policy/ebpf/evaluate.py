@@ -75,7 +75,10 @@ def judge(maps: Maps, packet: Packet, pods: Container[bytes] = frozenset()) -> V
 
 
 def decide(maps: Maps, names: Mapping[bytes, RuleName], packet: Packet) -> Decision | None:
-    """What the maps mean for any first packet, certain or not; None: rules did not fit into them."""
+    """What the maps mean for any first packet, certain or not; None: rules did not fit into them.
+
+    ``names``: of the rules; others (read back from a kernel that is not up to date) go by their numbers.
+    """
     if packet.local or any(pack_address(end) in maps[OWN] for end in packet[:2]):
         return _ALLOWED
     for direction in (Direction.EGRESS, Direction.INGRESS):
@@ -85,7 +88,8 @@ def decide(maps: Maps, names: Mapping[bytes, RuleName], packet: Packet) -> Decis
         if found.why == "closed":
             return Decision(False, (_UNKNOWN_POD,), side)
         if found.action == DENY:
-            return Decision(False, names[found.rule].policies, side)
+            name = names.get(found.rule)
+            return Decision(False, (f"rule {found.rule.hex()}",) if name is None else name.policies, side)
     return _ALLOWED
 
 
