@@ -25,6 +25,7 @@ from pycni.model.policy import (
 )
 from pycni.view.policy_apart import apart
 from pycni.view.policy_groups import Groups
+from pycni.view.policy_index import Wanting
 from pycni.view.policy_pods import Census, Kind, Known, packed
 from pycni.view.policy_rules import ClusterSection, Match, Section, cluster_section, section
 from pycni.view.policy_stages import (
@@ -83,7 +84,8 @@ class PolicyView:
         self._spaces: dict[str, Mapping[str, str]] = {}
         self._policies: dict[str, NetworkPolicy] = {}
         self._sections: dict[tuple[str, Direction], Section] = {}
-        self._at_home: dict[str, set[str]] = {}
+        self._at_home: dict[str, Wanting[str]] = {}
+        """Policies by namespace."""
         self._cluster: dict[str, ClusterNetworkPolicy] = {}
         self._order: list[ClusterNetworkPolicy] = []
         self._parts: dict[tuple[str, Direction], ClusterPart] = {}
@@ -250,10 +252,12 @@ class PolicyView:
 
     def _take_policy(self, key: str, policy: NetworkPolicy | None) -> None:
         namespace = key.partition("/")[0]
-        self._at_home.setdefault(namespace, set()).discard(key)
-        self._policies.pop(key, None)
+        at_home = self._at_home.setdefault(namespace, Wanting())
+        old = self._policies.pop(key, None)
+        if old is not None:
+            at_home.remove(key, old.pods)
         if policy is not None:
-            self._at_home[namespace].add(key)
+            at_home.add(key, policy.pods)
             self._policies[key] = policy
         for direction in Direction:
             rules = None if policy is None else _rules(policy, direction)
@@ -301,9 +305,10 @@ class PolicyView:
         return found != old
 
     def _stages(self, kind: Kind, direction: Direction) -> Stages:
+        at_home = self._at_home.get(kind.namespace)
         isolating = sorted(
             key
-            for key in self._at_home.get(kind.namespace, ())
+            for key in (at_home.candidates(kind.labels) if at_home is not None else ())
             if (key, direction) in self._sections and self._policies[key].pods.matches(kind.labels)
         )
         parts: dict[Tier, list[ClusterPart]] = {tier: [] for tier in Tier}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from pycni.view.policy_index import Having, Wanting
 from pycni.view.policy_pods import Census, Kind, Known
 from pycni.view.policy_rules import Group, Match, Named
 from pycni.view.policy_stages import GROUPS, MEMBERS, NAMES, PORTS
@@ -30,15 +31,15 @@ class Groups:
         self._groups: dict[str, Group] = {}
         self._tests: dict[str, _Test] = {}
         """By name of the group."""
-        self._home: dict[str, set[str]] = {}
+        self._home: dict[str, Wanting[str]] = {}
         """Names of groups by the one namespace they are in; those of several under ""."""
         self._kinds: dict[str, set[Kind]] = {}
         """The kinds of each group."""
         self._name_users: dict[Named, int] = {}
         self._bearers: dict[Named, set[tuple[bytes, int]]] = {}
         """Every named port there is, used or not."""
-        self._seen: set[Kind] = set()
-        """Kinds that have been matched."""
+        self._seen: dict[str, Having[Kind]] = {}
+        """Kinds that have been matched, by namespace."""
 
     # --- policies ------------------------------------------------------------------------------------------------
 
@@ -74,23 +75,19 @@ class Groups:
     def _start(self, group: Group, labels: Labels) -> None:
         self._groups[group.name] = group
         self._tests[group.name] = _Union(group.parts) if group.parts else _One(group)
-        self._home.setdefault(group.namespace, set()).add(group.name)
+        self._home.setdefault(group.namespace, Wanting()).add(group.name, group.pods)
         self._kinds[group.name] = set()
         self._put(GROUPS, group.name, group)
-        if group.namespace:
-            for kind in self._census.in_namespace(group.namespace):
-                self._match(kind, group, labels(group.namespace))
-        else:
-            for namespace in self._census.by_namespace:
-                space = labels(namespace)
-                if group.namespaces is None or group.namespaces.matches(space):
-                    for kind in self._census.in_namespace(namespace):
-                        self._match(kind, group, space)
+        for namespace in [group.namespace] if group.namespace else self._seen:
+            space = labels(namespace)
+            if group.namespaces is None or group.namespaces.matches(space):
+                for kind in self._seen.get(namespace, Having[Kind]()).candidates(group.pods):
+                    self._match(kind, group, space)
 
     def _end(self, group: Group) -> None:
-        name = group.name
+        name, group = group.name, self._groups[group.name]
         del self._users[name], self._groups[name], self._tests[name]
-        self._home[group.namespace].discard(name)
+        self._home[group.namespace].remove(name, group.pods)
         for kind in self._kinds.pop(name):
             kind.groups.discard(name)
             for address in kind.addresses:
@@ -102,7 +99,7 @@ class Groups:
     def hold(self, address: bytes, known: Known, labels: Labels) -> None:
         """A pod has got an address."""
         kind = known.kind
-        if kind not in self._seen:
+        if not kind.seen:
             self._enter(kind, labels)
         for name in kind.groups:
             self._put(MEMBERS, (name, address), None)
@@ -125,22 +122,28 @@ class Groups:
     def moved(self, namespace: str, labels: Mapping[str, str]) -> None:
         """Labels of a namespace changed."""
         for kind in self._census.in_namespace(namespace):
-            for name in self._home.get("", ()):
-                self._match(kind, self._groups[name], labels)
+            self._match_all("", kind, labels)
 
     def leave(self, kind: Kind) -> None:
         """A kind without pods."""
-        self._seen.discard(kind)
+        if kind.seen:
+            kind.seen = False
+            self._seen[kind.namespace].remove(kind, kind.labels)
         for name in kind.groups:
             self._kinds[name].discard(kind)
         kind.groups.clear()
 
     def _enter(self, kind: Kind, labels: Labels) -> None:
-        self._seen.add(kind)
+        kind.seen = True
+        self._seen.setdefault(kind.namespace, Having()).add(kind, kind.labels)
         space = labels(kind.namespace)
         for home in (kind.namespace, ""):
-            for name in self._home.get(home, ()):
-                self._match(kind, self._groups[name], space)
+            self._match_all(home, kind, space)
+
+    def _match_all(self, home: str, kind: Kind, space: Mapping[str, str]) -> None:
+        names = self._home.get(home)
+        for name in names.candidates(kind.labels) if names is not None else ():
+            self._match(kind, self._groups[name], space)
 
     def _match(self, kind: Kind, group: Group, space: Mapping[str, str]) -> None:
         inside = self._tests[group.name].has(kind, space)
@@ -175,20 +178,16 @@ class _One:
 
 
 class _Union:
-    """Whether pods are in one of many groups: those are tried that want a label the pods have."""
+    """Whether pods are in one of many groups."""
 
     def __init__(self, parts: Iterable[Group]) -> None:
-        self._by_label: dict[tuple[str, str], list[_One]] = {}
-        self._rest: list[_One] = []
+        self._parts: Wanting[_One] = Wanting()
         for group in parts:
-            wanted = group.pods.labels
-            among = self._by_label.setdefault(wanted[-1], []) if wanted else self._rest
-            among.append(_One(group))
+            self._parts.add(_One(group), group.pods)
 
     def has(self, kind: Kind, space: Mapping[str, str]) -> bool:
         """See ``_One``."""
-        tried = (self._by_label.get(label, ()) for label in kind.labels.items())
-        return any(one.has(kind, space) for some in (self._rest, *tried) for one in some)
+        return any(one.has(kind, space) for one in self._parts.candidates(kind.labels))
 
 
 _Test: TypeAlias = _One | _Union

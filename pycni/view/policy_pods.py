@@ -33,6 +33,8 @@ class Kind:
         """That its pods hold."""
         self.groups: set[str] = set()
         """Names of the live groups it is in."""
+        self.seen = False
+        """Whether it has been matched with the groups there are."""
         self.stages: dict[Direction, Stages] = {}
 
 
