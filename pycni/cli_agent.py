@@ -31,8 +31,10 @@ _LABS = "/run/pycni-lab"
 class AgentError(PycniError):
     """The agent does not answer (``status`` 0), or says no (its HTTP status)."""
 
-    def __init__(self, text: str, status: int = 0) -> None:
+    def __init__(self, text: str, status: int = 0, reason: str = "") -> None:
         self.status = status
+        self.reason = reason or text
+        """The agent's own words."""
         super().__init__(text)
 
 
@@ -58,7 +60,7 @@ class Agent:
         except subprocess.TimeoutExpired as exc:
             raise AgentError(f"{self.node} does not answer within {exc.timeout:g} s") from exc
         if done.returncode:
-            raise AgentError(_last(done.stderr) or f"{self.node} does not answer", _status(done.stderr))
+            raise _told(done.stderr) or AgentError(f"{self.node} does not answer")
         return done.stdout.encode()
 
     def lines(self, target: str) -> Iterator[bytes]:
@@ -72,8 +74,9 @@ class Agent:
             try:
                 yield from process.stdout
                 complaint = process.stderr.read().decode(errors="replace")
-                if process.wait() and complaint:
-                    raise AgentError(_last(complaint), _status(complaint))
+                error = _told(complaint) if process.wait() else None
+                if error is not None:
+                    raise error
             finally:
                 process.terminate()
 
@@ -143,7 +146,7 @@ def _asked(connection: _UnixConnection, path: str, target: str) -> http.client.H
         answer.close()
         if answer.status == 404 and text.startswith("there are "):
             text = f"it does not run what answers {target.partition('?')[0]} ({text})"
-        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status)
+        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status, text)
     return answer
 
 
@@ -176,14 +179,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self._kept.settimeout(None)
 
 
-def _last(text: str) -> str:
-    lines_ = text.strip().splitlines()
-    return lines_[-1].partition(" ")[2] if lines_ and lines_[-1].partition(" ")[0].isdigit() else text.strip()
-
-
-def _status(text: str) -> int:
-    word = (text.strip().splitlines() or [""])[-1].partition(" ")[0]
-    return int(word) if word.isdigit() else 0
+def _told(complaint: str) -> AgentError | None:
+    """What ``_main`` said on standard error over there, or whatever else stands there."""
+    last = (complaint.strip().splitlines() or [""])[-1]
+    status, _, text = last.partition(" ")
+    if status.isdigit():
+        return AgentError(text, int(status), text.partition(f" answers {status}: ")[2])
+    return AgentError(complaint.strip()) if last else None
 
 
 def _main() -> int:

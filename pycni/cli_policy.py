@@ -173,7 +173,9 @@ def _ask_all(
         if first(answer):
             return [answer], []
     if not found and silent:
-        raise max(silent, key=lambda exc: (exc.status == 400, exc.status == 404, exc.status))
+        most = max(silent, key=lambda exc: (exc.status == 400, exc.status == 404, exc.status))
+        # What is wrong with the question is nothing of the agent's.
+        raise AgentError(most.reason, most.status) if most.status in {400, 404} else most
     return found, [str(exc) for exc in silent]
 
 

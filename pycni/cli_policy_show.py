@@ -13,8 +13,7 @@ from rich.text import Text
 from pycni.policy.effective import Count, Overview, PodRules, PolicyRules, PolicyStatus, RuleText, SideRules
 from pycni.policy.explain import EndText, Side, Together
 
-_WIDTH = 200
-"""Of lines where there is no terminal."""
+_WIDEST = 2000
 _STYLES = {"Accept": "green", "Deny": "red", "Pass": "yellow", "allowed": "green", "denied": "red"}
 
 
@@ -22,11 +21,11 @@ def overview(found: Sequence[Overview], silent: Sequence[str]) -> None:
     """All policies; of several nodes pods and denials are added up."""
     console = _console()
     for item in found:
-        sides = " and ".join(f"{count} for {side}" for side, count in item.isolated.items())
+        sides = ", ".join(f"{count} isolated for {side}" for side, count in item.isolated.items())
         console.print(
             Text.assemble(
                 (f"node {item.node}", "bold"),
-                f": {item.pods} pods, isolated are {sides}; enforced by {', '.join(item.planes)}",
+                f": {item.pods} pods, {sides}; enforced by {', '.join(item.planes)}",
             )
         )
         _say(console, item.trouble, item.notes)
@@ -140,9 +139,8 @@ def _side(console: Console, side: SideRules, *, here: bool) -> None:
         console.print(Text("  not programmed: the node's tables do not have this pod's address", "red"))
     if not side.policies:
         return
-    table = _table(
-        "  POLICY", "TIER", "RULE", "ACTION", "FROM" if side.direction == "ingress" else "TO", "PORTS"
-    )
+    peers = "FROM" if side.direction == "ingress" else "TO"
+    table = _table("  POLICY", "TIER", "SELECTS", "DENIED", "RULE", "ACTION", peers, "PORTS")
     for policy in side.policies:
         for row in _rules(policy, side.direction):
             table.add_row(*row)
@@ -151,24 +149,18 @@ def _side(console: Console, side: SideRules, *, here: bool) -> None:
 
 def _rules(policy: PolicyRules, direction: str) -> Iterator[list[Text | str]]:
     tier = f"{policy.tier} {policy.priority}" if policy.priority >= 0 else policy.tier
-    first: list[Text | str] = [Text(f"  {policy.key}", "bold"), tier]
+    first: list[Text | str] = [Text(f"  {policy.key}", "bold"), tier, policy.selects, _denied(policy.denied)]
+    nothing: list[Text | str] = [""] * len(first)
     if not policy.rules:
         yield [*first, "", Text("none", "dim"), Text("nobody", "dim"), ""]
     for rule in policy.rules:
         name = f"{direction}[{rule.number}]" + (f" {rule.name}" if rule.name else "")
-        lines = max(1, len(rule.peers), len(rule.ports))
-        for line in range(lines):
-            head = first if rule is policy.rules[0] and not line else ["", ""]
+        for line in range(max(1, len(rule.peers), len(rule.ports))):
+            head = first if rule is policy.rules[0] and not line else nothing
             action = Text(rule.action, _STYLES[rule.action])
             yield [*head, *([name, action] if not line else ["", ""]), _peer(rule, line), _ports(rule, line)]
         if rule.problem:
-            yield ["", "", "", "", Text(rule.problem, "red"), ""]
-    yield ["  " + _because(policy), "", "", "", "", ""]
-
-
-def _because(policy: PolicyRules) -> str:
-    counted = f"; denied {_denied(policy.denied)}" if policy.denied.packets else ""
-    return f"  selects {policy.selected_by}{counted}"
+            yield [*nothing, "", "", Text(rule.problem, "red"), ""]
 
 
 def _peer(rule: RuleText, line: int) -> str:
@@ -255,7 +247,7 @@ def _end(end: EndText) -> str:
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+    return Console(highlight=False, soft_wrap=True)
 
 
 def _table(*names: str) -> Table:
@@ -266,6 +258,8 @@ def _table(*names: str) -> Table:
 
 
 def _draw(console: Console, table: Table) -> None:
+    # Cut off cells would help nobody: what is wider than the terminal is wrapped by it.
+    console.width = _WIDEST
     with console.capture() as drawn:
         console.print(table, soft_wrap=False)
     # Cells are filled up with blanks, which only a terminal has a use for.

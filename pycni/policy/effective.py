@@ -121,7 +121,8 @@ class PolicyRules(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     tier: str
     priority: int
-    selected_by: str
+    selects: str
+    """Why it holds for the pod."""
     rules: tuple[RuleText, ...]
     denied: Count
 
@@ -257,7 +258,7 @@ def _side(cluster: _Cluster, pod: Pod, direction: Direction, facts: Facts) -> Si
                 key=policy.meta.key,
                 tier=tier,
                 priority=policy.priority if isinstance(policy, ClusterNetworkPolicy) else -1,
-                selected_by=cluster.why(policy),
+                selects=selection(policy),
                 rules=tuple(cluster.rules(policy, direction, pod)),
                 denied=_count(facts.counts, named(policy), side),
             )
@@ -293,7 +294,7 @@ def selection(policy: Policy) -> str:
     """The pods a policy is about."""
     if isinstance(policy, NetworkPolicy):
         return _pods_text(policy.pods)
-    where = "all namespaces" if policy.namespaces == Selector() else f"namespaces {policy.namespaces.text}"
+    where = _spaces_text(policy.namespaces)
     return where if policy.pods is None else f"{where}, {_pods_text(policy.pods)}"
 
 
@@ -303,6 +304,14 @@ def _kind(policy: Policy) -> str:
 
 def _pods_text(selector: Selector) -> str:
     return "all pods" if selector == Selector() else f"pods {selector.text}"
+
+
+def _spaces_text(selector: Selector) -> str:
+    if selector == Selector():
+        return "all namespaces"
+    if [key for key, _ in selector.labels] == [NAME_LABEL] and not selector.expressions:
+        return f"namespace {selector.labels[0][1]}"
+    return f"namespaces {selector.text}"
 
 
 def _count(counts: Counts, name: str, side: str) -> Count:
@@ -384,12 +393,6 @@ class _Cluster:
             policy.pods is None or policy.pods.matches(pod.meta.labels)
         )
 
-    def why(self, policy: Policy) -> str:
-        """Why a policy is about a pod it selects."""
-        if isinstance(policy, NetworkPolicy):
-            return f"{_pods_text(policy.pods)} of namespace {policy.meta.namespace}"
-        return selection(policy)
-
     def labels(self, namespace: str) -> Mapping[str, str]:
         """Of a namespace."""
         found = self._namespaces.get(namespace)
@@ -414,7 +417,7 @@ class _Cluster:
                 name=rule.name if isinstance(rule, ClusterRule) else "",
                 action=rule.action.value if isinstance(rule, ClusterRule) else Action.ACCEPT.value,
                 peers=tuple(
-                    PeerText(text=_peer(peer, home), pods=-1 if some is None else len(some))
+                    PeerText(text=_peer(peer, home), pods=-1 if some is None or peer.unknown else len(some))
                     for peer, some in zip(rule.peers or (), members, strict=True)
                 ),
                 ports=tuple(_port(port, bearers) for port in rule.ports or ()),
@@ -446,11 +449,7 @@ def _peer(peer: Peer, home: str) -> str:
     if peer.block is not None:
         return _block(peer.block)
     pods = _pods_text(peer.pods) if peer.pods is not None else "all pods"
-    if peer.namespaces is None:
-        return f"{pods} of namespace {home}"
-    if peer.namespaces == Selector():
-        return f"{pods} of all namespaces"
-    return f"{pods} of namespaces {peer.namespaces.text}"
+    return f"{pods} of {f'namespace {home}' if peer.namespaces is None else _spaces_text(peer.namespaces)}"
 
 
 def _block(block: IpBlock) -> str:

@@ -233,9 +233,8 @@ class _Cluster:
         headless = "None" in service.cluster_ips
         if spec is None and not headless:
             offered = ", ".join(f"{item.port}/{PROTOCOL_NAMES[item.protocol]}" for item in service.ports)
-            raise AskError(
-                f"Service {key} has no port {port}/{PROTOCOL_NAMES.get(protocol, protocol)}: {offered or 'none'}"
-            )
+            wanted = f"{port}/{PROTOCOL_NAMES.get(protocol, protocol)}"
+            raise AskError(f"Service {key} has no port {wanted}; it has {offered or 'none'}")
         slices = [item for item in self._objects.of(ENDPOINT_SLICE).values() if item.service == key]
         found: dict[tuple[bytes, int], None] = {}
         for usable in (_is_ready, _still_serves):

@@ -170,8 +170,8 @@ def test_the_list_adds_up_what_nodes_say(lab, capsys):
     code, out, _ = pycnictl(capsys, "policy")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0
-    assert lines[0] == "node n1: 3 pods, isolated are 1 for ingress and 1 for egress; enforced by nftables"
-    assert lines[1] == "node n2: 3 pods, isolated are 1 for ingress and 0 for egress; enforced by nftables"
+    assert lines[0] == "node n1: 3 pods, 1 isolated for ingress, 1 isolated for egress; enforced by nftables"
+    assert lines[1] == "node n2: 3 pods, 1 isolated for ingress, 0 isolated for egress; enforced by nftables"
     assert lines[2].startswith("no agent answers at ")
     assert lines[3:] == [
         "POLICY TIER FOR SELECTS PODS DENIED STATE",
@@ -198,19 +198,16 @@ def test_a_pod_has_a_page(lab, capsys):
         "enforced by nftables",
         "",
         "ingress: 2 policies; what no rule decides is denied",
-        "POLICY TIER RULE ACTION FROM PORTS",
-        "guard admin 3 ingress[0] no-z Deny all pods of namespaces ns=z (3 pods) everything",
-        "ingress[1] Deny nodes (not known here) (0 pods) everything",
+        "POLICY TIER SELECTS DENIED RULE ACTION FROM PORTS",
+        "guard admin 3 all namespaces - ingress[0] no-z Deny all pods of namespaces ns=z (3 pods) everything",
+        "ingress[1] Deny nodes (not known here) everything",
         "nodes: not known here, so this rule denies everything",
-        "selects all namespaces",
-        "x/web network ingress[0] Accept pods pod=b of namespace x (1 pod) TCP 80",
+        "x/web network pods pod=a - ingress[0] Accept pods pod=b of namespace x (1 pod) TCP 80",
         "TCP serve-81-tcp (81)",
-        "selects pods pod=a of namespace x",
         "",
         "egress: 1 policy; what no rule decides is denied",
-        "POLICY TIER RULE ACTION TO PORTS",
-        "x/out network egress[0] Accept 10.0.0.0/8 except 10.9.0.0/16 everything",
-        "selects pods pod=a of namespace x",
+        "POLICY TIER SELECTS DENIED RULE ACTION TO PORTS",
+        "x/out network pods pod=a - egress[0] Accept 10.0.0.0/8 except 10.9.0.0/16 everything",
     ]
 
 
@@ -293,12 +290,12 @@ REFUSED = [
     (
         ("policy", "x/nobody"),
         1,
-        "pycnictl: the agent at {} answers 404: x/nobody: not a pod that this agent knows of",
+        "pycnictl: x/nobody: not a pod that this agent knows of",
     ),
     (
         ("policy", "a"),
         1,
-        "pycnictl: the agent at {} answers 400: a: there are several pods of this name: x/a, y/a, z/a",
+        "pycnictl: a: there are several pods of this name: x/a, y/a, z/a",
     ),
     (("policy", "explain", "x/a", "y/b"), 2, "explain wants SOURCE DESTINATION PORT[/PROTOCOL]"),
     (
@@ -323,7 +320,7 @@ REFUSED = [
 def test_what_is_refused_is_said_in_one_line(lab, tmp_path, capsys, words, code, text):
     found, out, err = pycnictl(capsys, *words)
     assert (found, out) == (code, "")
-    assert text.format(tmp_path / "n1") in err or text.format(tmp_path / "n2") in err
+    assert text in err
     assert "Traceback" not in err
 
 
