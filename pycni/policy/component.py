@@ -44,6 +44,7 @@ from pycni.policy.metrics import PolicyMetrics
 from pycni.policy.nft.layout import TABLE
 from pycni.policy.pods import LocalPods, Overlay
 from pycni.policy.report import Routes
+from pycni.policy.settled import Settled
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
@@ -59,6 +60,8 @@ FAST_S = 60.0
 EXITS_S = 5.0
 """How long the first change waits for the pod network, to adopt a fast path with the interfaces it had."""
 LOOK_S = 0.5
+SUSPECT = frozenset({NETWORK_POLICY, CLUSTER_NETWORK_POLICY, "file"})
+"""What must not be unreadable."""
 
 
 class PolicyComponent:
@@ -80,8 +83,8 @@ class PolicyComponent:
     ) -> None:
         """``recorded``: the records of this node's pods will come (``follow_pods``) and are waited for.
 
-        ``exits``: None: the external interface is found by the settings. ``malformed``: ``kind key``, or the name of a
-        file -> why it makes no sense. ``load`` imports a module by its name.
+        ``exits``: None: the external interface is found by the settings. ``malformed``: ``kind key`` or ``file name``
+        -> why it makes no sense. ``load`` imports a module by its name.
         """
         self._settings = settings
         self._store = store
@@ -116,6 +119,7 @@ class PolicyComponent:
             Overlay(self._objects, self._pods),
             self.report,
             self._changed,
+            settled=Settled(self._objects, lambda: self.report.reason),
             spoof_check=recorded and settings.policy_spoof_check,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
@@ -156,7 +160,7 @@ class PolicyComponent:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about policies."""
-        return self._routes.routes()
+        return self._routes.routes() | self.gate.settled.routes()
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The records of this node's pods, once the agent has them."""
@@ -343,17 +347,12 @@ class PolicyComponent:
         except PycniError as error:
             log.warning("counters of policies: %s", describe(error))
 
-    def _policies_in(self, some: Mapping[str, str]) -> dict[str, str]:
+    def _malformed_policies(self) -> dict[str, str]:
         """Of what makes no sense: policies, and files that may have some."""
-        kinds = {f"{kind} " for kind in KINDS} - {f"{NETWORK_POLICY} ", f"{CLUSTER_NETWORK_POLICY} "}
-        return {
-            name: why
-            for name, why in some.items()
-            if not name.startswith((*kinds, "Service", "EndpointSlice"))
-        }
+        return {name: why for name, why in self._malformed().items() if name.partition(" ")[0] in SUSPECT}
 
     def _unreadable(self) -> str:
-        found = list(self._policies_in(self._malformed()).values())
+        found = list(self._malformed_policies().values())
         if not found:
             return ""
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
@@ -364,7 +363,7 @@ class PolicyComponent:
         found: dict[str, Sequence[str]] = {}
         engine = self._engine
         refused = engine.refusals.problems() if engine is not None else {}
-        for name, why in (*self._policies_in(self._malformed()).items(), *refused.items()):
+        for name, why in (*self._malformed_policies().items(), *refused.items()):
             key = name.partition(" (")[0]
             found[key] = (*found.get(key, ()), why)
         return found

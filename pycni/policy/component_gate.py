@@ -24,6 +24,7 @@ from pycni.policy.base import Denied
 from pycni.policy.component_report import PolicyReport
 from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of, local_pod_of
+from pycni.policy.settled import Settled
 from pycni.policy.shut import Shut
 from pycni.store import Tracker
 
@@ -47,12 +48,14 @@ class Gate:
         report: PolicyReport,
         changed: Callable[[], None],
         *,
+        settled: Settled,
         spoof_check: bool,
     ) -> None:
         """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread."""
         self._lock = lock
         self._pods = pods
         self._tracker = tracker
+        self.settled = settled
         self._objects = objects
         self._report = report
         self._changed = changed
@@ -144,6 +147,7 @@ class Gate:
 
         Returns what was done and who had which address then. ``most``: nothing is done for more changes than that.
         """
+        number = self.settled.seen()
         changed, moved = self._tracker.take(), self._pods.take()
         holders = self._pods.holders()
         try:
@@ -155,11 +159,14 @@ class Gate:
             keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
             due = full or again or engine.stale or bool(engine.aside)
             if not (due or changed or keys or moved.addresses):
+                self.settled.reached(number)
                 return None, holders
             if keys:
                 changed[POD] = changed.get(POD, set()) | keys
             waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
-            return engine.sync(self._objects, None if full else changed, waiting, again=again), holders
+            result = engine.sync(self._objects, None if full else changed, waiting, again=again)
+            self.settled.reached(number)
+            return result, holders
         except BaseException:
             self._tracker.put_back(changed)
             self._pods.put_back(moved)
