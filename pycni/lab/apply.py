@@ -2,9 +2,10 @@
 
 Life: a ``Cluster`` is made for one command. Each operation takes the lock of the lab's objects, reads them, works out
 what they have to be (``apply_check``, ``apply_settle``: pure), makes pods by CNI ADD, has them served, and writes the
-objects into the folder the agents watch; ends pods after their grace period with the lock free. A pod is in Services
-from when it listens until after its grace period, as in Kubernetes. A command that is cut off leaves pods that are
-ending; the next one finishes them.
+objects into the folder the agents watch; ends pods after their grace period with the lock free. As in Kubernetes a new
+pod's object is there before its ADD, its policies before that, and it is in Services from when it listens until after
+its grace period. In the end agents have the policies that follow in their kernels, or a line in ``problems`` says why
+not. A command that is cut off leaves pods that are ending or were never made; the next one clears them away.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pycni.lab import apply_check, apply_settle, dns, pods, resolv, serve_client, topology, workloads
+from pycni.lab import apply_check, apply_settle, dns, pods, resolv, serve_client, settle, topology, workloads
 from pycni.lab.apply_check import Intent
 from pycni.lab.dns_server import DnsServer
 from pycni.lab.node import LabNode
@@ -25,7 +26,8 @@ from pycni.lab.objects import Key, Mappings, Objects, key_of
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.topology import LabError, LabSpec
-from pycni.model.kube import NAMESPACE, NODE, POD, SERVICE
+from pycni.model.kube import NAMESPACE, NODE, POD
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 
 if TYPE_CHECKING:
     from pycni.lab.run import Lab
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 PARALLEL = 4
 GRACE_S = 1.0
 """Of pods whose manifest names none (Kubernetes' default of 30 s is long for trying things)."""
-DNS_POD = Key(POD, "kube-system", "dns")
-SPACES = ("default", "kube-system")
+FIRST = (NAMESPACE, NETWORK_POLICY, CLUSTER_NETWORK_POLICY)
+"""What has to be known before the pods of the same change."""
 
 State = dict[Key, Mappings]
 
@@ -48,7 +50,9 @@ class Cluster:
         self._held = held
         self._objects = Objects(lab.state.folder / topology.MANIFESTS)
         self.problems: list[str] = []
-        """What of the last change could not be done, one line each: listeners that could not be opened."""
+        """What of the last change could not be done, one line each: listeners not opened, policies not programmed."""
+        self._number = 0
+        """Of the last change written."""
 
     def objects(self) -> State:
         """Everything there is."""
@@ -68,8 +72,9 @@ class Cluster:
     def begin(self) -> None:
         """The Nodes and the first namespaces of a new lab: before any agent starts."""
         with self._objects.lock():
-            self._objects.write(
-                {}, self._with_nodes({_space(name): apply_check.namespace(name) for name in SPACES})
+            self._write(
+                {},
+                self._with_nodes({_space(name): apply_check.namespace(name) for name in apply_check.SPACES}),
             )
 
     def refresh_nodes(self) -> None:
@@ -85,16 +90,28 @@ class Cluster:
                 for pod in workloads.plan(value, after).new
             ]
             self._carry_out(before, Intent(after, new, [], []))
-        if DNS_POD in before and DNS_POD not in kept:
+        if dns.DNS_POD in before and dns.DNS_POD not in kept:
             self.start_dns()
 
-    def joined(self, records: Iterable[PodRecord]) -> None:
-        """Pods were made by ``lab up`` or ``lab pod add``."""
+    def announce(self, pod: Mappings, node: str) -> None:
+        """``lab pod add`` is about to make a pod. Raises ConfigError, LabError when there is one already."""
+        with self._change() as before:
+            intent = apply_check.checked([("pod", pod)], before, self._spec.families)
+            if not intent.new:
+                raise LabError(f"{key_of(pod)} is there already", usage=True)
+            self._write(before, {**intent.objects, key_of(pod): apply_settle.pending(pod, node)})
+
+    def joined(self, records: Iterable[PodRecord], manifest: Mappings | None = None) -> None:
+        """Pods were made by ``lab up`` or ``lab pod add``, by the manifest or plain."""
         with self._change() as before:
             after = dict(before)
             for record in records:
-                after.setdefault(Key(POD, *topology.pod_key(record.name)), apply_settle.plain(record, _now()))
+                key = Key(POD, *topology.pod_key(record.name))
+                value = apply_settle.bare(record.name) if manifest is None else manifest
+                if key not in after or apply_settle.is_pending(after[key]):
+                    after[key] = apply_settle.with_status(value, record, ready=True, created=_now())
             self._settle(before, after)
+        self._await_policies()
 
     def leaving(self, name: str) -> Mappings | None:
         """A pod is removed at once, without grace: take it out of everything first. Returns its object."""
@@ -122,6 +139,7 @@ class Cluster:
             intent = apply_check.checked(documents, before, self._spec.families)
             ended = self._carry_out(before, intent)
         self._await_end(ended)
+        self._await_policies()
         return intent.told
 
     def delete(self, keys: Sequence[Key], grace_s: float | None = None) -> list[Key]:
@@ -130,7 +148,7 @@ class Cluster:
         Raises LabError naming one that is not there. ``grace_s``: instead of what pods' manifests say.
         """
         with self._change() as before:
-            gone = [other for key in keys for other in _with_belongings(key, before)]
+            gone = [other for key in keys for other in apply_check.with_belongings(key, before)]
             after = {key: value for key, value in before.items() if key not in gone or key.kind == POD}
             ended = [key for key in gone if key.kind == POD]
             new: list[Mappings] = []
@@ -140,7 +158,18 @@ class Cluster:
                     new += workloads.plan(value, marked).new
             ended = self._carry_out(before, Intent(marked, new, ended, []))
         self._await_end(ended)
+        self._await_policies()
         return list(dict.fromkeys(gone))
+
+    def label(self, keys: Sequence[Key], changes: Mapping[str, str | None]) -> None:
+        """Set labels, take away those that are None. Raises LabError naming what is not there, ConfigError."""
+        with self._change() as before:
+            after = dict(before)
+            for key in keys:
+                apply_check.check_there(key, before)
+                after[key] = apply_check.relabelled(before[key], changes)
+            self._settle(before, after)
+        self._await_policies()
 
     def set_ready(self, name: str, *, ready: bool, listen: bool | None = None) -> None:
         """Make a pod ready or not, and have it listen or not. Raises LabError."""
@@ -154,7 +183,7 @@ class Cluster:
 
     def start_dns(self) -> None:
         """Make the DNS pod and its Service."""
-        self.apply([("the lab's DNS", value) for value in dns_objects(self._spec)])
+        self.apply([("the lab's DNS", value) for value in dns.objects(self._spec)])
 
     # carrying out
 
@@ -167,23 +196,50 @@ class Cluster:
         """The objects, with the lab kept from going down and pods that are due ended."""
         held = nullcontext() if self._held else self._lab.state.lock(shared=True)
         with held, self._objects.lock():
-            before = self._objects.load()
+            before = self._without_unmade(self._objects.load())
             due = [key for key, pod in before.items() if key.kind == POD and _ends(pod) <= time.time()]
             if due:
                 self._end_pods(before, due)
                 before = self._objects.load()
             yield before
 
+    def _without_unmade(self, objects: State) -> State:
+        """The objects without pods that were announced by a command that was cut off before it had made them."""
+        there = {Key(POD, *topology.pod_key(record.name)) for record in self._lab.pods()}
+        kept = {
+            key: value for key, value in objects.items() if not apply_settle.is_pending(value) or key in there
+        }
+        if len(kept) < len(objects):
+            self._write(objects, kept)
+        return kept
+
     def _carry_out(self, before: State, intent: Intent) -> list[Key]:
         """Make the pods, store everything. Returns the pods that are ending."""
-        made = self._make(intent.new)
-        after = {**self._marked(intent.objects, intent.ended, None), **made}
-        self._settle(before, after)
+        nodes = self._places(intent.new)
+        wanted = _dated(before, intent.objects)
+        announced = {
+            **before,
+            **{key: value for key, value in wanted.items() if key.kind in FIRST},
+            **{
+                key_of(pod): apply_settle.pending(pod, node)
+                for pod, node in zip(intent.new, nodes, strict=True)
+            },
+        }
+        if intent.new:
+            self._write(before, announced)
+        else:
+            announced = before
+        try:
+            made = self._make(intent.new, nodes)
+        except BaseException:
+            self._write(announced, before)
+            raise
+        after = {**self._marked(wanted, intent.ended, None), **made}
+        self._settle(announced, after)
         return intent.ended
 
-    def _make(self, new: Sequence[Mappings]) -> State:
+    def _make(self, new: Sequence[Mappings], nodes: Sequence[str]) -> State:
         """Pods by CNI ADD, a few at a time. All or none. Raises LabError."""
-        nodes = self._places(new)
 
         def make(pod: Mappings, node: str) -> PodRecord:
             key = key_of(pod)
@@ -232,10 +288,19 @@ class Cluster:
         pools = [topology.BALANCER_NETWORKS[family] for family in self._spec.families]
         complete, problems = apply_settle.settled(_dated(before, after), pools, time.time())
         self.problems += problems
-        self._objects.write(before, complete)
+        self._write(before, complete)
         if any(key.kind == POD and key not in after for key in before):
             self._serve(after, records)
         self._tell_dns(complete)
+
+    def _write(self, before: Mapping[Key, Mappings], after: Mapping[Key, Mappings]) -> None:
+        self._number = self._objects.write(before, after)
+
+    def _await_policies(self) -> None:
+        """Without the locks: what is written is written. Agents that do not run are not waited for."""
+        if self._spec.policy != "none":
+            running = [node for node in self._lab.nodes() if self._lab.agent(node.name) is not None]
+            self.problems += settle.await_policies(running, self._number)
 
     def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> list[str]:
         """Have every node's server do what the objects say; returns what cannot be."""
@@ -248,14 +313,14 @@ class Cluster:
             return [line for lines in pool.map(tell, self._lab.nodes()) for line in lines]
 
     def _tell_dns(self, objects: Mapping[Key, Mappings]) -> None:
-        if DNS_POD not in objects:
+        if dns.DNS_POD not in objects:
             return
         servers = topology.dns_addresses(self._spec)
         spaces = [key.name for key in objects if key.kind == NAMESPACE]
         for node in self._lab.nodes():
             for space in spaces:
                 resolv.write(node, space, dns.resolv_conf(space, servers))
-        record = pods.find(self._lab.state, topology.pod_name(*DNS_POD[1:]))
+        record = pods.find(self._lab.state, topology.pod_name(*dns.DNS_POD[1:]))
         DnsServer(self._lab.node(record.node), record.namespace).update(dns.records(objects))
 
     def _await_end(self, ended: Sequence[Key]) -> None:
@@ -303,55 +368,6 @@ class Cluster:
                 },
             }
         return dict(sorted(kept.items()))
-
-
-def dns_objects(spec: LabSpec) -> list[Mappings]:
-    """The pod of the DNS server and its Service."""
-    labels = {"k8s-app": "kube-dns"}
-    meta = {"namespace": DNS_POD.namespace, "labels": labels}
-    protocols = {"dns": "UDP", "dns-tcp": "TCP"}
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": POD,
-            "metadata": {**meta, "name": DNS_POD.name, "annotations": {apply_settle.LISTEN: "off"}},
-            "spec": {
-                "containers": [
-                    {
-                        "name": "dnsmasq",
-                        "ports": [
-                            {"name": name, "containerPort": 53, "protocol": protocol}
-                            for name, protocol in protocols.items()
-                        ],
-                    }
-                ]
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": SERVICE,
-            "metadata": {**meta, "name": "kube-dns"},
-            "spec": {
-                "clusterIPs": list(topology.dns_addresses(spec)),
-                "selector": labels,
-                "ports": [
-                    {"name": name, "port": 53, "protocol": protocol} for name, protocol in protocols.items()
-                ],
-            },
-        },
-    ]
-
-
-def _with_belongings(key: Key, objects: Mapping[Key, Mappings]) -> list[Key]:
-    """An object and what goes with it. Raises LabError when it is not there or not to be deleted."""
-    if key not in objects:
-        there = ", ".join(str(other) for other in objects if other.kind == key.kind) or f"no {key.kind}"
-        raise LabError(f"there is no {key}; there is: {there}", usage=True)
-    if key.kind == NODE or (key.kind == NAMESPACE and key.name in SPACES):
-        raise LabError(f"{key} belongs to the lab and cannot be deleted", usage=True)
-    if key.kind == NAMESPACE:
-        return [*(other for other in objects if other.namespace == key.name), key]
-    return [key, *workloads.owned(key, objects)]
 
 
 def _ends(pod: Mappings) -> float:

@@ -20,6 +20,8 @@ from pycni.model.family import Family
 from pycni.model.kube import NAMESPACE, NODE, POD, SERVICE
 from pycni.wire.kube import API_VERSIONS, CLUSTER_WIDE
 
+SPACES = ("default", "kube-system")
+"""The lab's own namespaces."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -142,6 +144,20 @@ def _merged(before: Mappings, value: Mappings) -> dict[str, Any]:
     return meta
 
 
+def relabelled(value: Mappings, changes: Mapping[str, str | None]) -> Mappings:
+    """An object with labels set, or taken away where the value is None. Raises ConfigError."""
+    labels = dict(value["metadata"].get("labels") or {})
+    for name, text in changes.items():
+        if text is None:
+            labels.pop(name, None)
+        else:
+            labels[name] = text
+    meta = {**value["metadata"], "labels": labels}
+    changed = {**value, "metadata": _space_meta(meta) if value["kind"] == NAMESPACE else meta}
+    decoded(changed)
+    return changed
+
+
 def _pod(value: Mappings, objects: Mapping[Key, Mappings]) -> Mappings:
     """A pod to be made. Raises ConfigError for what a lab cannot make."""
     key = key_of(value)
@@ -185,3 +201,20 @@ def _room_for(after: Mapping[Key, Mappings], new: Iterable[Mappings]) -> None:
         key = key_of(pod)
         if topology.pod_name(key.namespace, key.name) in taken:
             raise ConfigError(str(key), "metadata.name", key.name, "is there already")
+
+
+def check_there(key: Key, objects: Mapping[Key, Mappings]) -> None:
+    """Raises LabError when an object is not there."""
+    if key not in objects:
+        there = ", ".join(str(other) for other in objects if other.kind == key.kind) or f"no {key.kind}"
+        raise LabError(f"there is no {key}; there is: {there}", usage=True)
+
+
+def with_belongings(key: Key, objects: Mapping[Key, Mappings]) -> list[Key]:
+    """An object and what goes with it. Raises LabError when it is not there or not to be deleted."""
+    check_there(key, objects)
+    if key.kind == NODE or (key.kind == NAMESPACE and key.name in SPACES):
+        raise LabError(f"{key} belongs to the lab and cannot be deleted", usage=True)
+    if key.kind == NAMESPACE:
+        return [*(other for other in objects if other.namespace == key.name), key]
+    return [key, *workloads.owned(key, objects)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pycni.lab.apply import Cluster
 from pycni.lab.ask_client import ask_from
 from pycni.lab.commands import print_json
 from pycni.lab.objects import Key, key_of
+from pycni.lab.pod_words import label_changes
 from pycni.lab.report import writable
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabError
@@ -63,6 +65,21 @@ def delete(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"name": args.name, "deleted": [str(key) for key in gone]})
     print("\n".join(f"{key} deleted" for key in gone))
+    _warn(cluster.problems)
+    return 0
+
+
+def label(args: argparse.Namespace) -> int:
+    """Change labels of an object."""
+    kind = _kind(args.kind)
+    key = Key(kind, "" if kind in CLUSTER_WIDE else args.namespace, args.object)
+    cluster = Cluster(Lab.open(args.name))
+    cluster.label([key], label_changes(args.changes))
+    labels = cluster.objects()[key]["metadata"].get("labels") or {}
+    if args.json:
+        return print_json({"name": args.name, "object": str(key), "labels": labels})
+    print(f"{key} labeled: {','.join(f'{name}={text}' for name, text in labels.items()) or 'no labels'}")
+    _warn(cluster.problems)
     return 0
 
 
@@ -73,7 +90,7 @@ def get(args: argparse.Namespace) -> int:
     shown = [key for key in objects if kind in {"", key.kind} and args.namespace in {"", key.namespace}]
     if args.json:
         return print_json({"items": [objects[key] for key in shown]})
-    print(writable(apply_tables.tables(objects, shown), sys.stdout))
+    print(writable(apply_tables.tables(objects, shown, time.time()), sys.stdout))
     return 0
 
 

@@ -73,6 +73,20 @@ def _balance(objects: dict[Key, Mappings], pools: Sequence[Network]) -> tuple[st
     return found.problems
 
 
+def pending(pod: Mappings, node: str) -> Mappings:
+    """A pod that is about to be made on a node."""
+    return {
+        **pod,
+        "spec": {**(pod.get("spec") or {}), "nodeName": node},
+        "status": {"phase": "Pending"},
+    }
+
+
+def is_pending(value: Mappings) -> bool:
+    """Whether an object is a pod that has not been made yet."""
+    return value["kind"] == POD and (value.get("status") or {}).get("phase") == "Pending"
+
+
 def with_status(pod: Mappings, record: PodRecord, *, ready: bool, created: str) -> Mappings:
     """A pod as it is after its ADD."""
     return {
@@ -88,16 +102,15 @@ def with_status(pod: Mappings, record: PodRecord, *, ready: bool, created: str) 
     }
 
 
-def plain(record: PodRecord, created: str) -> Mappings:
-    """The Pod object of a pod made by ``lab up`` or ``lab pod add``."""
-    space, name = pod_key(record.name)
-    bare = {
+def bare(name: str) -> Mappings:
+    """The manifest of a pod by the lab's name for it, as ``lab up`` and ``lab pod add`` make them."""
+    space, pod = pod_key(name)
+    return {
         "apiVersion": "v1",
         "kind": POD,
-        "metadata": {"name": name, "namespace": space, "labels": {"pod": name}},
+        "metadata": {"name": pod, "namespace": space, "labels": {"pod": pod}},
         "spec": {"containers": [{"name": "pod"}]},
     }
-    return with_status(bare, record, ready=True, created=created)
 
 
 def with_ready(pod: Mappings, *, ready: bool, listen: bool | None) -> Mappings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pycni.lab.ask import Tally
@@ -10,10 +11,14 @@ from pycni.lab.objects import Key, Mappings, decoded
 from pycni.lab.workloads import is_ending
 from pycni.model.kube import (
     ENDPOINT_SLICE,
+    NAMESPACE,
+    NODE,
     POD,
     PROTOCOL_NAMES,
     SERVICE,
     EndpointSlice,
+    KubeNode,
+    Namespace,
     Pod,
     Service,
     SliceEndpoint,
@@ -25,30 +30,36 @@ from pycni.model.policy import (
     NetworkPolicy,
 )
 
+NAME_LABEL = "kubernetes.io/metadata.name"
 BAR = 40
 """Characters of the longest bar."""
 SHOWN = 6
 """Endpoints shown by name in one cell."""
 _HEADS = {
-    POD: ("READY", "STATUS", "ADDRESSES", "NODE"),
+    POD: ("READY", "STATUS", "ADDRESSES", "NODE", "LABELS"),
+    NAMESPACE: ("LABELS",),
+    NODE: ("LABELS",),
     SERVICE: ("TYPE", "ADDRESSES", "PORTS", "ENDPOINTS"),
     ENDPOINT_SLICE: ("FAMILY", "PORTS", "ENDPOINTS"),
-    NETWORK_POLICY: ("PODS", "INGRESS", "EGRESS"),
-    CLUSTER_NETWORK_POLICY: ("TIER", "PRIORITY", "NAMESPACES", "PODS", "INGRESS", "EGRESS"),
+    NETWORK_POLICY: ("POD-SELECTOR", "INGRESS", "EGRESS", "AGE"),
+    CLUSTER_NETWORK_POLICY: ("TIER", "PRIORITY", "NAMESPACES", "PODS", "INGRESS", "EGRESS", "AGE"),
     "Deployment": ("REPLICAS",),
     "ReplicaSet": ("REPLICAS",),
 }
 
 
-def tables(objects: Mapping[Key, Mappings], shown: Container[Key]) -> str:
-    """A table per kind, with the kind above it when there are several. ``shown``: those of the objects to show."""
+def tables(objects: Mapping[Key, Mappings], shown: Container[Key], now: float) -> str:
+    """A table per kind, with the kind above it when there are several.
+
+    ``shown``: those of the objects to show. ``now``: seconds since the epoch.
+    """
     endpoints = endpoints_of(objects)
     objects = {key: value for key, value in objects.items() if key in shown}
     blocks = []
     kinds = list(dict.fromkeys(key.kind for key in objects))
     for kind in kinds:
         rows = [
-            (key.namespace or "-", key.name, *_cells(key, value, endpoints))
+            (key.namespace or "-", key.name, *_cells(key, value, endpoints, now))
             for key, value in objects.items()
             if key.kind == kind
         ]
@@ -151,13 +162,35 @@ def services(objects: Mapping[Key, Mappings]) -> list[dict[str, Any]]:
     return found
 
 
-def _cells(key: Key, value: Mappings, endpoints: Mapping[str, Sequence[SliceEndpoint]]) -> tuple[str, ...]:
+def labels_text(value: Mappings) -> str:
+    """``app=web,tier=front``; without the name that every namespace has as a label."""
+    labels = value["metadata"].get("labels") or {}
+    return ",".join(f"{name}={text}" for name, text in labels.items() if name != NAME_LABEL) or "-"
+
+
+def age_text(value: Mappings, now: float) -> str:
+    """``42s``, ``7m``, ``3h``, ``2d`` since an object was made, at ``now`` (seconds since the epoch)."""
+    created = value["metadata"].get("creationTimestamp")
+    if not created:
+        return "-"
+    seconds = max(0, int(now - datetime.fromisoformat(created).timestamp()))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _cells(
+    key: Key, value: Mappings, endpoints: Mapping[str, Sequence[SliceEndpoint]], now: float
+) -> tuple[str, ...]:
     if key.kind in {"Deployment", "ReplicaSet"}:
         return (str(value["spec"].get("replicas", 1)),)
     item = decoded(value)
     if isinstance(item, Pod):
         status = "Ending" if is_ending(value) else item.phase
-        return "yes" if item.ready else "no", status, " ".join(item.ips), item.node
+        return "yes" if item.ready else "no", status, " ".join(item.ips), item.node, labels_text(value)
+    if isinstance(item, Namespace | KubeNode):
+        return (labels_text(value),)
     if isinstance(item, Service):
         return (
             item.type,
@@ -169,9 +202,9 @@ def _cells(key: Key, value: Mappings, endpoints: Mapping[str, Sequence[SliceEndp
         ports = " ".join(f"{port.port}/{PROTOCOL_NAMES[port.protocol]}" for port in item.ports)
         return item.family.label, ports, endpoint_text(item.endpoints)
     if isinstance(item, NetworkPolicy):
-        return item.pods.text, rules_text(item.ingress), rules_text(item.egress)
+        return item.pods.text, rules_text(item.ingress), rules_text(item.egress), age_text(value, now)
     if isinstance(item, ClusterNetworkPolicy):
         subject = (item.namespaces.text, "all" if item.pods is None else item.pods.text)
         sections = (rules_text(item.ingress or None), rules_text(item.egress or None))
-        return item.tier.name.title(), str(item.priority), *subject, *sections
+        return item.tier.name.title(), str(item.priority), *subject, *sections, age_text(value, now)
     return ()

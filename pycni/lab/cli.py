@@ -28,6 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--capabilities", type=_json_object, metavar="JSON", help="capability arguments for the plugins"
     )
+    add.add_argument("--labels", default="", metavar="KEY=VALUE,...", help="its labels (default: pod=NAME)")
+    add.add_argument(
+        "--ports", default="", metavar="PORTS", help="what it listens on: [NAME:]NUMBER[/PROTOCOL],..."
+    )
     remove = _command(pod, "rm", "pod_rm", "remove a pod by CNI DEL")
     remove.add_argument("pod", help="name of the pod")
     remove.add_argument("--force", action="store_true", help="remove it also when DEL fails")
@@ -48,6 +52,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     matrix = _command(commands, "matrix", "matrix", "try who reaches whom with real packets")
     matrix.add_argument(
         "--timeout", type=float, default=2.0, metavar="S", help="patience per check (default: 2)"
+    )
+    matrix.add_argument(
+        "--policy", action="store_true", help="what policies do between pods, beside what they should"
+    )
+    matrix.add_argument(
+        "--port",
+        default="",
+        metavar="PORT",
+        help="with --policy: NUMBER[/PROTOCOL] (default: all declared ones)",
     )
     agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
     agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
@@ -90,6 +103,13 @@ def _object_commands(commands: Any) -> None:
         "-n", "--namespace", default="default", help="Kubernetes namespace (default: default)"
     )
     delete.add_argument("--grace", type=float, metavar="S", help="grace period in place of the pods' own")
+    label = _command(
+        commands, "label", "apply_commands:label", "change labels of objects: KEY=VALUE sets, KEY- removes"
+    )
+    label.add_argument("kind", metavar="KIND", help="pod, namespace, node ...")
+    label.add_argument("object", metavar="OBJECT", help="its name")
+    label.add_argument("changes", nargs="+", metavar="KEY=VALUE|KEY-")
+    label.add_argument("-n", "--namespace", default="default", help="Kubernetes namespace (default: default)")
     get = _command(commands, "get", "apply_commands:get", "list objects")
     get.add_argument("kind", nargs="?", default="", metavar="KIND", help="pod, service ... (default: all)")
     get.add_argument("-n", "--namespace", default="", help="Kubernetes namespace (default: all)")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
 import sys
 
-from pycni.lab import cleanup
+from pycni.lab import cleanup, policy_matrix
 from pycni.lab.demo import demo as demonstrate
+from pycni.lab.pod_words import manifest_of
 from pycni.lab.report import Progress, grid, tree, verdict, writable
 from pycni.lab.run import Lab
 from pycni.lab.survey import pod_status
@@ -62,11 +64,23 @@ def status(args: argparse.Namespace) -> int:
 
 def pod_add(args: argparse.Namespace) -> int:
     """Make a pod."""
-    pod = Lab.open(args.name).add_pod(args.node, args.pod, args.capabilities)
+    lab = Lab.open(args.name)
+    manifest = None
+    if args.labels or args.ports:
+        name = args.pod or _free_name(lab)
+        manifest = manifest_of(name, args.labels, args.ports)
+    else:
+        name = args.pod
+    pod = lab.add_pod(args.node, name, args.capabilities, manifest)
     if args.json:
         return print_json(pod_status(pod))
     print(f"{pod.name} on {pod.node}: {' '.join(pod.ips)} (ADD took {pod.add_seconds * 1000:.0f} ms)")
     return 0
+
+
+def _free_name(lab: Lab) -> str:
+    taken = {pod.name for pod in lab.pods()}
+    return next(name for number in itertools.count(1) if (name := f"pod{number}") not in taken)
 
 
 def pod_rm(args: argparse.Namespace) -> int:
@@ -96,12 +110,25 @@ def execute(args: argparse.Namespace) -> int:
 
 def matrix(args: argparse.Namespace) -> int:
     """Try who reaches whom."""
+    if args.policy:
+        return _policy_matrix(args)
     matrix = Lab.open(args.name).matrix(args.timeout)
     if args.json:
         print_json(matrix.json())
     else:
         print(writable(f"{grid(matrix)}\n{verdict(matrix)}", sys.stdout))
     return 0 if matrix.ok else 1
+
+
+def _policy_matrix(args: argparse.Namespace) -> int:
+    """Try what policies do to every pair of pods; 0 when all is as the API text says."""
+    only = policy_matrix.port_of(args.port) if args.port else None
+    found = Lab.open(args.name).policy_matrix(only, args.timeout)
+    if args.json:
+        print_json(found.json())
+    else:
+        print(writable(f"{policy_matrix.grid(found)}\n{policy_matrix.summary(found)}", sys.stdout))
+    return 0 if found.ok else 1
 
 
 def agent(args: argparse.Namespace) -> int:

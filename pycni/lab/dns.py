@@ -14,10 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from pycni.lab import topology
+from pycni.lab.apply_settle import LISTEN
 from pycni.lab.objects import Key, Mappings, decoded
-from pycni.lab.topology import DNS_DOMAIN
-from pycni.model.kube import ENDPOINT_SLICE, PROTOCOL_NAMES, SERVICE, EndpointSlice, Service, SliceEndpoint
+from pycni.lab.topology import DNS_DOMAIN, LabSpec
+from pycni.model.kube import (
+    ENDPOINT_SLICE,
+    POD,
+    PROTOCOL_NAMES,
+    SERVICE,
+    EndpointSlice,
+    Service,
+    SliceEndpoint,
+)
 
+DNS_POD = Key(POD, "kube-system", "dns")
 ZONE = f"svc.{DNS_DOMAIN}"
 _PRIORITY, _WEIGHT = 0, 100
 
@@ -84,3 +95,40 @@ def _srv(port: str, protocol: int, name: str, target: str, number: int) -> str:
 
 def _text(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in sorted(set(lines)))
+
+
+def objects(spec: LabSpec) -> list[Mappings]:
+    """The pod of the DNS server and its Service."""
+    labels = {"k8s-app": "kube-dns"}
+    meta = {"namespace": DNS_POD.namespace, "labels": labels}
+    protocols = {"dns": "UDP", "dns-tcp": "TCP"}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": POD,
+            "metadata": {**meta, "name": DNS_POD.name, "annotations": {LISTEN: "off"}},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "dnsmasq",
+                        "ports": [
+                            {"name": name, "containerPort": 53, "protocol": protocol}
+                            for name, protocol in protocols.items()
+                        ],
+                    }
+                ]
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": SERVICE,
+            "metadata": {**meta, "name": "kube-dns"},
+            "spec": {
+                "clusterIPs": list(topology.dns_addresses(spec)),
+                "selector": labels,
+                "ports": [
+                    {"name": name, "port": 53, "protocol": protocol} for name, protocol in protocols.items()
+                ],
+            },
+        },
+    ]

@@ -26,6 +26,8 @@ from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wi
 from pycni.lab.driver import Stream
 from pycni.lab.matrix import Matrix
 from pycni.lab.node import LabNode
+from pycni.lab.objects import Mappings
+from pycni.lab.policy_matrix import PolicyMatrix
 from pycni.lab.probe import DEFAULT_TIMEOUT_S
 from pycni.lab.processes import ProcessId
 from pycni.lab.report import Progress
@@ -283,21 +285,26 @@ class Lab:
         node: str | None = None,
         name: str | None = None,
         capability_args: Mapping[str, Any] | None = None,
+        manifest: Mappings | None = None,
     ) -> PodRecord:
         """Make a pod by CNI ADD. ``node`` None: the one with the fewest pods; ``name`` None: the next free one.
 
-        Raises LabError with the plugin's error; then nothing of the pod is left.
+        ``manifest``: its object, of which name and namespace follow from ``name``, which has to be given then. It is
+        there before the ADD, as in Kubernetes. Raises LabError with the plugin's error; then nothing of it is left.
         """
         if name is not None:
             topology.check_pod_name(name)
         with self.state.lock(shared=True):
             self._reload()
             chosen = self.node(node or self._emptiest())
+            cluster = Cluster(self, held=True)
+            if manifest is not None and name is not None:
+                cluster.announce(manifest, chosen.name)
             if name is None:
                 pod = pods.add_any(self.state, chosen, capability_args)
             else:
                 pod = pods.add(self.state, chosen, name, capability_args)
-            Cluster(self, held=True).joined([pod])
+            cluster.joined([pod], manifest)
         return pod
 
     def remove_pod(self, name: str, *, force: bool = False) -> None:
@@ -363,6 +370,12 @@ class Lab:
         cluster, nodes, there = Cluster(self), self.nodes(), self.pods()
         tries = survey.service_tries(self.spec, nodes, there, cluster.objects(), cluster.served())
         return survey.run_matrix(self.spec, nodes, there, tries, timeout)
+
+    def policy_matrix(
+        self, only: tuple[int, int] | None = None, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> PolicyMatrix:
+        """Try what policies do between pods. ``only``: one (protocol, port). Raises LabError without two pods."""
+        return survey.run_policy_matrix(self.spec, self.pods(), Cluster(self).objects(), only, timeout)
 
     def status(self) -> dict[str, Any]:
         """The object ``lab status --json`` prints."""

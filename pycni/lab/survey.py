@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import apply_tables, inside, topology
+from pycni.lab import apply_tables, inside, policy_matrix, topology
 from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, plan
@@ -16,14 +16,20 @@ from pycni.lab.matrix_services import Asker, Try, judge
 from pycni.lab.matrix_services import plan as plan_services
 from pycni.lab.node import LabNode, Readiness
 from pycni.lab.objects import Key, Mappings
+from pycni.lab.policy_matrix import PolicyMatrix
+from pycni.lab.policy_probe import PolicyProber
+from pycni.lab.policy_station import Target
 from pycni.lab.probe import Check
 from pycni.lab.processes import ProcessId
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
-from pycni.lab.topology import LabError, LabSpec
+from pycni.lab.topology import LabError, LabSpec, pod_key
 from pycni.model.family import Family
 
+SHOTS = 1500
+"""Connections tried at once to see what policies do."""
+POLICY_QUIET_S = 0.1
 TOGETHER = 200
 """Questions to Services under way at once from one node."""
 ASKING = 8
@@ -50,6 +56,47 @@ def run_matrix(
         services=tuple(dict.fromkeys(item.check.target for item in tries)),
         outside=(topology.CLIENT,) if any(item.check.source == topology.CLIENT for item in tries) else (),
         reasons=reasons,
+        seconds=time.monotonic() - started,
+    )
+
+
+def run_policy_matrix(
+    spec: LabSpec,
+    pods: Sequence[PodRecord],
+    objects: Mapping[Key, Mappings],
+    only: tuple[int, int] | None,
+    timeout: float,
+) -> PolicyMatrix:
+    """Try what policies do between pods. ``only``: one (protocol, port). Raises LabError when there are no two pods."""
+    if spec.driver != "netns":
+        raise LabError("policies are tried where nodes are namespaces", usage=True)
+    there = sorted((pod for pod in pods if pod.ips), key=lambda pod: (pod_key(pod.name), pod.node))
+    if len(there) < 2:
+        raise LabError(f"lab {spec.name} has no two pods; add some with: {command('pod add', spec.name)}")
+    started = time.monotonic()
+    snapshot = policy_matrix.Snapshot(objects)
+    targets = [
+        Target(
+            pod.name,
+            kernel_netns.path(pod.namespace),
+            {Family.V6 if ":" in ip else Family.V4: ip for ip in pod.ips},
+        )
+        for pod in there
+    ]
+    shots = policy_matrix.plan(snapshot, targets, only)
+    said = policy_matrix.judge(snapshot, shots, targets)
+    with PolicyProber(targets, {(shot.protocol, shot.port) for shot in shots}) as prober:
+        expected = {shot: item.allowed for shot, item in said.items()}
+        outcomes = {
+            shot: outcome
+            for first in range(0, len(shots), SHOTS)
+            for shot, outcome in prober.run(
+                shots[first : first + SHOTS], expected, quiet=POLICY_QUIET_S, patience=timeout
+            ).items()
+        }
+    return PolicyMatrix(
+        pods=tuple((pod.name, pod.node) for pod in there),
+        pairs={shot: policy_matrix.Pair(outcomes[shot], said[shot]) for shot in shots},
         seconds=time.monotonic() - started,
     )
 

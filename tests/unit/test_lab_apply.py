@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
 
@@ -11,16 +12,19 @@ import yaml
 
 from pycni.errors import ConfigError
 from pycni.lab import apply_check, apply_settle, dns, matrix_services, workloads
-from pycni.lab.apply_check import Intent, checked
-from pycni.lab.apply_tables import endpoint_text, histogram, tables
+from pycni.lab.apply_check import Intent, checked, relabelled
+from pycni.lab.apply_tables import age_text, endpoint_text, histogram, tables
 from pycni.lab.ask import Tally
 from pycni.lab.matrix_services import Asker, judge
 from pycni.lab.objects import Key, Mappings, Objects, key_of
+from pycni.lab.pod_words import label_changes, manifest_of
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord
+from pycni.lab.topology import LabError
 from pycni.model.family import Family
 from pycni.model.kube import SliceEndpoint
 
+NOW = 1_800_000_000.0
 V4, DUAL = (Family.V4,), (Family.V4, Family.V6)
 WEB = "{kind: Service, apiVersion: v1, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80}]}}"
 POOLS = (ip_network("10.98.0.0/24"),)
@@ -507,12 +511,12 @@ def test_only_the_right_pod_is_a_success(answer: tuple[str, str], said: str) -> 
 
 def test_tables_show_who_is_behind_a_service() -> None:
     objects = settle(made(check(f"{WEB}\n---\n{deployment(2)}")))
-    shown = tables(objects, [key for key in objects if key.kind == "Service"])
+    shown = tables(objects, [key for key in objects if key.kind == "Service"], NOW)
     assert shown.splitlines() == [
         "NAMESPACE  NAME  TYPE       ADDRESSES   PORTS   ENDPOINTS",
         "default    web   ClusterIP  10.96.0.20  80/TCP  web-1 web-2",
     ]
-    assert "nothing there" in tables(objects, [])
+    assert "nothing there" in tables(objects, [], NOW)
 
 
 def test_endpoints_in_words() -> None:
@@ -577,12 +581,58 @@ def test_policies_are_applied_shown_and_refused_by_what_is_wrong() -> None:
     held = {key: value for key, value in found.objects.items() if "Policy" in key.kind}
     assert set(held) == {Key("NetworkPolicy", "shop", "web"), Key("ClusterNetworkPolicy", "", "closed")}
     assert Key("Namespace", "", "shop") in found.objects
-    rows = [line.split("  ") for line in tables(held, set(held)).splitlines()]
+    rows = [line.split("  ") for line in tables(held, set(held), NOW).splitlines()]
     words = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert ["shop", "web", "app=web", "1 rule", "-"] in words
-    assert ["-", "closed", "Baseline", "7", "env notin (test)", "all", "1 rule", "-"] in words
+    assert ["shop", "web", "app=web", "1 rule", "-", "-"] in words
+    assert ["-", "closed", "Baseline", "7", "env notin (test)", "all", "1 rule", "-", "-"] in words
     with pytest.raises(ConfigError, match=r"spec\.priority=1001: expected 0\.\.1000"):
         check(POLICIES.replace("priority: 7", "priority: 1001"))
+
+
+def test_ages_are_told_in_the_largest_unit_that_fits_twice() -> None:
+    def age(seconds: float) -> str:
+        made = {"metadata": {"creationTimestamp": datetime.fromtimestamp(NOW - seconds, UTC).isoformat()}}
+        return age_text(made, NOW)
+
+    assert [age(item) for item in (0, 119, 120, 7199, 7200, 172799, 172800)] == [
+        "0s", "119s", "2m", "119m", "2h", "47h", "2d",
+    ]  # fmt: skip
+    assert age_text({"metadata": {}}, NOW) == "-"
+
+
+def test_labels_are_set_and_taken_away_and_a_namespace_keeps_its_name() -> None:
+    assert label_changes(["app=web", "old-", "empty="]) == {"app": "web", "old": None, "empty": ""}
+    for wrong in ("app", "=x", "-"):
+        with pytest.raises(LabError, match="expected KEY=VALUE"):
+            label_changes([wrong])
+    space = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "shop", "labels": {"a": "1", "b": "2"}},
+    }
+    changed = relabelled(space, {"a": "3", "b": None, "kubernetes.io/metadata.name": "other"})
+    assert changed["metadata"]["labels"] == {"a": "3", "kubernetes.io/metadata.name": "shop"}
+    assert space["metadata"]["labels"] == {"a": "1", "b": "2"}, "the old one is as it was"
+
+
+def test_a_pod_is_made_of_words() -> None:
+    value = manifest_of("web.shop", "app=web,tier=front", "http:80,53/udp,8443")
+    assert value["metadata"] == {
+        "name": "web",
+        "namespace": "shop",
+        "labels": {"app": "web", "tier": "front"},
+    }
+    assert value["spec"]["containers"][0]["ports"] == [
+        {"name": "http", "containerPort": 80, "protocol": "TCP"},
+        {"containerPort": 53, "protocol": "UDP"},
+        {"containerPort": 8443, "protocol": "TCP"},
+    ]
+    assert manifest_of("one", "", "")["metadata"]["labels"] == {"pod": "one"}
+    for wrong in ("http:", ":80", "80/ICMP", "x"):
+        with pytest.raises(LabError, match="expected .NAME:.NUMBER"):
+            manifest_of("one", "", wrong)
+    with pytest.raises(LabError, match="has no value"):
+        manifest_of("one", "app-", "")
 
 
 def test_policies_are_written_before_the_pods_they_are_about(tmp_path: Any, monkeypatch: Any) -> None:
