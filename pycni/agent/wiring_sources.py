@@ -44,7 +44,7 @@ class Needs:
             self.selections[item.kind] = item
 
     def malformed(self) -> Mapping[str, str]:
-        """Objects that make no sense: ``kind key``, or a file's name -> why."""
+        """What makes no sense: ``kind key`` or ``file name`` -> why."""
         return {} if self.sources is None else self.sources.malformed()
 
 
@@ -56,10 +56,10 @@ class Sources:
         self.folder = folder
 
     def malformed(self) -> Mapping[str, str]:
-        """Objects that make no sense: ``kind key``, or a file's name -> why."""
+        """What makes no sense: ``kind key`` or ``file name`` -> why."""
         if self.kube is not None:
             return self.kube.malformed
-        return self.folder.broken if self.folder is not None else {}
+        return self.folder.malformed() if self.folder is not None else {}
 
 
 def make(context: Context, store: Store, client: KubeClient | None, needs: Needs) -> tuple[Sources, Tasks]:

@@ -65,12 +65,15 @@ class ManifestSource:
         self._finished: set[str] = set()
         self._derived: dict[str, tuple[EndpointSlice, ...]] = {}
         """Service key -> the slices of the last look, with the times they last changed."""
-        self.broken: Mapping[str, str] = {}
-        """Files that make no sense, and why."""
+        self._broken: Mapping[str, str] = {}
         self._missing = ""
         self._wake = asyncio.Event()
         self._gone = False
         self._listed = False
+
+    def malformed(self) -> dict[str, str]:
+        """What makes no sense: ``file name`` -> why."""
+        return {f"file {name}": why for name, why in self._broken.items()}
 
     async def run(self, store: Store) -> NoReturn:
         """Follow the folder for ever. Trouble with it is logged and waited out."""
@@ -128,7 +131,7 @@ class ManifestSource:
         if self._missing:
             log.info("manifests: %s is there now", self.folder)
             self._missing = ""
-        self.broken = listing.broken
+        self._broken = listing.broken
         for line in listing.news:
             log.warning("manifests in %s: %s", self.folder, line)
         if listing.pending and not self._listed:
