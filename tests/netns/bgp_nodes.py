@@ -8,7 +8,7 @@ import ipaddress
 import json
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -140,6 +140,19 @@ class Node:
     def routes(self) -> dict[str, tuple[str, ...]]:
         """Routes BGP brought into this node's kernel, with their next hops."""
         return Switch.routes(self.where)
+
+
+@contextlib.asynccontextmanager
+async def running_nodes(*nodes: Node, settings: BgpSettings = BgpSettings()) -> AsyncIterator[None]:  # noqa: B008
+    """Nodes that know each other, with running engines."""
+    try:
+        for node in nodes:
+            await node.engine.put(node.plan(nodes, settings))
+            await node.start()
+        yield
+    finally:
+        for node in nodes:
+            await node.stop()
 
 
 def router(number: int, asn: int, **more: object) -> PeerWish:

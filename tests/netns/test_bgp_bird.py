@@ -7,7 +7,7 @@ import base64
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,23 +20,10 @@ from pycni_bgp.bird.config import config
 from pycni_bgp.engine import BgpError, Plan, Session
 from pycni_bgp.model import Bfd, Neighbour, Secret
 from pycni_bgp.settings import BgpSettings
-from tests.netns.bgp_nodes import Node, Router, Switch, execute, packed, router, until
+from tests.netns.bgp_nodes import Node, Router, Switch, execute, packed, router, running_nodes, until
 
 PASSWORD = "not to be seen"
 SETTINGS = BgpSettings()
-
-
-@contextlib.asynccontextmanager
-async def _running(*nodes: Node, settings: BgpSettings = SETTINGS) -> AsyncIterator[None]:
-    try:
-        for node in nodes:
-            with contextlib.suppress(BgpError):
-                await node.engine.put(node.plan(nodes, settings))
-            await node.start()
-        yield
-    finally:
-        for node in nodes:
-            await node.stop()
 
 
 async def _up(node: Node, count: int) -> list[Session]:
@@ -62,7 +49,7 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
     async def story() -> None:
         one, two, three = (Node(switch, number, tmp_path) for number in (1, 2, 3))
         expected = {"10.1.2.0/24": ("192.0.2.2",), "2001:db8:2::/64": ("2001:db8::2",)}
-        async with _running(one, two):
+        async with running_nodes(one, two):
             await until(lambda: one.routes() == expected, f"routes of node 1: {one.routes()}")
             # BIRD is killed: routes stay on both sides, and it comes back.
             os.kill(int(Path(one.engine.pid_file).read_text()), 9)
@@ -75,7 +62,7 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
             assert one.routes() == expected
             # A third node: nothing happens to the session of the other two.
             since = (await _up(two, 1))[0].since
-            async with _running(three):
+            async with running_nodes(three):
                 for node in (one, two, three):
                     await node.engine.put(node.plan((one, two, three), SETTINGS))
                 await until(lambda: len(one.routes()) == 4, "node 3's routes")
@@ -92,7 +79,7 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
 def test_a_new_agent_takes_over_a_running_bird(switch: Switch, tmp_path: Path) -> None:
     async def story() -> None:
         one, two = (Node(switch, number, tmp_path) for number in (1, 2))
-        async with _running(one, two):
+        async with running_nodes(one, two):
             since = (await _up(two, 1))[0].since
             old, one.engine = one.engine, one._engine()
             one.serve("198.51.100.7/32")
@@ -126,7 +113,7 @@ def test_routers_outside_get_what_they_are_to_get(switch: Switch, tmp_path: Path
             Router(switch, 12, 65012, tmp_path, there),
         ]
         try:
-            async with _running(one):
+            async with running_nodes(one):
                 hops = ("192.0.2.11", "192.0.2.12")
                 await until(lambda: one.routes() == {"203.0.113.0/24": hops}, "a route with two next hops")
                 for item in routers:
@@ -191,7 +178,7 @@ def test_bfd_tells_of_a_dead_link_within_a_second(switch: Switch, tmp_path: Path
         extra = "bfd { min rx interval 100 ms; min tx interval 100 ms; };"
         other = Router(switch, 11, 65011, tmp_path, "192.0.2.1 as 64512", extra=extra + "} protocol bfd {")
         try:
-            async with _running(one):
+            async with running_nodes(one):
                 await until(lambda: bool(one.routes()), "a route")
                 # The session itself would hold for 90 s; the switch's port goes down, not the node's.
                 execute(switch.where, "ip link set v11 nomaster")
