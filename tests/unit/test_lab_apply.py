@@ -629,7 +629,7 @@ def test_a_pod_is_made_of_words() -> None:
     ]
     assert manifest_of("one", "", "")["metadata"]["labels"] == {"pod": "one"}
     for wrong in ("http:", ":80", "80/ICMP", "x"):
-        with pytest.raises(LabError, match="expected .NAME:.NUMBER"):
+        with pytest.raises(LabError, match=r"expected .NAME:.NUMBER"):
             manifest_of("one", "", wrong)
     with pytest.raises(LabError, match="has no value"):
         manifest_of("one", "app-", "")
