@@ -162,11 +162,14 @@ class FastPath(Protocol):
     def pods(self, pods: Sequence[LocalPod]) -> None:
         """Serve these pods and no others. Raises KernelError after having served all it could."""
 
-    def decide(self, packet: Packet) -> Decision:
-        """What the compiled maps say of a packet; must agree with oracle, data plane and kernel."""
+    def decide(self, packet: Packet) -> Decision | None:
+        """What the compiled maps say of a packet; must agree with oracle, data plane and kernel.
 
-    def read_back(self, packet: Packet) -> Decision:
-        """What the maps in the kernel say of a packet, looked up there: ``explain`` compares. Raises KernelError."""
+        None: it is left to the data plane below, for want of room.
+        """
+
+    def read_back(self, packet: Packet) -> Decision | None:
+        """The same by the maps in the kernel, looked up there: ``explain`` compares. Raises KernelError."""
 
     def sweep(self) -> None:
         """Forget connections that have ended, as needs doing every few seconds. Raises KernelError."""

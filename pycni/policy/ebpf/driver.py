@@ -149,6 +149,18 @@ class FastDriver:
         found[RULES] = dict.fromkeys(found[RULES], COUNT_VALUE)
         return found
 
+    def live(self) -> Mapping[str, Mapping[bytes, bytes]]:
+        """The compiled tables, each row looked up in the kernel when it is asked for."""
+        return {name: _Live(self.maps[name]) for name in TABLES}
+
+    def fills(self) -> dict[str, float]:
+        """Entries of the maps that programs fill, with their limits. Raises KernelError."""
+        found: dict[str, float] = {}
+        for name in (flows.FLOWS, flows.SEEN):
+            found[name] = len(self.maps[name].items())
+            found[f"{name} limit"] = self.maps[name].spec.entries
+        return found
+
     def apply(self, changes: Changes) -> int:
         """Write differences while standing aside: additions in order, then removals backwards. Raises KernelError."""
         self.aside()
@@ -227,6 +239,25 @@ class FastDriver:
     def close(self) -> None:
         """Release descriptors; the programs go on."""
         self.object.close()
+
+
+class _Live(Mapping[bytes, bytes]):
+    """A map of the kernel's, for who asks for single keys. In a trie the longest prefix comes first anyway."""
+
+    def __init__(self, table: BpfMap) -> None:
+        self._table = table
+
+    def __getitem__(self, key: bytes) -> bytes:
+        found = self._table.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._table.items())
+
+    def __len__(self) -> int:
+        return len(self._table.items())
 
 
 def _count(raw: bytes) -> Count:

@@ -24,7 +24,7 @@ from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.policy import Direction
 from pycni.policy.base import Decision, Denied, Drop, DropReader, LocalPod, Packet
 from pycni.policy.ebpf import devices as _devices
-from pycni.policy.ebpf import flows
+from pycni.policy.ebpf import evaluate, flows
 from pycni.policy.ebpf.classes import RuleName
 from pycni.policy.ebpf.compile import Maps
 from pycni.policy.ebpf.devices import Device, Filters, Hooks, Links, Place
@@ -162,10 +162,15 @@ class EbpfFastPath:
         self._stale = False
         return count
 
-    def decide(self, packet: Packet) -> Decision:
-        """See ``base.FastPath``. What the maps have no room for is the data plane's: allowed as far as they say."""
-        found = self.compiled.decide(packet)
-        return Decision(True) if found is None else found
+    def decide(self, packet: Packet) -> Decision | None:
+        """See ``base.FastPath``."""
+        return self.compiled.decide(packet)
+
+    def read_back(self, packet: Packet) -> Decision | None:
+        """See ``base.FastPath``."""
+        if not self.driver.judging:
+            return None
+        return evaluate.decide(self.driver.live(), self.compiled.rule_names(), packet)
 
     # --- pods ----------------------------------------------------------------------------------------------------
 
@@ -315,6 +320,10 @@ class EbpfFastPath:
     def drops(self) -> DropReader:
         """See ``base.FastPath``. There can be one reader at a time."""
         return _Drops(self.driver, self.compiled)
+
+    def figures(self) -> Mapping[str, float]:
+        """See ``base.FastPath``."""
+        return {**self.driver.fills(), "pods": len(self._pods), "uplinks": len(self._uplinks)}
 
     def problems(self) -> Sequence[str]:
         """See ``base.FastPath``."""

@@ -122,11 +122,11 @@ class XdpPath:
         self._programs.prepare(self._own, tracked=self._tracked)
         return self.below.apply()
 
-    def decide(self, packet: Packet) -> Decision:
+    def decide(self, packet: Packet) -> Decision | None:
         """See ``base.FastPath``."""
         return self.below.decide(packet)
 
-    def read_back(self, packet: Packet) -> Decision:
+    def read_back(self, packet: Packet) -> Decision | None:
         """See ``base.FastPath``."""
         return self.below.read_back(packet)
 
