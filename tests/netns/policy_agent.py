@@ -209,6 +209,22 @@ class PolicyAgent:
         self._inside(lambda: self.component.gate.gone(endpoint(name)))
         self.records.remove(endpoint(name).owner)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No pass begins meanwhile: the event loop stands still."""
+        asleep, awake = threading.Event(), threading.Event()
+
+        def sleep() -> None:
+            asleep.set()
+            assert awake.wait(20)
+
+        self._loop.call_soon_threadsafe(sleep)
+        assert asleep.wait(5)
+        try:
+            yield
+        finally:
+            awake.set()
+
     def tables_now(self) -> set[str]:
         """Names of the nftables tables there are."""
         return {name for _, name in self._inside(nft_names.tables)}
