@@ -222,7 +222,7 @@ def _kernels(item: Together) -> Text:
         return line.append("nobody has to judge this")
     parts: list[tuple[str, str]] = []
     for node, told in item.by_node.items():
-        names = _grouped(check.by for check in told.checks if check.agrees)
+        names = ", ".join(check.by for check in told.checks if not check.leaves)
         if told.differences:
             parts.append((f"{node} does something else", "red"))
         else:
@@ -231,10 +231,6 @@ def _kernels(item: Together) -> Text:
     for number, (text, style) in enumerate(parts):
         line.append("; " if number else "").append(text, style)
     return line
-
-
-def _grouped(names: Iterator[str]) -> str:
-    return ", ".join(names)
 
 
 def _end(end: EndText) -> str:

@@ -62,6 +62,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """The one that is denied."""
     denied_by: tuple[str, ...] = ()
     agrees: bool = True
+    leaves: bool = False
+    """It leaves the connection to the data plane below, for want of room or because it stands aside."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +113,7 @@ class Together(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{node}: {text}" for node, item in self.by_node.items() for text in item.differences]
 
 
-Decide = Callable[[Packet], Decision]
+Decide = Callable[[Packet], Decision | None]
 
 
 def explain(objects: Objects, way: Way, node: str, deciders: Mapping[str, Decide]) -> Explanation:
@@ -120,20 +122,7 @@ def explain(objects: Objects, way: Way, node: str, deciders: Mapping[str, Decide
     judges = directions_of(way, node)
     expected = expectation(told, judges)
     packet = packet_of(way, node)
-    checks = []
-    if judges:
-        for name, decide in deciders.items():
-            said = decide(packet)
-            agrees = _same(said, expected)
-            checks.append(
-                Check(
-                    by=name,
-                    allowed=said.allowed,
-                    direction=said.direction,
-                    denied_by=said.denied_by,
-                    agrees=agrees,
-                )
-            )
+    checks = [_check(name, decide(packet), expected) for name, decide in deciders.items()] if judges else []
     return Explanation(
         source=_end(way.source),
         destination=_end(way.destination),
@@ -212,6 +201,18 @@ def put_together(answers: Sequence[Answer]) -> list[Together]:
 
 def _judged_by(items: Sequence[Explanation], side: str) -> Explanation:
     return next((item for item in items if side in item.judges), items[0])
+
+
+def _check(by: str, said: Decision | None, expected: Decision) -> Check:
+    if said is None:
+        return Check(by=by, allowed=True, leaves=True)
+    return Check(
+        by=by,
+        allowed=said.allowed,
+        direction=said.direction,
+        denied_by=said.denied_by,
+        agrees=_same(said, expected),
+    )
 
 
 def _same(said: Decision, expected: Decision) -> bool:

@@ -267,6 +267,10 @@ def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
         assert code == 2
         assert "n1: ebpf in the kernel: allowed, expected egress denied by NetworkPolicy x/out" in out
         assert "note: n1: ebpf: uplink eth1 has no programs" in out
+        engine.fast.decide = engine.fast.read_back = lambda _: None
+        code, out, _ = pycnictl(capsys, *words)
+        assert code == 1
+        assert "n1 agrees (compiled, nftables in the kernel)" in out, "ebpf leaves it to nftables"
         engine.aside = "the maps are full"
         code, out, _ = pycnictl(capsys, *words)
         assert code == 1
