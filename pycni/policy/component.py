@@ -131,6 +131,7 @@ class PolicyComponent:
             trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable()))),
             notes=lambda: self.report.notes,
             problems=self._problems,
+            refused=self.gate.denied,
         )
         self._full_at = float("-inf")
         self._again_at, self._fast_at = float("inf"), float("-inf")
