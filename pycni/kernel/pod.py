@@ -85,7 +85,8 @@ class PodDriver:
                 rows = self._tables.claim(plan)
             if any(plan.shaping):
                 tc.shape(sock, plan, host)
-            podlink.bring_up_host(sock, plan, host, inet6=self._inet6)
+            reached = bridge.gateway_ifindex if plan.bridge.gateways else 0
+            podlink.bring_up_host(sock, plan, host, inet6=self._inet6, gateway=reached)
             unsure = bridge.gateway_ifindex if plan.bridge.gateways and not bridge.running else 0
             podlink.bring_up_pod(sock, plan, netns_fd, pod, host, bridge=unsure)
             if plan.host_ports:

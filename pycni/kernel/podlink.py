@@ -98,18 +98,26 @@ def create(sock: NetlinkSocket, plan: AttachPlan, master: int, netns_fd: int) ->
     return podlink.pair_indexes(answers[0].payload)
 
 
-def bring_up_host(sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6: bool) -> None:
-    """Describe the host end and its bridge port, then bring it up. Raises KernelError."""
+def bring_up_host(
+    sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6: bool, gateway: int = 0
+) -> None:
+    """Describe the host end and its bridge port, then bring it up. Raises KernelError.
+
+    ``gateway``: index of the device the node reaches the pod by; 0: none. Packets that wait there for somebody to
+    have the pod's addresses are dropped: they passed the node's filters when those knew nothing of the pod.
+    """
     close_host(plan.host, inet6=inet6)
+    waiting = [rtnl.del_neighbour(gateway, address.address) for address in plan.addresses if gateway]
     msgs = [
+        *waiting,
         podlink.describe_port(
             ifindex, plan.names.alias, hairpin=plan.hairpin, isolated=plan.isolated, inet6=inet6
         ),
         *(podlink.port_vlan(ifindex, plan.bridge.vlan) if plan.bridge.vlan else ()),
         podlink.set_up(ifindex),
     ]
-    for error in sock.batch(msgs, "set up bridge port", plan.host):
-        if error is not None:
+    for number, error in enumerate(sock.batch(msgs, "set up bridge port", plan.host)):
+        if error is not None and not (number < len(waiting) and error.errno == errno.ENOENT):
             raise error
 
 
