@@ -132,6 +132,7 @@ class PolicyComponent:
             notes=lambda: self.report.notes,
             problems=self._problems,
             refused=self.gate.denied,
+            shut=self.gate.held,
         )
         self._full_at = float("-inf")
         self._again_at, self._fast_at = float("inf"), float("-inf")

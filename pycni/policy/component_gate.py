@@ -199,6 +199,11 @@ class Gate:
         if rows:
             log.info("policies: %d rows of the check of pods' own addresses set right", rows)
 
+    def held(self) -> frozenset[bytes]:
+        """Addresses that are shut. Raises KernelError."""
+        with self._shut_lock:
+            return frozenset() if self._shut is None else self._shut.held()
+
     def denied(self) -> Sequence[Denied]:
         """What pods were refused to send with others' addresses. Raises KernelError."""
         return () if self._guard is None else self._guard.denied()

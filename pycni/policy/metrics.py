@@ -186,7 +186,7 @@ class PolicyMetrics:
 def reason(policy: str) -> str:
     """The kind of what denied."""
     kind = policy.partition(" ")[0]
-    return kind if kind in {*_POLICIES, SPOOFED} else "closed" if policy == "pods not known yet" else policy
+    return kind if kind in {*_POLICIES, SPOOFED} else "closed" if kind == "pods" else policy
 
 
 _Value = Callable[[Reading], "Mapping[str, float] | float"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from errno import ENOENT
 from functools import partial
@@ -38,6 +38,8 @@ from pycni.policy.ends import AskError, Objects
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.nft import BRIDGED
 from pycni.policy.readback import differing
+from pycni.policy.shut import REASON as SHUT
+from pycni.policy.shut import TABLE as SHUT_TABLE
 from pycni.view.policy_stages import CLOSED, SUBJECTS
 
 log = logging.getLogger("pycni.policy")
@@ -63,6 +65,7 @@ class Routes:
         problems: Callable[[], Mapping[str, Sequence[str]]] = dict,
         readers: Sequence[Callable[[], DropReader]] = (),
         refused: Callable[[], Iterable[Denied]] = tuple,
+        shut: Callable[[], Collection[bytes]] = frozenset,
     ) -> None:
         """What of the agent the answers need.
 
@@ -71,6 +74,7 @@ class Routes:
         kernel is not as the policies say. ``notes``: what is not as was asked for (no fast path, ...). ``problems``:
         lines by policy (``NetworkPolicy a/x``), of policies that cannot be read or enforced. ``readers`` open further
         sources of drops, beside nftables and the engine's fast path. ``refused``: what other parts have denied.
+        ``shut``: addresses nothing passes from or to until their policies are programmed.
         """
         self._node = node
         self._engine = engine
@@ -81,6 +85,7 @@ class Routes:
         self._problems = problems
         self._more = tuple(readers)
         self._refused = refused
+        self._shut = shut
         self._hub = DropHub(self._open, work)
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -106,13 +111,8 @@ class Routes:
 
     def _facts(self, engine: PolicyEngine) -> Facts:
         view = engine.view.tables
-        closed = {*view[CLOSED]}
-        closed.update(
-            (address, side)
-            for key in engine.closed
-            for address in engine.view.addresses(key)
-            for side in Direction
-        )
+        addresses = [*self._shut(), *(item for key in engine.closed for item in engine.view.addresses(key))]
+        closed = {*view[CLOSED], *((address, side) for address in addresses for side in Direction)}
         return Facts(
             self._node,
             planes(engine),
@@ -177,6 +177,9 @@ class Routes:
                 raise KernelError(ENOENT, "decide by the table read back", str(error)) from error
 
         found[f"{plane.name} in the kernel"] = kernel
+        shut = self._shut()
+        if shut:
+            found[SHUT_TABLE] = partial(_shut_to, shut)
         if fast is not None and not engine.aside:
             found[fast.name] = fast.decide
             found[f"{fast.name} in the kernel"] = fast.read_back
@@ -284,6 +287,14 @@ class _Names:
             "more": drop.more,
             "by": drop.by,
         }
+
+
+def _shut_to(shut: Collection[bytes], packet: Packet) -> Decision | None:
+    """What the table of shut addresses does; None: it is not about them."""
+    for side, address in (("egress", packet.source), ("ingress", packet.destination)):
+        if address in shut and not packet.local:
+            return Decision(False, (SHUT,), side)
+    return None
 
 
 def planes(engine: PolicyEngine) -> tuple[str, ...]:
