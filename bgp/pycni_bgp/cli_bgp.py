@@ -68,6 +68,8 @@ def show(found: Status, *, learned: bool) -> None:
     _table(console, ("PEER", "AS", "KIND", "STATE", "SINCE", "IN", "OUT", "FROM", "LAST ERROR"), rows)
     for name, why in found.strangers.items():
         console.print(f"no session with node {name}: {escape(why)}")
+    adjacent = [(item.router_id, item.state, item.interface, item.address) for item in found.ospf]
+    _table(console, ("OSPF NEIGHBOUR", "STATE", "INTERFACE", "ADDRESS"), adjacent)
     rows = [
         (
             item.prefix,

@@ -10,7 +10,6 @@ engine that does not run, or refuses its plan, is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -34,9 +33,9 @@ from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
 from pycni_bgp.bird.daemon import Bird, missing
 from pycni_bgp.configured import bgp_settings
-from pycni_bgp.engine import BgpError, Engine, Route, Session
+from pycni_bgp.engine import BgpError, Engine, Session
 from pycni_bgp.metrics import BgpMetrics
-from pycni_bgp.status import status
+from pycni_bgp.status import Seen, status
 from pycni_bgp.view import Draft, Place, View
 
 log = logging.getLogger("pycni.bgp")
@@ -143,6 +142,7 @@ class BgpComponent:
                 subnets=pods.subnets if pods is not None else (),
                 router_id=self._settings.router_id.packed if self._settings.router_id else b"",
                 port=self._settings.bgp_port,
+                uplink=underlay.name,
             )
             draft = self._draft = self._view.plan(snapshot, snapshot.of(LEASE), place)
             self._say(draft.problems)
@@ -203,11 +203,15 @@ class BgpComponent:
         draft = self._draft
         if draft is None:
             return Response(503, body=f"{self._waiting() or 'starting'}\n")
-        learned: Sequence[Route] = ()
-        sessions: Sequence[Session] = ()
-        trouble = self.engine.trouble
-        with contextlib.suppress(BgpError):
-            sessions = await self.engine.sessions()
-            learned = await self.engine.learned()
-        body = msgspec.json.encode(status(draft, self.engine.name, trouble, sessions, learned))
+        engine = self.engine
+        seen = Seen(engine.name, engine.trouble)
+        try:
+            seen = seen._replace(
+                sessions=await engine.sessions(),
+                learned=await engine.learned(),
+                adjacencies=await engine.adjacencies(),
+            )
+        except BgpError as error:
+            seen = seen._replace(trouble=seen.trouble or str(error))
+        body = msgspec.json.encode(status(draft, seen))
         return Response(200, "application/json", body.decode() + "\n")

@@ -6,7 +6,7 @@ from pycni.agent.settings import Settings
 from pycni.errors import ConfigError
 from pycni_bgp.annotations import PeerWish, UnusableError, decoded_password
 from pycni_bgp.model import PORT, Secret
-from pycni_bgp.settings import BgpSettings
+from pycni_bgp.settings import BgpSettings, OspfSettings
 
 
 def bgp_settings(settings: Settings) -> BgpSettings:
@@ -31,13 +31,24 @@ def bgp_settings(settings: Settings) -> BgpSettings:
             *settings.service_external_ip_range,
             *settings.loadbalancer_ip_range,
         ),
+        ospf=_ospf(settings) if settings.ospf else None,
+    )
+
+
+def _ospf(settings: Settings) -> OspfSettings:
+    return OspfSettings(
+        area=str(settings.ospf_area),
+        interfaces=settings.ospf_interfaces,
+        hello_s=settings.ospf_hello,
+        dead_s=settings.ospf_hello * 4,
+        password=_passwords("ospf-password-file", settings.ospf_password_file, 1)[0],
     )
 
 
 def _peers(settings: Settings) -> tuple[PeerWish, ...]:
     count = len(settings.peer_router_ips)
     ports = settings.peer_router_ports or (PORT,) * count
-    passwords = _passwords(settings.peer_router_passwords_file, count)
+    passwords = _passwords("peer-router-passwords-file", settings.peer_router_passwords_file, count)
     rows = zip(settings.peer_router_ips, settings.peer_router_asns, ports, passwords, strict=True)
     return tuple(
         PeerWish(address=address.packed, asn=asn, port=port, password=password)
@@ -45,12 +56,12 @@ def _peers(settings: Settings) -> tuple[PeerWish, ...]:
     )
 
 
-def _passwords(path: str, count: int) -> list[Secret | None]:
+def _passwords(setting: str, path: str, count: int) -> list[Secret | None]:
     if not path:
         return [None] * count
 
     def wrong(reason: str) -> ConfigError:
-        return ConfigError("settings", "peer-router-passwords-file", path, reason)
+        return ConfigError("settings", setting, path, reason)
 
     try:
         with open(path, encoding="utf-8") as file:
@@ -58,7 +69,7 @@ def _passwords(path: str, count: int) -> list[Secret | None]:
     except (OSError, UnicodeDecodeError) as error:
         raise wrong(getattr(error, "strerror", None) or "not text") from error
     if len(words) != count:
-        raise wrong(f"{len(words)} passwords for {count} peer-router-ips")
+        raise wrong(f"{len(words)} passwords, {count} wanted")
     try:
         return [decoded_password(word) if word else None for word in words]
     except UnusableError as error:

@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     port: int = PORT
     """To listen on."""
+    uplink: str = ""
+    """The external interface."""
 
 
 class Session(NamedTuple):
@@ -57,6 +59,16 @@ class Session(NamedTuple):
     def up(self) -> bool:
         """Established."""
         return self.state == "Established"
+
+
+class Adjacency(NamedTuple):
+    """A neighbour of OSPF."""
+
+    router_id: bytes
+    state: str
+    """As the engine says it: Full/DR, 2-Way/Other ..."""
+    interface: str
+    address: str
 
 
 class Route(NamedTuple):
@@ -86,6 +98,9 @@ class Engine(Protocol):
 
     async def learned(self) -> Sequence[Route]:
         """All learned routes. Raises BgpError."""
+
+    async def adjacencies(self) -> Sequence[Adjacency]:
+        """Neighbours of OSPF of both versions. Raises BgpError."""
 
     async def run(self) -> None:
         """Keep the engine running for ever; cancelled, it ends it and leaves its routes in the kernel."""

@@ -9,7 +9,19 @@ import msgspec
 
 from pycni.model.family import Network
 from pycni_bgp.annotations import PeerWish
-from pycni_bgp.model import PRIVATE_ASN
+from pycni_bgp.model import PRIVATE_ASN, Secret
+
+
+class OspfSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """OSPF version 2 for IPv4 and 3 for IPv6 (RFC 2328, 5340) beside BGP or in its place."""
+
+    area: str = "0.0.0.0"
+    interfaces: tuple[str, ...] = ()
+    """Where to look for neighbours; empty: the external interface."""
+    hello_s: int = 10
+    dead_s: int = 40
+    password: Secret | None = None
+    """For MD5 authentication (RFC 2328, D.3) of version 2; version 3 has none here."""
 
 
 class BgpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,3 +57,4 @@ class BgpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """bgp-holdtime."""
     service_networks: tuple[Network, ...] = ()
     """Where services' addresses come from: nothing inside is accepted from anybody."""
+    ospf: OspfSettings | None = None

@@ -6,11 +6,12 @@ GET /bgp     the structs below as JSON
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from pycni.model.family import show
-from pycni_bgp.engine import Route, Session
+from pycni_bgp.engine import Adjacency, Route, Session
 from pycni_bgp.rib import Rib
 from pycni_bgp.view import Draft
 
@@ -53,6 +54,15 @@ class LearnedStatus(msgspec.Struct, frozen=True, kw_only=True):
     best: bool = False
 
 
+class AdjacencyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A neighbour of OSPF."""
+
+    router_id: str
+    state: str
+    interface: str
+    address: str
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """One node."""
 
@@ -71,14 +81,23 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     silent: dict[str, str] = {}
     """Addresses of services that nobody is told of, and why."""
     learned: tuple[LearnedStatus, ...] = ()
+    ospf: tuple[AdjacencyStatus, ...] = ()
 
 
-def status(
-    draft: Draft, engine: str, trouble: str, sessions: Sequence[Session], learned: Sequence[Route]
-) -> Status:
+class Seen(NamedTuple):
+    """What the engine says."""
+
+    name: str
+    trouble: str
+    sessions: Sequence[Session] = ()
+    learned: Sequence[Route] = ()
+    adjacencies: Sequence[Adjacency] = ()
+
+
+def status(draft: Draft, seen: Seen) -> Status:
     """Everything together."""
     plan = draft.plan
-    by_address = {item.address: item for item in sessions}
+    by_address = {item.address: item for item in seen.sessions}
     rib = Rib(plan.settings, plan.own, plan.router_id, plan.sessions, draining=plan.draining)
     peers = sorted(plan.sessions.values(), key=lambda item: (len(item.address), item.address))
     announced = []
@@ -114,15 +133,24 @@ def status(
         node=plan.own.name,
         asn=plan.own.asn or plan.settings.asn,
         router_id=show(plan.router_id),
-        engine=engine,
-        trouble=trouble,
+        engine=seen.name,
+        trouble=seen.trouble,
         draining=plan.draining,
         problems=draft.problems,
         peers=tuple(found),
         strangers=dict(draft.neighbourhood.strangers),
         announced=tuple(announced),
         silent={str(prefix): why for prefix, why in sorted(draft.withheld.items())},
-        learned=tuple(_learned(item) for item in learned),
+        learned=tuple(_learned(item) for item in seen.learned),
+        ospf=tuple(
+            AdjacencyStatus(
+                router_id=show(item.router_id),
+                state=item.state,
+                interface=item.interface,
+                address=item.address,
+            )
+            for item in seen.adjacencies
+        ),
     )
 
 

@@ -49,6 +49,8 @@ class Place(NamedTuple):
     router_id: bytes = b""
     """As it is set; empty: by its address or name."""
     port: int = 179
+    uplink: str = ""
+    """Its external interface."""
 
 
 class Draft(NamedTuple):
@@ -117,6 +119,7 @@ class View:
             local=local,
             draining=node is not None and DRAINED in node.meta.labels,
             port=place.port,
+            uplink=place.uplink,
         )
         withheld = {prefix: why for prefix, why in withheld.items() if prefix not in local}
         return Draft(plan, around, withheld, tuple(problems))

@@ -122,6 +122,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bgp_graceful_restart: bool
     bgp_graceful_restart_time: int
     bgp_holdtime: int
+    ospf: bool
+    ospf_area: IPv4Address
+    ospf_interfaces: tuple[str, ...]
+    ospf_hello: int
+    ospf_password_file: str
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""

@@ -94,6 +94,13 @@ def _ipv4(word: str) -> IPv4Address:
     return address
 
 
+def _dotted(word: str) -> IPv4Address:
+    try:
+        return IPv4Address(word)
+    except ValueError:
+        raise ValueError("not four numbers with dots") from None
+
+
 def _ipv6(word: str) -> IPv6Address:
     try:
         address = IPv6Address(word)
@@ -238,6 +245,7 @@ SOCKET_PATH = _scalar("absolute path", _socket_path)
 ADDRESS = _scalar("IP address", _address)
 IPV4 = _scalar("IPv4 address", _ipv4)
 IPV6 = _scalar("IPv6 address", _ipv6)
+DOTTED = _scalar("dotted number", _dotted)
 URL = _scalar("URL", _url)
 PORT_RANGE = _scalar("range of ports", _port_range)
 NODE_NAME = _scalar("name", _node_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from pycni.agent import settings_kinds as kinds
 from pycni.agent.settings_row import Setting
 
@@ -107,5 +109,28 @@ ROWS: tuple[Setting, ...] = (
         90,
         "How long a silent neighbour is held for alive.",
         unit="s",
+    ),
+    Setting(
+        "ospf",
+        kinds.BOOLEAN,
+        False,
+        "Announce pods' subnets and services' addresses by OSPF (version 2 and 3) too, and take what it learns.",
+    ),
+    Setting("ospf-area", kinds.DOTTED, IPv4Address(0), "OSPF area, dotted."),
+    Setting(
+        "ospf-interfaces",
+        kinds.NAMES,
+        (),
+        "Interfaces OSPF looks for neighbours on.",
+        shown_default="the external interface",
+    ),
+    Setting(
+        "ospf-hello", kinds.integer(1, 65535), 10, "Time between OSPF hellos; dead after four.", unit="s"
+    ),
+    Setting(
+        "ospf-password-file",
+        kinds.ABSOLUTE_PATH,
+        "",
+        "File with the password (base64) of MD5 authentication in OSPF version 2.",
     ),
 )

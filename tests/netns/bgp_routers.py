@@ -6,13 +6,15 @@ import contextlib
 import ipaddress
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pycni.kernel import netns as namespaces
-from tests.netns.bgp_nodes import Switch
+from tests.netns.bgp_nodes import Switch, execute
 
 ROUTE = "203.0.113.0/24"
 """What every router announces."""
@@ -83,13 +85,8 @@ class Frr:
 
     def show(self, words: str) -> Any:
         """What it says, as JSON; {} while it says nothing."""
-        done = subprocess.run(
-            [*namespaces.exec_prefix(self.where), "vtysh", "--vty_socket", self._folder, "-d", "bgpd", "-c",
-             f"show {words} json"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
         with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(done.stdout)
+            return json.loads(_vtysh(self.where, self._folder, "bgpd", f"show {words} json"))
         return {}
 
     def up(self) -> bool:
@@ -117,6 +114,82 @@ def _frr_path(path: dict[str, Any]) -> Seen:
         hops[0] if hops else "",
         bool(path.get("stale")),
     )
+
+
+class FrrOspf:
+    """FRR's zebra, ospfd and ospf6d: a neighbour for OSPF of both families, with routes in its kernel."""
+
+    def __init__(self, switch: Switch, number: int, password: str) -> None:
+        self.where = switch.join(number)
+        # These run as their own user, who has no way into the tests' folders.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"pyt{os.getpid()}-"))
+        shutil.chown(self._folder, "frr", "frr")
+        for words in ("203.0.113.1/24", "2001:db8:203::1/64"):
+            execute(self.where, f"ip address add {words} dev lo")
+        conf = {
+            "zebra": "",
+            "ospfd": f"""
+                interface eth0
+                 ip ospf hello-interval 1
+                 ip ospf dead-interval 4
+                 ip ospf authentication message-digest
+                 ip ospf message-digest-key 1 md5 {password}
+                router ospf
+                 ospf router-id 192.0.2.{number}
+                 network 192.0.2.0/24 area 0
+                 network 203.0.113.0/24 area 0
+                """,
+            "ospf6d": f"""
+                interface eth0
+                 ipv6 ospf6 area 0
+                 ipv6 ospf6 hello-interval 1
+                 ipv6 ospf6 dead-interval 4
+                interface lo
+                 ipv6 ospf6 area 0
+                router ospf6
+                 ospf6 router-id 192.0.2.{number}
+                """,
+        }
+        self.processes = [self._start(name, text) for name, text in conf.items()]
+
+    def _start(self, name: str, text: str) -> subprocess.Popen[bytes]:
+        file = self._folder / f"{name}.conf"
+        file.write_text(text)
+        return subprocess.Popen(
+            [*namespaces.exec_prefix(self.where), FRR / name, "-f", file, "-i", self._folder / f"{name}.pid",
+             "-z", self._folder / "zserv.api", "--vty_socket", self._folder, "-P", "0"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def neighbours(self) -> str:
+        """What ospfd says of its neighbours."""
+        return _vtysh(self.where, self._folder, "ospfd", "show ip ospf neighbor")
+
+    def routes(self) -> set[str]:
+        """Destinations OSPF brought into its kernel."""
+        return {
+            line.split()[0]
+            for family in ("-4", "-6")
+            for line in execute(self.where, f"ip {family} route show proto ospf").splitlines()
+            if line and not line.startswith(("\t", " "))
+        }
+
+    def end(self) -> None:
+        """Kill all of it."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._folder)
+
+
+def _vtysh(where: str, folder: Path, daemon: str, words: str) -> str:
+    done = subprocess.run(
+        [*namespaces.exec_prefix(where), "vtysh", "--vty_socket", folder, "-d", daemon, "-c", words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
 
 
 class GoBgp:

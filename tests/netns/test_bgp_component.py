@@ -251,8 +251,8 @@ def test_passwords_of_routers_come_from_a_file(tmp_path: Path) -> None:
         "peer_router_passwords_file": str(file),
     }
     for text, words in (
-        ("", "1 passwords for 2"),
-        ("YQ==", "1 passwords for 2"),
+        ("", "1 passwords, 2 wanted"),
+        ("YQ==", "1 passwords, 2 wanted"),
         ("hunter2,", "not base64"),
         (None, "No such file"),
     ):

@@ -8,7 +8,7 @@ import pytest
 
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import address_of, session_name
-from pycni_bgp.engine import Route, Session
+from pycni_bgp.engine import Adjacency, Route, Session
 from pycni_bgp.model import Attributes, prefix
 
 PROTOCOLS = """\
@@ -126,6 +126,14 @@ def test_an_address_that_is_none_is_an_error() -> None:
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::9"])
 def test_a_protocol_is_named_by_its_neighbour(text: str) -> None:
     assert address_of(session_name(_packed(text))) == _packed(text)
+
+
+def test_neighbours_of_ospf_are_read() -> None:
+    text = (
+        "ospf4:\nRouter ID   \tPri\t     State     \tDTime\tInterface  Router IP\n"
+        "192.0.2.11  \t  1\tFull/DR   \t 3.580\teth0       192.0.2.11\n"
+    )
+    assert show.adjacencies(text) == [Adjacency(_packed("192.0.2.11"), "Full/DR", "eth0", "192.0.2.11")]
 
 
 @pytest.mark.parametrize("name", ["pods4", "n", "nothing", "n0102", "kernel6"])

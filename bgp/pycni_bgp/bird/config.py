@@ -2,8 +2,8 @@
 
 Life: ``config`` is called for every new plan; the engine writes the text, asks BIRD to reconfigure, and BIRD restarts
 those sessions only whose block changed. What is announced stands in static protocols of its own kind and family
-(``pods4``, ``services6``); filters go by those names. Only what BGP learned goes to the kernel, where it stays when
-BIRD ends (``persist``); BIRD marks its routes with protocol number 12 (``bird``), which cannot be chosen. What the
+(``pods4``, ``services6``); filters go by those names. Only what BGP and OSPF learned goes to the kernel, where it stays
+when BIRD ends (``persist``); BIRD marks its routes with protocol number 12 (``bird``), which cannot be chosen. What the
 kernel knows besides is learned with little preference, for finding the way to next hops.
 
 The text holds passwords: it is for files only their owner can read.
@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pycni.errors import ConfigError
 from pycni.model.family import FAMILIES, Family, show
 from pycni_bgp.engine import Plan
-from pycni_bgp.model import BFD_PORT, Bfd, Local, Neighbour, Prefix
+from pycni_bgp.model import BFD_PORT, Bfd, Local, Neighbour, Prefix, Secret
+from pycni_bgp.settings import OspfSettings
 
 WELL_KNOWN = {
     "internet": (0, 0),
@@ -35,8 +36,20 @@ CONNECT_S, ERROR_MAX_S = 1, 60
 """Before the first try to connect; after an error, growing to the second."""
 RECOVERY_S = 15
 """So long a BIRD that was started again waits for all neighbours before it says anything new. They wait longer."""
+METRIC = 20
+"""Of what is announced by OSPF: the usual one of external routes."""
 SCAN_S = 20
 """How often BIRD compares the kernel's routes with its own."""
+
+
+TO_KERNEL = (
+    "filter to_kernel {",
+    # OSPF tells of networks this node is connected to itself, too.
+    "  if gw = :: then reject;",
+    "  if source = RTS_BGP || source ~ [ RTS_OSPF, RTS_OSPF_IA, RTS_OSPF_EXT1, RTS_OSPF_EXT2 ] then accept;",
+    "  reject;",
+    "}",
+)
 
 
 def config(plan: Plan, log: str) -> str:
@@ -52,12 +65,16 @@ def config(plan: Plan, log: str) -> str:
         f"protocol direct {{ ipv4 {{ preference {KNOWN}; }}; ipv6 {{ preference {KNOWN}; }}; }}",
         *_bfd_protocol(plan.sessions.values()),
     ]
+    lines += TO_KERNEL
     for family in FAMILIES:
         lines += _statics(plan, family)
         lines += _kernel(family)
     lines += _filters(plan)
     for neighbour in sorted(plan.sessions.values(), key=lambda item: item.address):
         lines += _session(plan, neighbour)
+    if plan.settings.ospf is not None:
+        for family in FAMILIES:
+            lines += _ospf(plan, plan.settings.ospf, family)
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +135,7 @@ def _kernel(family: Family) -> Iterator[str]:
     # Until neighbours have told everything again, what an earlier run left in the kernel stays.
     yield "  graceful restart;"
     yield f"  merge paths on limit {MAX_PATHS};"
-    yield f"  {channel(family)} {{ import all; export where source = RTS_BGP; }};"
+    yield f"  {channel(family)} {{ import all; export filter to_kernel; }};"
     yield "}"
 
 
@@ -196,7 +213,7 @@ def _session(plan: Plan, neighbour: Neighbour) -> Iterator[str]:
     if neighbour.ttl_security:
         yield "  ttl security on;"
     if neighbour.password is not None:
-        yield f"  password {_quoted(neighbour)};"
+        yield f"  password {_quoted(f'neighbour {neighbour}', neighbour.password)};"
     if neighbour.client:
         yield "  rr client;"
     if plan.own.reflector and neighbour.internal:
@@ -223,16 +240,10 @@ def _session(plan: Plan, neighbour: Neighbour) -> Iterator[str]:
     yield "}"
 
 
-def _quoted(neighbour: Neighbour) -> str:
-    assert neighbour.password is not None, "asked for one that has a password"
-    text = neighbour.password.reveal()
+def _quoted(owner: str, secret: Secret) -> str:
+    text = secret.reveal()
     if '"' in text or not text.isprintable():
-        raise ConfigError(
-            f"neighbour {neighbour}",
-            "password",
-            neighbour.password,
-            'BIRD takes no quotation marks (") in passwords',
-        )
+        raise ConfigError(owner, "password", secret, 'BIRD takes no quotation marks (") in passwords')
     return f'"{text}"'
 
 
@@ -243,3 +254,36 @@ def _bfd(neighbour: Neighbour, wish: Bfd) -> str:
         f"{{ min rx interval {wish.receive_ms} ms; min tx interval {wish.send_ms} ms;"
         f" multiplier {wish.multiplier}; }}"
     )
+
+
+# --- OSPF ----------------------------------------------------------------------------------------------------
+
+
+def _ospf(plan: Plan, wish: OspfSettings, family: Family) -> Iterator[str]:
+    """Version 2 for IPv4, 3 for IPv6. What is announced is external to the area, as the pods are no links of it."""
+    number = _number(family)
+    kinds = ["pods"] if plan.draining else ["pods", "services"]
+    yield f"filter to_ospf{number} {{"
+    for kind in kinds:
+        yield f'  if proto = "{kind}{number}" then {{ ospf_metric2 = {METRIC}; accept; }}'
+    yield "  reject;"
+    yield "}"
+    yield f"protocol ospf v{2 if family is Family.V4 else 3} ospf{number} {{"
+    yield "  ecmp on;"
+    yield f"  {channel(family)} {{ import filter in{number}; export filter to_ospf{number}; }};"
+    yield f"  area {wish.area} {{"
+    for name in wish.interfaces or (plan.uplink,):
+        yield f'    interface "{_interface(name)}" {{'
+        yield f"      hello {wish.hello_s}; dead {wish.dead_s};"
+        if wish.password is not None and family is Family.V4:
+            text = _quoted("ospf", wish.password)
+            yield f"      authentication cryptographic; password {text} {{ id 1; algorithm keyed md5; }};"
+        yield "    };"
+    yield "  };"
+    yield "}"
+
+
+def _interface(name: str) -> str:
+    if not name or '"' in name or not name.isprintable():
+        raise ConfigError("settings", "ospf-interfaces", name, "not the name of an interface")
+    return name

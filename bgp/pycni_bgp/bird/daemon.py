@@ -23,7 +23,7 @@ from pycni.reconcile.backoff import Backoff
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import config
 from pycni_bgp.bird.control import ask
-from pycni_bgp.engine import BgpError, Plan, Route, Session
+from pycni_bgp.engine import Adjacency, BgpError, Plan, Route, Session
 
 log = logging.getLogger("pycni.bgp")
 
@@ -95,6 +95,13 @@ class Bird:
     async def learned(self) -> Sequence[Route]:
         """All learned routes. Raises BgpError."""
         return show.routes((await ask(self.control, "show route all"))[0])
+
+    async def adjacencies(self) -> Sequence[Adjacency]:
+        """Neighbours of OSPF of both versions. Raises BgpError."""
+        if self._plan is None or self._plan.settings.ospf is None:
+            return ()
+        texts = await ask(self.control, "show ospf neighbors ospf4", "show ospf neighbors ospf6")
+        return [item for text in texts for item in show.adjacencies(text)]
 
     async def run(self) -> None:
         """Keep BIRD running for ever. Cancelled, it ends BIRD in a way that keeps routes here and at neighbours."""

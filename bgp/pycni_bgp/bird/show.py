@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from pycni_bgp.bird.config import address_of
-from pycni_bgp.engine import Route, Session
+from pycni_bgp.engine import Adjacency, Route, Session
 from pycni_bgp.model import ORIGINS, Attributes, Origin, Prefix, prefix
 
 _PROTOCOL = re.compile(r"(n[0-9a-f]{8}|n[0-9a-f]{32})\s+BGP\s+\S+\s+\S+\s+(\S+)")
@@ -49,6 +49,16 @@ def sessions(text: str) -> list[Session]:
                 imported=last.imported + int(match[1]), exported=last.exported + int(match[2])
             )
     return [item for item in found if item.address]
+
+
+def adjacencies(text: str) -> list[Adjacency]:
+    """Of ``show ospf neighbors``."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 6 and words[1].isdigit():
+            found.append(Adjacency(ipaddress.ip_address(words[0]).packed, words[2], words[4], words[5]))
+    return found
 
 
 def routes(text: str) -> list[Route]:
