@@ -254,10 +254,12 @@ def policy_agent(spaces: Topology, folder: Path) -> Iterator[PolicyAgent]:
     try:
         yield agent
     finally:
-        agent.close()
-        fd = netns.open_netns(netns.path(agent.space))
         try:
-            _, failed = netns.run_in(fd, cleanup.leftovers)
+            agent.close()
         finally:
-            os.close(fd)
+            fd = netns.open_netns(netns.path(agent.space))
+            try:
+                _, failed = netns.run_in(fd, cleanup.leftovers)
+            finally:
+                os.close(fd)
         assert not failed
