@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -12,8 +13,10 @@ from pycni.lab.policy_probe import Outcome, PolicyProber, Shot
 from pycni.lab.policy_station import Target
 from pycni.lab.run import Lab
 from pycni.lab.settle import await_policies
+from pycni.lab.stations import Inside
 from pycni.lab.topology import MANIFESTS, LabSpec, pod_name
 from pycni.model.family import Family
+from pycni.model.kube import TCP
 from tests.lab import policy_states as states
 from tests.lab.policy_build import Step
 from tests.lab.policy_states import Oracle, Way, ways
@@ -103,6 +106,23 @@ class PolicyLab:
     def objects(self) -> states.Objects:
         kinds = {"Pod", "Namespace", "Node", "NetworkPolicy", "ClusterNetworkPolicy"}
         return states.Objects(value for key, value in self.now.items() if key.kind in kinds)
+
+    def socket(self, pod: str, family: Family, protocol: int, end: tuple[str, int]) -> socket.socket:
+        """A socket in a pod, bound to an address and port. To be closed by the caller."""
+
+        def make() -> socket.socket:
+            kind = socket.SOCK_STREAM if protocol == TCP else socket.SOCK_DGRAM
+            sock = socket.socket(socket.AddressFamily(family), kind)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(end)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+        with Inside() as inside:
+            return inside(netns.path(self.lab.pod(lab_name(pod)).namespace), make)
 
     # --- shots -----------------------------------------------------------------------------------------------------
 
