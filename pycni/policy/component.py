@@ -45,6 +45,7 @@ from pycni.policy.nft.layout import TABLE
 from pycni.policy.pods import LocalPods, Overlay
 from pycni.policy.report import Routes
 from pycni.policy.settled import Settled
+from pycni.policy.shut import Shut
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
@@ -78,6 +79,7 @@ class PolicyComponent:
         exits: Exits | None = None,
         malformed: Callable[[], Mapping[str, str]] = dict,
         make: Callable[[], Dataplane] = nft.make,
+        make_shut: Callable[[], Shut] = Shut,
         load: Callable[[str], Any] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
@@ -121,6 +123,7 @@ class PolicyComponent:
             self._changed,
             settled=Settled(self._objects, lambda: self.report.reason),
             spoof_check=recorded and settings.policy_spoof_check,
+            make_shut=make_shut,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
         self._routes = Routes(
@@ -252,11 +255,10 @@ class PolicyComponent:
         fast = None
         if self._fast.wanted and any(map(bpf_places.existing, PARTS)):
             fast = self._fast.make()
-        if fast is None:
+        try:
             gone = self._fast.leftovers()
             if gone:
-                log.info("policies: removed programs of an earlier fast path: %s", "; ".join(gone))
-        try:
+                log.info("policies: removed of an earlier fast path: %s", "; ".join(gone))
             engine = PolicyEngine(self._settings.node_name, self._make())
         except BaseException:
             if fast is not None:

@@ -50,8 +50,10 @@ class Gate:
         *,
         settled: Settled,
         spoof_check: bool,
+        make_shut: Callable[[], Shut] = Shut,
     ) -> None:
         """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread."""
+        self._make_shut = make_shut
         self._lock = lock
         self._pods = pods
         self._tracker = tracker
@@ -221,7 +223,7 @@ class Gate:
 
     def _shut_table(self) -> Shut:
         if self._shut is None:
-            self._shut = Shut()
+            self._shut = self._make_shut()
         return self._shut
 
     def _checking(self) -> spoof.Guard | None:
