@@ -31,7 +31,7 @@ def overview(found: Sequence[Overview], silent: Sequence[str]) -> None:
         _say(console, item.trouble, item.notes)
         for side, count in item.closed.items():
             console.print(
-                Text(f"  {count} addresses closed for {side}: their pods are not known yet", "yellow")
+                Text(f"  {count} addresses closed for {side} until their policies are programmed", "yellow")
             )
     for line in silent:
         console.print(Text(line, "red"))
@@ -134,7 +134,7 @@ def _side(console: Console, side: SideRules, *, here: bool) -> None:
         head.append(side.otherwise, _STYLES[side.otherwise])
     console.print(head)
     if side.closed:
-        console.print(Text("  closed: this node does not know the pod yet, nothing passes", "red"))
+        console.print(Text("  closed: nothing passes until the pod's policies are programmed", "red"))
     elif here and side.policies and not side.programmed:
         console.print(Text("  not programmed: the node's tables do not have this pod's address", "red"))
     if not side.policies:

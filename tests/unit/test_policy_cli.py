@@ -277,6 +277,48 @@ def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
         assert "note: n1: ebpf stands aside: the maps are full" in out
 
 
+def test_a_pod_that_is_shut_is_shown_as_closed(bridged, tmp_path, capsys):
+    objects = world(POLICIES)
+    engine = engine_of("n1", objects)
+    routes = routes_of("n1", engine, objects, shut=lambda: frozenset({bytes((10, 244, 1, 11))}))
+    with serving(tmp_path / "s", routes.routes()):
+        socket = ("--socket", str(tmp_path / "s"))
+        _, out, _ = pycnictl(capsys, "policy", "x/a", *socket)
+        assert out.count("  closed: nothing passes until the pod's policies are programmed\n") == 2
+        code, out, _ = pycnictl(capsys, "policy", "explain", "x/a", "10.1.1.1", "80", *socket)
+        assert code == 2
+        assert "n1: pycni_shut: egress denied by pods without their policies yet, expected allowed" in out
+        code, out, _ = pycnictl(capsys, "policy", "explain", "y/a", "10.1.1.1", "80", *socket)
+        assert code == 0
+        _, out, _ = pycnictl(capsys, "policy", *socket)
+        assert "  1 addresses closed for egress until their policies are programmed\n" in out
+        engine.closed = {"y/a": "rule refused: E2BIG"}
+        _, out, _ = pycnictl(capsys, "policy", "y/a", *socket)
+        assert "note: pod y/a is closed: rule refused: E2BIG" in out
+        assert "closed" in out
+
+
+def test_policies_that_cannot_be_read_are_listed(bridged, tmp_path, capsys):
+    objects = world(POLICIES)
+    lines = {
+        "NetworkPolicy x/bad": ["spec.ingress: no list"],
+        "NetworkPolicy x/web": ["the kernel refuses it"],
+    }
+    routes = routes_of(
+        "n1",
+        engine_of("n1", objects),
+        objects,
+        problems=lambda: lines,
+        trouble=lambda: "1 policy cannot be read",
+    )
+    with serving(tmp_path / "s", routes.routes()):
+        _, out, _ = pycnictl(capsys, "policy", "--socket", str(tmp_path / "s"))
+    assert "not as policies say: 1 policy cannot be read\n" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("cannot be read")][-1] == "x/bad"
+    assert "NetworkPolicy x/bad: spec.ingress: no list\n" in out
+    assert "NetworkPolicy x/web: the kernel refuses it\n" in out
+
+
 def test_json_is_what_the_agents_say(lab, capsys):
     code, out, _ = pycnictl(capsys, "policy", "--json")
     found = json.loads(out)
@@ -527,3 +569,32 @@ def test_a_stream_nobody_has_begun_opens_nothing(tmp_path):
     assert head.stream is None
     assert b"Content-Length" not in head.head
     assert not opened
+
+
+def test_an_agent_in_another_kernel_is_asked_over_there(tmp_path):
+    """By a program, whose answer, lines and complaints are the same."""
+
+    async def counting():
+        for number in range(3):
+            yield f"{number}\n"
+
+    async def answer(query):
+        if query == "bad":
+            return Response(404, body="nothing of that name\n")
+        return Response(200, stream=counting) if query == "stream" else Response(200, body="hello\n")
+
+    path = str(tmp_path / "s")
+    there = Agent("n1", path, ("nice",))
+    with serving(path, {"/x": answer}):
+        assert there.fetch("/x") == b"hello\n"
+        assert list(there.lines("/x?stream")) == [b"0\n", b"1\n", b"2\n"]
+        for ask in (there.fetch, lambda target: list(there.lines(target))):
+            with pytest.raises(
+                cli_agent.AgentError, match=f"^the agent at {path} answers 404: nothing of that name$"
+            ) as caught:
+                ask("/x?bad")
+            assert (caught.value.status, caught.value.reason) == (404, "nothing of that name")
+    with pytest.raises(cli_agent.AgentError, match=f"^no agent answers at {path}: "):
+        there.fetch("/x")
+    with pytest.raises(cli_agent.AgentError, match="No such file"):
+        Agent("n1", path, ("nice", "/no/such/program")).fetch("/x")
