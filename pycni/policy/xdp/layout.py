@@ -26,7 +26,7 @@ _TUNNEL_SET = 1
 _ARRAY, _PERCPU_ARRAY = 2, 6
 _TUNNEL = struct.Struct("=16s4s2sH")
 _SETUP = struct.Struct(f"={MACS}Q{MACS * _TUNNEL.size}s{OWN_WORDS}QQ")
-_DENIAL = struct.Struct("=16s16sI2sBB8sIIII")
+_DENIAL = struct.Struct("=32xQ8sIIHHI")
 _HALVES = struct.Struct("=QQ")
 _ALL = (1 << 64) - 1
 
@@ -87,9 +87,8 @@ class Setup(NamedTuple):
 
 def own_bit(address: bytes) -> int:
     """Which bit of the filter an address has, as xdp.c has it."""
-    low, high = _HALVES.unpack(pack_address(address))
-    mixed = (low * 0x9E3779B97F4A7C15 & _ALL) ^ high
-    bit: int = ((mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & _ALL) >> 55
+    first, second = _HALVES.unpack(pack_address(address))
+    bit: int = ((first + second) * 0x9E3779B97F4A7C15 & _ALL) >> 55  # word << 6 | bit in it
     return bit
 
 
@@ -97,6 +96,6 @@ def counted(rows: Iterable[bytes]) -> Iterator[tuple[bytes, int, int]]:
     """(rule, packets, bytes) that denials have counted and RULES has not. ``rows``: values, all processors' in one."""
     for raw in rows:
         for at in range(0, len(raw), _DENIAL.size):
-            _, _, _, _, _, _, rule, packets, size, _, _ = _DENIAL.unpack_from(raw, at)
+            _, rule, packets, size, *_ = _DENIAL.unpack_from(raw, at)
             if packets:
                 yield rule, packets, size

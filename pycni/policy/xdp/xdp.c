@@ -18,8 +18,13 @@
 #define SECOND 1000000000ull
 #define FLUSH (SECOND / 10)    /* how long what an entry counts may wait for the next drop */
 #define MAC_BITS 0xffffffffffffull
+#define ANY 0xffff
+#define MAPPED 0xffff0000ull   /* the second half of an IPv4 address before the address itself */
+#define INSIDE 30              /* from the UDP header to the IP header inside VXLAN */
 #define VXLAN_FLAGS 0x00000008 /* a VNI and nothing else */
-#define HEADROOM 60            /* in all headers: the longest plain IP header behind the Ethernet one */
+
+#define IPV6_BIT (1ull << 56)
+#define PLAIN4 0xff3f0000000000ffull /* of an IPv4 header's first eight bytes: version, size, fragment */
 
 enum { XDP_ABORT, XDP_DROPPED, XDP_GO };
 enum { TUNNEL_SET = 1 };
@@ -31,14 +36,15 @@ struct tunnel { struct address local; u32 vni; u16 port; u16 flags; }; /* networ
 struct xdp_setup { u64 macs[MACS]; struct tunnel tunnels[TUNNELS]; u64 own[OWN_BITS / 64]; u64 flags; };
 struct xdp_denial {
     struct address from, to; /* from: zeros for everybody */
-    u32 state;
-    u16 port;
-    u8 protocol, flags;
+    u64 what;                /* state of the maps, port << 32, protocol << 48, IPV6_BIT; port and protocol 0: all */
     u64 rule;
-    u32 packets, bytes;      /* not in RULES yet */
-    u32 tick, flushed;       /* of the kernel's; tenths of a second */
+    u64 counted;             /* not in RULES yet: packets, bytes << 32 */
+    u16 tick, flags;         /* tick of the last time the clock was looked at */
+    u32 flushed;             /* tenths of a second */
 };
 struct xdp_quota { u64 second, told; };
+/* Of a packet. Nothing takes its address, so that it can be in registers. */
+struct ends { u64 from[2], to[2]; u32 size; u16 from_port, port; u8 protocol; };
 struct udp { u16 from, to, size, sum; };
 struct vxlan { u32 flags, vni; };
 
@@ -48,27 +54,36 @@ static u64 (*ticks)(void) = (void *)118;
 
 INLINE u64 *halves(struct address *a) { return (u64 *)a; }
 
-INLINE int is(struct address *a, struct address *b) {
-    return halves(a)[0] == halves(b)[0] && halves(a)[1] == halves(b)[1];
+INLINE int is(struct address *a, u64 first, u64 second) { return halves(a)[0] == first && halves(a)[1] == second; }
+
+/* The top bits are spread well, for addresses of both families. */
+INLINE u64 spread(u64 first, u64 second) { return (first + second) * 0x9e3779b97f4a7c15ull; }
+
+/* The slot of one source, protocol and port. */
+INLINE u32 slot_of(u64 to, u64 from, u64 what) {
+    return (to + (from >> 3) + (what >> 32) * 0x94d049bb133111ebull) >> (64 - SLOT_BITS);
 }
 
-INLINE u64 spread(struct address *a) {
-    u64 x = halves(a)[0] * 0x9e3779b97f4a7c15ull ^ halves(a)[1];
-    return (x ^ x >> 29) * 0xbf58476d1ce4e5b9ull;
+/* Whether an address, by its spread, may be the node's. */
+INLINE int may_be_own(struct xdp_setup *setup, u64 spread) {
+    return setup->own[spread >> 61] >> (spread >> 55 & 63) & 1;
 }
+
+INLINE int is_ipv4(struct ends *e) { return !e->from[0] && (e->from[1] & 0xffffffff) == MAPPED; }
 
 /* The IP packet at a place, whole and with nothing between its header and the payload, which is returned. */
-INLINE void *plain_ip(void *at, void *end, u16 type, struct packet *p, u32 *size) {
+INLINE void *plain_ip(void *at, void *end, u16 type, struct ends *e) {
     if (type == IPV4) {
         struct ip4 *ip = at;
         if ((void *)(ip + 1) > end || ip->head != 0x45 || ip->offset & __builtin_bswap16(0x3fff) || ip->hops < 2)
             return 0;
-        *size = __builtin_bswap16(ip->size);
-        if (at + *size > end)
+        e->size = __builtin_bswap16(ip->size);
+        if (e->size < sizeof(*ip) || at + e->size > end)
             return 0;
-        map4(&p->from, ip->from);
-        map4(&p->to, ip->to);
-        p->protocol = ip->protocol;
+        e->from[0] = e->to[0] = 0;
+        e->from[1] = MAPPED | (u64)ip->from << 32;
+        e->to[1] = MAPPED | (u64)ip->to << 32;
+        e->protocol = ip->protocol;
         return ip->protocol == ICMP6 ? 0 : ip + 1;
     }
     if (type != IPV6)
@@ -76,57 +91,76 @@ INLINE void *plain_ip(void *at, void *end, u16 type, struct packet *p, u32 *size
     struct ip6 *ip = at;
     if ((void *)(ip + 1) > end || (ip->head & 0xf0) != 0x60 || ip->hops < 2)
         return 0;
-    *size = sizeof(*ip) + __builtin_bswap16(ip->size);
-    if (at + *size > end)
+    e->size = sizeof(*ip) + __builtin_bswap16(ip->size);
+    if (at + e->size > end)
         return 0;
-    p->from = ip->from;
-    p->to = ip->to;
-    p->protocol = ip->protocol;
-    return is4(&p->from) || is4(&p->to) || ip->protocol == ICMP4 ? 0 : ip + 1;
+    e->from[0] = halves(&ip->from)[0];
+    e->from[1] = halves(&ip->from)[1];
+    e->to[0] = halves(&ip->to)[0];
+    e->to[1] = halves(&ip->to)[1];
+    e->protocol = ip->protocol;
+    return is4(&ip->from) || is4(&ip->to) || ip->protocol == ICMP4 ? 0 : ip + 1;
 }
 
 /* Whether a payload can only begin a connection, or is UDP, of which the caller knows more. */
-INLINE int begins(u8 *l4, void *end, struct packet *p) {
+INLINE int begins(u8 *l4, void *end, struct ends *e) {
     u16 *ports = (u16 *)l4;
-    if ((void *)(l4 + 8) > end)
+    u32 size = e->size - (is_ipv4(e) ? sizeof(struct ip4) : sizeof(struct ip6));
+    if ((void *)(l4 + 8) > end || size < 8)
         return 0;
-    p->from_port = ports[0];
-    p->to_port = ports[1];
-    if (p->protocol == TCP)
-        return (void *)(l4 + 20) <= end && l4[12] >> 4 >= 5 &&
+    e->from_port = ports[0];
+    e->port = ports[1];
+    if (e->protocol == TCP)
+        return (void *)(l4 + 20) <= end && size >= 20 && l4[12] >> 4 >= 5 &&
                (l4[13] & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN;
-    if (p->protocol == UDP)
+    if (e->protocol == UDP)
         return 1;
-    if (p->protocol == SCTP)
-        return (void *)(l4 + 32) <= end && l4[12] == INIT && !*(u32 *)(l4 + 4);
-    if (p->protocol != ICMP4 && p->protocol != ICMP6)
+    if (e->protocol == SCTP)
+        return (void *)(l4 + 32) <= end && size >= 32 && l4[12] == INIT && !*(u32 *)(l4 + 4);
+    if (e->protocol != ICMP4 && e->protocol != ICMP6)
         return 0;
-    p->from_port = ports[2];
-    p->to_port = 0;
-    return ports[0] == (p->protocol == ICMP4 ? ECHO4 : ECHO6);
+    e->from_port = ports[2];
+    e->port = 0;
+    return ports[0] == (e->protocol == ICMP4 ? ECHO4 : ECHO6);
 }
 
-/* Where the Ethernet frame inside begins, when this is a packet for one of the node's tunnels. */
-INLINE void *unwrap(struct xdp_setup *setup, struct packet *p, void *l4, void *end) {
-    struct udp *udp = l4;
+/*
+ * Where the Ethernet frame inside begins, when this is a whole packet for one of the node's tunnels. to: the first and
+ * second half of where it goes; size: of the payload, which becomes the most that an IP packet inside may have.
+ */
+INLINE struct ethernet *unwrap(struct xdp_setup *setup, u64 first, u64 second, struct udp *udp, void *end, u32 *size) {
     struct vxlan *vxlan = (void *)(udp + 1);
-    if (p->protocol != UDP || (void *)(vxlan + 1) > end)
+    struct ethernet *inner = (void *)(vxlan + 1);
+    if ((void *)(inner + 1) > end || udp->size != __builtin_bswap16(*size) || *size < INSIDE)
         return 0;
 #pragma unroll
     for (int i = 0; i < TUNNELS; i++) {
         struct tunnel *t = &setup->tunnels[i];
         if (!(t->flags & TUNNEL_SET))
             break;
-        if (udp->to == t->port && is(&p->to, &t->local))
-            return vxlan->flags == VXLAN_FLAGS && vxlan->vni == t->vni ? vxlan + 1 : 0;
+        if (udp->to == t->port && is(&t->local, first, second)) {
+            *size -= INSIDE;
+            return vxlan->flags == VXLAN_FLAGS && vxlan->vni == t->vni ? inner : 0;
+        }
     }
     return 0;
 }
 
+/* The same for judging. */
+INLINE void spell(struct packet *p, struct ends *e) {
+    halves(&p->from)[0] = e->from[0];
+    halves(&p->from)[1] = e->from[1];
+    halves(&p->to)[0] = e->to[0];
+    halves(&p->to)[1] = e->to[1];
+    p->from_port = e->from_port;
+    p->to_port = e->port;
+    p->protocol = e->protocol;
+}
+
 /* What an entry has counted goes to its rule's counters. */
 INLINE void flush(struct xdp_denial *d) {
-    struct count counts = {.packets = d->packets, .bytes = d->bytes};
-    d->packets = d->bytes = 0;
+    struct count counts = {.packets = (u32)d->counted, .bytes = d->counted >> 32};
+    d->counted = 0;
     if (!counts.packets)
         return;
     u64 rule = d->rule;
@@ -190,7 +224,7 @@ INLINE int is_denied(struct work *w, struct packet *p, u32 state, int tracked, i
     j->key.address = p->to;
     j->key.direction = INGRESS;
     struct subject *s = map_lookup(MAP(SUBJECTS), &j->key);
-    if (!s || is(&p->from, &p->to) || map_lookup(MAP(OWN), &p->from) || map_lookup(MAP(OWN), &p->to))
+    if (!s || same_address(&p->from, &p->to) || map_lookup(MAP(OWN), &p->from) || map_lookup(MAP(OWN), &p->to))
         return 0;
     u64 pod = s->pod;
     *everybody = !pod && allows_nothing(s);
@@ -209,20 +243,22 @@ INLINE int is_denied(struct work *w, struct packet *p, u32 state, int tracked, i
 }
 
 /* A drop is counted, told of once a second, and in time goes to the counters of its rule. */
-INLINE int drop(struct xdp_denial *d, struct packet *p, u32 size) {
-    u32 tick = ticks();
-    d->packets++;
-    d->bytes += size;
+INLINE int drop(struct xdp_denial *d, struct ends *e) {
+    u32 zero = 0;
+    u16 tick = ticks();
+    d->counted += 1 | (u64)e->size << 32;
     if (d->tick == tick)
         return XDP_DROPPED;
     d->tick = tick;
     u64 now = clock_ns();
-    u32 tenth = now / FLUSH, zero = 0;
+    u32 tenth = now / FLUSH;
     if (d->flushed == tenth)
         return XDP_DROPPED;
     struct work *w = map_lookup(MAP(XDP_WORK), &zero);
-    if (w && d->flushed / 10 != tenth / 10 && may_tell(now))
-        tell(w, p, INGRESS, BY_POLICY, BY_XDP, d->rule);
+    if (w && d->flushed / 10 != tenth / 10 && may_tell(now)) {
+        spell(&w->packet, e);
+        tell(w, &w->packet, INGRESS, BY_POLICY, BY_XDP, d->rule);
+    }
     d->flushed = tenth;
     flush(d);
     return XDP_DROPPED;
@@ -232,53 +268,74 @@ INLINE int drop(struct xdp_denial *d, struct packet *p, u32 size) {
  * A packet that may be denied: by what is remembered, else by the maps. Where connections are tracked only TCP is
  * remembered: of others a packet like a denied one may belong to a connection that was there before.
  */
-INLINE int decide(struct xdp_setup *setup, struct packet *p, u32 size, u32 state) {
-    u64 to = spread(&p->to), from = spread(&p->from);
-    u32 slot = to >> (64 - SLOT_BITS), own = from >> 55, zero = 0;
+INLINE int decide(struct xdp_setup *setup, struct ends *e, u32 state) {
+    u64 to = spread(e->to[0], e->to[1]), from = spread(e->from[0], e->from[1]);
+    u32 slot = to >> (64 - SLOT_BITS), zero = 0;
     struct xdp_denial *wall = map_lookup(MAP(XDP_DENIED), &slot);
     if (!wall)
         return XDP_GO;
-    int tracked = setup->flags & TRACKED, lasting = p->protocol == TCP || !tracked;
-    if (lasting && wall->state == state && !wall->protocol && is(&wall->to, &p->to) && !is(&p->from, &p->to) &&
-        (p->protocol != UDP || wall->flags & SILENT) && !(setup->own[own >> 6 & 7] >> (own & 63) & 1))
-        return drop(wall, p, size);
-    slot = (to ^ from >> 7 ^ ((u64)p->to_port << 32 | p->protocol)) * 0x94d049bb133111ebull >> (64 - SLOT_BITS);
+    u64 pod = state | (is_ipv4(e) ? 0 : IPV6_BIT), exact = pod | (u64)e->port << 32 | (u64)e->protocol << 48;
+    int tracked = setup->flags & TRACKED, lasting = e->protocol == TCP || !tracked;
+    if (lasting && wall->what == pod && is(&wall->to, e->to[0], e->to[1]) &&
+        (e->from[0] != e->to[0] || e->from[1] != e->to[1]) && (e->protocol != UDP || wall->flags & SILENT) &&
+        !may_be_own(setup, from))
+        return drop(wall, e);
+    slot = slot_of(to, from, exact);
     struct xdp_denial *d = map_lookup(MAP(XDP_DENIED), &slot);
     if (!d)
         return XDP_GO;
-    if (lasting && d->state == state && d->protocol == p->protocol && d->port == p->to_port && is(&d->to, &p->to) &&
-        is(&d->from, &p->from))
-        return drop(d, p, size);
+    if (lasting && d->what == exact && is(&d->to, e->to[0], e->to[1]) && is(&d->from, e->from[0], e->from[1]))
+        return drop(d, e);
     struct work *w = map_lookup(MAP(XDP_WORK), &zero);
     if (!w)
         return XDP_GO;
-    struct packet *q = &w->packet;
-    q->from = p->from;
-    q->to = p->to;
-    q->from_port = p->from_port;
-    q->to_port = p->to_port;
-    q->protocol = p->protocol;
+    spell(&w->packet, e);
     int everybody = 0;
-    if (!is_denied(w, q, state, tracked, &everybody))
+    if (!is_denied(w, &w->packet, state, tracked, &everybody))
         return XDP_GO;
     u64 rule = w->judgement.rule;
     if (everybody)
         d = wall;
     flush(d);
-    d->to = q->to;
-    d->state = lasting ? state : 0;
+    halves(&d->from)[0] = everybody ? 0 : e->from[0];
+    halves(&d->from)[1] = everybody ? 0 : e->from[1];
+    halves(&d->to)[0] = e->to[0];
+    halves(&d->to)[1] = e->to[1];
+    d->what = !lasting ? 0 : everybody ? pod : exact;
+    d->flags = everybody && is_silent(&w->judgement, &w->packet.to) ? SILENT : 0;
     d->rule = rule;
-    d->flags = 0;
-    d->from = q->from;
-    d->port = q->to_port;
-    d->protocol = q->protocol;
-    if (everybody) {
-        halves(&d->from)[0] = halves(&d->from)[1] = 0;
-        d->port = d->protocol = 0;
-        d->flags = is_silent(&w->judgement, &q->to) ? SILENT : 0;
+    d->tick = ticks() - 1;
+    d->flushed = 0;
+    return drop(d, e);
+}
+
+/* The short way for floods: TCP over IPv4, by what is remembered. 0: nothing is, or the packet is another. room: bytes. */
+INLINE int is_flood(struct xdp_setup *setup, struct ethernet *eth, void *end, u32 room, u32 state) {
+    u8 *ip = (u8 *)(eth + 1);
+    if ((void *)(ip + 40) > end || eth->protocol != IPV4)
+        return 0;
+    u64 first = *(u64 *)ip, second = *(u64 *)(ip + 8);
+    u8 hops = second, protocol = second >> 8;
+    u32 size = __builtin_bswap16(first >> 16), zero = 0;
+    if (protocol != TCP || (first & PLAIN4) != 0x45 || hops < 2 || size < 40 || size > room || ip + size > (u8 *)end ||
+        ip[32] < 0x50 || (ip[33] & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) != TCP_SYN)
+        return 0;
+    struct ends e = {.size = size, .protocol = TCP, .from_port = *(u16 *)(ip + 20), .port = *(u16 *)(ip + 22)};
+    e.from[1] = MAPPED | (second & 0xffffffff00000000ull);
+    e.to[1] = MAPPED | (u64)*(u32 *)(ip + 16) << 32;
+    u64 to = spread(0, e.to[1]), from = spread(0, e.from[1]);
+    u32 slot = to >> (64 - SLOT_BITS);
+    struct xdp_denial *d = map_lookup(MAP(XDP_DENIED), &slot);
+    if (!d)
+        return 0;
+    if (d->what != state || halves(&d->to)[1] != e.to[1] || e.from[1] == e.to[1] || may_be_own(setup, from)) {
+        u64 exact = state | (u64)e.port << 32 | (u64)TCP << 48;
+        slot = slot_of(to, from, exact);
+        d = map_lookup(MAP(XDP_DENIED), &slot);
+        if (!d || d->what != exact || halves(&d->to)[1] != e.to[1] || halves(&d->from)[1] != e.from[1])
+            return 0;
     }
-    d->tick = d->flushed = 0;
-    return drop(d, q, size);
+    return drop(d, &e);
 }
 
 int pycni_xdp(struct xdp_md *ctx) {
@@ -293,20 +350,25 @@ int pycni_xdp(struct xdp_md *ctx) {
     u64 mac = *(u64 *)data & MAC_BITS;
     if (mac != setup->macs[0] && mac != setup->macs[1] && mac != setup->macs[2] && mac != setup->macs[3])
         return XDP_GO;
-    struct packet p;
-    u32 size;
-    void *l4 = plain_ip(eth + 1, end, eth->protocol, &p, &size);
-    if (!l4)
+    int found = is_flood(setup, eth, end, ANY, state);
+    if (found)
+        return found;
+    struct ends e;
+    struct udp *udp = plain_ip(eth + 1, end, eth->protocol, &e);
+    if (!udp)
         return XDP_GO;
-    eth = unwrap(setup, &p, l4, end);
+    void *l4 = udp;
+    u32 room = e.size - (l4 - (void *)(eth + 1));
+    eth = e.protocol == UDP ? unwrap(setup, e.to[0], e.to[1], udp, end, &room) : 0;
     if (eth) {
-        if ((void *)(eth + 1) > end)
-            return XDP_GO;
-        l4 = plain_ip(eth + 1, end, eth->protocol, &p, &size);
-        if (!l4)
+        found = is_flood(setup, eth, end, room, state);
+        if (found)
+            return found;
+        l4 = plain_ip(eth + 1, end, eth->protocol, &e);
+        if (!l4 || e.size > room)
             return XDP_GO;
     }
-    if (!begins(l4, end, &p))
+    if (!begins(l4, end, &e))
         return XDP_GO;
-    return decide(setup, &p, size, state);
+    return decide(setup, &e, state);
 }
