@@ -139,7 +139,7 @@ class PolicyEngine:
                 log.warning("policies: %s: looking for what is refused", error)
                 return self._carefully(len(rows), started, again=True)
         self._stale = False
-        if changes or rows or self.aside:
+        if full or changes or rows or self.aside:
             everything = full or bool(self.aside)
             self._hasten(_new(rows_of(self.view)) if everything else rows, full=everything)
         return SyncResult(

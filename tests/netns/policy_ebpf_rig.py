@@ -12,14 +12,17 @@ import itertools
 import json
 import os
 import shutil
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 
 from pycni.kernel import bpf_places
 from pycni.kernel import netns as namespaces
+from pycni.model.kube import UDP
 from pycni.policy import nft
 from pycni.policy.base import LocalPod
 from pycni.policy.ebpf import fastpath, flows
-from pycni.policy.ebpf.driver import Places
+from pycni.policy.ebpf.driver import FIRST, Places
 from pycni.policy.ebpf.fastpath import EbpfFastPath
 from pycni.policy.ebpf.flows import Flow, Times
 from pycni.policy.engine import PolicyEngine
@@ -66,6 +69,9 @@ def in_node(spaces: topology.Topology, call):  # type: ignore[no-untyped-def]
 class FastRig(Rig):
     """See ``policy_rig.Rig``."""
 
+    filters = False
+    """Programs are filters, not links."""
+
     def __init__(
         self, spaces: topology.Topology, traffic: Traffic, bpffs: str, times: Times = NO_GRACE
     ) -> None:
@@ -83,7 +89,23 @@ class FastRig(Rig):
     def make(self, **facts: object) -> EbpfFastPath:
         """Another life of the fast path."""
         facts = {"uplinks": ("eth0",), "times": self.times, "places": Places(bpffs=self.bpffs), **facts}
+        if self.filters:
+            facts["tcx"] = False
         return in_node(self.spaces, lambda: fastpath.make("n1", **facts))  # type: ignore[arg-type]
+
+    def reset(self, times: Times = NO_GRACE) -> None:
+        """As it was at first, with other times."""
+        self.fast.driver.times = times
+        maps = self.fast.maps
+        maps[flows.TIMES].put(FIRST, times.pack())
+        maps[flows.GRACE].put(FIRST, bytes(8))
+        for name in (flows.FLOWS, flows.SEEN):
+            maps[name].remove(maps[name].items())
+        rows = maps[flows.PODS].items()
+        maps[flows.PODS].update({key: raw[:8] + bytes(8) + raw[16:] for key, raw in rows.items()})
+        for name in topology.PODS:
+            self.put_pod(name)
+        self.only()
 
     def close(self) -> None:
         self.fast.remove()
@@ -118,3 +140,62 @@ def _text(raw: bytes) -> str:
 
 def _plain(text: str) -> str:
     return str(ipaddress.ip_address(text))
+
+
+class Socket:
+    """A socket in a namespace of the topology: UDP or TCP as a protocol's number, ``icmp``, ``icmp6``, or ``frames``."""
+
+    def __init__(
+        self, spaces: topology.Topology, role: str, kind: int | str, address: str, port: int = 0
+    ) -> None:
+        def make() -> socket.socket:
+            if kind == "frames":
+                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+                sock.bind((address, 0))
+                return sock
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            if kind in {"icmp", "icmp6"}:
+                protocol = socket.IPPROTO_ICMP if kind == "icmp" else socket.IPPROTO_ICMPV6
+                sock = socket.socket(family, socket.SOCK_RAW, protocol)
+            else:
+                sock = socket.socket(family, socket.SOCK_DGRAM if kind == UDP else socket.SOCK_STREAM)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((address, port))
+            return sock
+
+        fd = namespaces.open_netns(spaces.path(role))
+        try:
+            self.sock = namespaces.run_in(fd, make)
+        finally:
+            os.close(fd)
+        self.sock.settimeout(3)
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def connect(self, address: str, port: int) -> None:
+        self.sock.connect((address, port))
+
+    def ask(self) -> str:
+        """Who answers; "" when nobody does."""
+        try:
+            self.sock.send(b"who\n")
+            return self.sock.recv(100).decode().split(" ")[0]
+        except OSError:
+            return ""
+
+    def send(self, data: bytes, address: str, port: int) -> None:
+        self.sock.sendto(data, (address, port))
+
+    def receive(self, timeout: float = 3) -> bytes | None:
+        """One datagram; None when none comes."""
+        self.sock.settimeout(timeout)
+        try:
+            return self.sock.recv(65536)
+        except TimeoutError:
+            return None

@@ -6,7 +6,6 @@
  * stack as it is. Nothing that is not certain is allowed or denied.
  */
 enum { NEXT = -1, DROP = 2 };
-enum { OTHER = 1 }; /* a frame of another protocol than IP and ARP */
 
 static long (*change_type)(struct __sk_buff *skb, u32 type) = (void *)32;
 static long (*pull)(struct __sk_buff *skb, u32 size) = (void *)39;
@@ -48,16 +47,24 @@ INLINE void renew(struct flow *f, u32 side, struct packet *p, u64 now) {
         f->used = now;
 }
 
-/* On with a packet of a connection that is allowed: straight to the other pod where nothing else is to be done. */
-INLINE int carry(struct __sk_buff *skb, struct packet *p, struct flow *f, u32 side) {
-    void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-    struct ethernet *frame = data;
-    if (f->flags & SHORT && p->part == WHOLE && !p->options && (void *)(frame + 1) <= end &&
-        same_mac(frame->to, side ? f->low_mac : f->high_mac) && biggest(skb, p) <= f->mtu) {
-        u32 target = side ? f->ifindex[0] : f->ifindex[1];
-        if (skb->pkt_type)
-            change_type(skb, 0);
-        return redirect_peer(target, 0);
+/*
+ * On with a packet of a connection that is allowed: straight to the other pod where nothing else is to be done. A frame
+ * for another MAC than the pod's may reach another pod, which got the address of one that is gone: the entry ends.
+ */
+INLINE int carry(struct __sk_buff *skb, struct packet *p, struct flow_key *key, struct flow *f, u32 side) {
+    if (f->ifindex[0] && f->ifindex[1]) {
+        struct ethernet *frame = (void *)(long)skb->data;
+        if ((void *)(frame + 1) > (void *)(long)skb->data_end ||
+            !same_mac(frame->to, side ? f->low_mac : f->high_mac)) {
+            map_delete(MAP(FLOWS), key);
+            return NEXT;
+        }
+        if (f->flags & SHORT && p->part == WHOLE && !p->options && biggest(skb, p) <= f->mtu) {
+            u32 target = side ? f->ifindex[0] : f->ifindex[1];
+            if (skb->pkt_type)
+                change_type(skb, 0);
+            return redirect_peer(target, 0);
+        }
     }
     skb->mark |= JUDGED;
     return NEXT;
@@ -185,10 +192,16 @@ INLINE int begin(struct __sk_buff *skb, struct work *w, struct packet *p, struct
                  struct pod *near, struct pod *far, struct flow *old, struct times *t, u64 now) {
     if (p->part != WHOLE || p->options)
         return NEXT;
+    if (near && far) {
+        /* By way of the node, which may have rules of its own. */
+        struct ethernet *frame = (void *)(long)skb->data;
+        if ((void *)(frame + 1) > (void *)(long)skb->data_end || !same_mac(frame->to, far->mac))
+            return NEXT;
+    }
     if (!judging()) {
         /* A try again of what was judged goes on; everything else is the stack's from now on. */
         if (old && old->seen[0] + old->seen[1] == BEGAN && old->seen[side & 1] == BEGAN)
-            return carry(skb, p, old, side);
+            return carry(skb, p, key, old, side);
         if (old)
             map_delete(MAP(FLOWS), key);
         return NEXT;
@@ -230,7 +243,7 @@ INLINE int begin(struct __sk_buff *skb, struct work *w, struct packet *p, struct
     f->seen[side & 1] = p->seen;
     if (map_update(MAP(FLOWS), key, f, 0))
         return NEXT; /* full */
-    return carry(skb, p, f, side);
+    return carry(skb, p, key, f, side);
 }
 
 INLINE struct work *work(void) {
@@ -238,84 +251,100 @@ INLINE struct work *work(void) {
     return map_lookup(MAP(WORK), &zero);
 }
 
-/* What no entry is about: addresses first, then policies. */
-INLINE int from_pod(struct __sk_buff *skb, struct packet *p, struct flow_key *key, u32 side, struct flow *old,
-                    int family) {
+/* What a pod sends apart from connections that are known: its own MAC is on it, and no VLAN's tag. */
+INLINE int frame_of_pod(struct __sk_buff *skb, struct work *w, struct device *device) {
+    struct ethernet *frame = (void *)(long)skb->data;
+    if ((void *)(frame + 1) > (void *)(long)skb->data_end || !same_mac(frame->from, device->mac))
+        return refuse(skb, w, &w->packet, SPOOFED_MAC);
+    return skb->vlan_present ? refuse(skb, w, &w->packet, TAGGED) : 0;
+}
+
+/* Frames that are no IP packets. */
+INLINE int other_frame(struct __sk_buff *skb) {
     u32 ifindex = skb->ifindex, zero = 0;
+    if (skb->protocol == ARP && (void *)(long)skb->data + ETHERNET + 28 > (void *)(long)skb->data_end)
+        pull(skb, ETHERNET + 28);
+    struct device *device = map_lookup(MAP(DEVICES), &ifindex);
+    struct config *c = map_lookup(MAP(CONFIG), &zero);
+    struct work *w = work();
+    if (!device || !c || !w || !(c->flags & SPOOF_CHECK))
+        return NEXT;
+    __builtin_memset(&w->packet, 0, sizeof(w->packet));
+    int verdict = frame_of_pod(skb, w, device);
+    if (verdict)
+        return verdict;
+    return skb->protocol == ARP ? arp(skb, w, device) : NEXT;
+}
+
+/* An IP packet that no entry is about, in w->packet: addresses first, then policies. */
+INLINE int other_packet(struct __sk_buff *skb, struct work *w, int readable) {
+    u32 ifindex = skb->ifindex, zero = 0;
+    int v6 = skb->protocol == IPV6;
+    struct packet *p = &w->packet;
     struct device *device = map_lookup(MAP(DEVICES), &ifindex);
     struct times *t = map_lookup(MAP(TIMES), &zero);
     struct config *c = map_lookup(MAP(CONFIG), &zero);
-    struct work *w = work();
-    if (!device || !t || !c || !w)
+    if (!device || !t || !c)
         return NEXT;
-    w->packet = *p;
-    p = &w->packet;
     if (c->flags & SPOOF_CHECK) {
-        void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-        struct ethernet *frame = data;
-        if ((void *)(frame + 1) > end || !same_mac(frame->from, device->mac))
-            return refuse(skb, w, p, SPOOFED_MAC);
-        if (skb->vlan_present)
-            return refuse(skb, w, p, TAGGED);
-        if (family == ARP)
-            return arp(skb, w, device);
-        int reason = family == OTHER ? 0 : !family ? SPOOFED_ADDRESS : spoofed(skb, p, device, family == IPV6);
+        int verdict = frame_of_pod(skb, w, device);
+        if (verdict)
+            return verdict;
+        int reason = readable ? spoofed(skb, p, device, v6) : SPOOFED_ADDRESS;
         if (reason)
             return refuse(skb, w, p, reason);
     }
-    if (!family || family == ARP || family == OTHER || skb->vlan_present)
+    if (!readable || skb->vlan_present)
         return NEXT;
     if (p->error)
-        return error(skb, w, p, family == IPV6, ifindex, 1);
+        return error(skb, w, p, v6, ifindex, 1);
     if (!p->known || !(p->begins || p->protocol == UDP))
         return NEXT;
     struct pod *near = map_lookup(MAP(PODS), &p->from);
     struct pod *far = map_lookup(MAP(PODS), &p->to);
     if (!near || near->ifindex != ifindex || (!far && !map_lookup(MAP(PEERS), &p->to)))
         return NEXT;
-    w->key = *key;
+    u32 side = key_of(&w->key, p);
+    struct flow *old = map_lookup(MAP(FLOWS), &w->key);
+    if (old && (side ? old->ifindex[1] : old->ifindex[0]) != ifindex)
+        old = 0; /* of another pod, which had this address */
     return begin(skb, w, p, &w->key, side, near, far, old, t, clock_ns());
 }
 
 int pod_in(struct __sk_buff *skb) {
     u32 zero = 0;
-    int family = skb->protocol;
-    struct packet p = {};
-    struct flow_key key = {};
-    struct flow *f = 0;
-    u32 side = 0;
-    if (family == IPV4 || family == IPV6) {
-        if (!parse(skb, &p, family == IPV6)) {
-            family = 0;
-        } else if (p.known && p.part != LATER_PART && !skb->vlan_present) {
-            side = key_of(&key, &p);
-            f = map_lookup(MAP(FLOWS), &key);
-            struct times *t = map_lookup(MAP(TIMES), &zero);
-            if (f && t && (side ? f->ifindex[1] : f->ifindex[0]) == skb->ifindex) {
-                u64 now = clock_ns();
-                struct ethernet *frame = (void *)(long)skb->data;
-                int again = p.begins && (p.protocol == TCP || p.protocol == SCTP);
-                if (!again && (void *)(frame + 1) <= (void *)(long)skb->data_end &&
-                    same_mac(frame->from, side ? f->high_mac : f->low_mac) && lives(f, t, p.protocol, now)) {
-                    renew(f, side, &p, now);
-                    return carry(skb, &p, f, side);
-                }
+    if (skb->protocol != IPV4 && skb->protocol != IPV6)
+        return other_frame(skb);
+    /* Not on the stack, where the verifier would follow every value. */
+    struct work *w = work();
+    if (!w)
+        return NEXT;
+    struct packet *p = &w->packet;
+    __builtin_memset(p, 0, sizeof(*p));
+    int readable = parse(skb, p, skb->protocol == IPV6);
+    if (readable && p->known && p->part != LATER_PART && !skb->vlan_present) {
+        u32 side = key_of(&w->key, p);
+        struct flow *f = map_lookup(MAP(FLOWS), &w->key);
+        struct times *t = map_lookup(MAP(TIMES), &zero);
+        if (f && t && (side ? f->ifindex[1] : f->ifindex[0]) == skb->ifindex) {
+            u64 now = clock_ns();
+            struct ethernet *frame = (void *)(long)skb->data;
+            int again = p->begins && (p->protocol == TCP || p->protocol == SCTP);
+            if (!again && (void *)(frame + 1) <= (void *)(long)skb->data_end &&
+                same_mac(frame->from, side ? f->high_mac : f->low_mac) && lives(f, t, p->protocol, now)) {
+                renew(f, side, p, now);
+                return carry(skb, p, &w->key, f, side);
             }
         }
-    } else if (family == ARP) {
-        if ((void *)(long)skb->data + ETHERNET + 28 > (void *)(long)skb->data_end)
-            pull(skb, ETHERNET + 28);
-    } else {
-        family = OTHER;
     }
-    return from_pod(skb, &p, &key, side, f, family);
+    return other_packet(skb, w, readable);
 }
 
 /*
  * What leaves by a device after it came through the stack. Datagrams say nothing of who began: a note keeps their
  * replies from being judged. Other connections are noted if a pod of this node opens them, so that one to the same
- * endpoint from the same port is not taken for it. An entry for datagrams that come unmarked is about others, which
- * the stack has translated to the same ends: from now on both are the stack's.
+ * endpoint from the same port is not taken for it. An entry for datagrams that come unmarked, or for a connection that
+ * begins unmarked, is about others, which the stack has translated to the same ends: from now on both are the stack's.
  */
 INLINE int leave(struct __sk_buff *skb, int towards_pod) {
     int v6 = skb->protocol == IPV6;
@@ -328,7 +357,7 @@ INLINE int leave(struct __sk_buff *skb, int towards_pod) {
     struct flow_key key;
     u32 side = key_of(&key, &p);
     struct flow *f = map_lookup(MAP(FLOWS), &key);
-    if (!t || (f && (p.protocol != UDP || skb->mark & JUDGED)))
+    if (!t || (f && (!(p.protocol == UDP || p.begins) || skb->mark & JUDGED)))
         return NEXT;
     if (!towards_pod || p.protocol != UDP) {
         if (!map_lookup(MAP(PODS), &p.from))
@@ -372,7 +401,7 @@ int uplink_in(struct __sk_buff *skb) {
         f = 0;
     if (f && lives(f, t, p.protocol, now) && !(p.begins && (p.protocol == TCP || p.protocol == SCTP))) {
         renew(f, side, &p, now);
-        return carry(skb, &p, f, side);
+        return carry(skb, &p, key, f, side);
     }
     if (!p.begins && !(p.protocol == UDP && map_lookup(MAP(PEERS), &p.from)))
         return NEXT;

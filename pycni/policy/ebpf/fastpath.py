@@ -177,27 +177,32 @@ class EbpfFastPath:
     def pods(self, pods: Sequence[LocalPod]) -> None:
         """See ``base.FastPath``. A pod must be given only after its policies have been: it is judged from here on."""
         wanted = dict.fromkeys(pods)
-        gone = [pod for pod in self._pods if pod not in wanted]
-        self._drop(gone)
+        self._drop([pod for pod in self._pods if pod not in wanted])
+        new: dict[LocalPod, Device] = {}
         failed: KernelError | None = None
         for pod in wanted:
             if pod not in self._pods:
-                try:
-                    self._add(pod)
-                except KernelError as error:
-                    self._trouble[pod.ifname] = f"{pod.key}: {error}"
-                    failed = failed or error
-        self._clear_away()
+                device = _devices.look(self._sock, pod.ifname)
+                if device is None:
+                    self._trouble[pod.ifname] = f"{pod.key}: there is no interface {pod.ifname}"
+                else:
+                    new[pod] = device
+        # What was goes before what is new comes, which may have an address of it.
+        self._clear_away({**self._pods, **new})
+        for name in self._trouble.keys() - {pod.ifname for pod in wanted} - {*self._uplinks}:
+            del self._trouble[name]
+        for pod, device in new.items():
+            try:
+                self._add(pod, device)
+            except KernelError as error:
+                self._trouble[pod.ifname] = f"{pod.key}: {error}"
+                failed = failed or error
         self._attend_uplinks()
         if failed is not None:
             raise failed
 
-    def _add(self, pod: LocalPod) -> None:
+    def _add(self, pod: LocalPod, device: Device) -> None:
         """Serve one pod. Raises KernelError."""
-        device = _devices.look(self._sock, pod.ifname)
-        if device is None:
-            self._trouble[pod.ifname] = f"{pod.key}: there is no interface {pod.ifname}"
-            return
         maps, key = self.driver.maps, device.ifindex.to_bytes(4, "little")
         out, into = Place(POD_OUT, device.ifindex), Place(POD_IN, device.ifindex)
         since = 0
@@ -234,17 +239,15 @@ class EbpfFastPath:
             device = self._pods.pop(pod)
             _devices.settle(self._sock, device, pod.mac, static=False)
 
-    def _clear_away(self) -> None:
-        """Bring rows and programs down to the pods that are served, whoever left the others. Raises KernelError."""
+    def _clear_away(self, keep: Mapping[LocalPod, Device]) -> None:
+        """Bring rows and programs down to these pods', whoever left the others. Raises KernelError."""
         maps = self.driver.maps
-        indexes = {device.ifindex for device in self._pods.values()}
-        addresses = {pack_address(address) for pod in self._pods for address in pod.addresses}
+        indexes = {device.ifindex for device in keep.values()}
+        addresses = {
+            pack_address(address): device.ifindex for pod, device in keep.items() for address in pod.addresses
+        }
         rows = maps[flows.PODS].items()
-        stale = [
-            key
-            for key, raw in rows.items()
-            if key not in addresses or PodRow.unpack(raw).ifindex not in indexes
-        ]
+        stale = [key for key, raw in rows.items() if addresses.get(key) != PodRow.unpack(raw).ifindex]
         maps[flows.PODS].remove(stale)
         there = {key: int.from_bytes(key, "little") for key in maps[flows.DEVICES].items()}
         gone = [number for number in there.values() if number not in indexes]
@@ -258,9 +261,6 @@ class EbpfFastPath:
         maps[flows.DEVICES].remove([key for key, number in there.items() if number in gone])
         if gone:
             self.driver.drop_flows(gone)
-        names = {pod.ifname for pod in self._pods} | {*self._uplinks}
-        for name in self._trouble.keys() - names:
-            del self._trouble[name]
 
     # --- exits ---------------------------------------------------------------------------------------------------
 

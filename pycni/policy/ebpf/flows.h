@@ -44,7 +44,7 @@ INLINE u64 lasts(struct times *t, u8 protocol, u8 low, u8 high) {
 }
 
 INLINE u64 remembered(struct times *t, u8 protocol, u8 low, u8 high) {
-    return protocol == UDP ? t->grace : lasts(t, protocol, low, high);
+    return protocol == UDP ? t->noted : lasts(t, protocol, low, high);
 }
 
 /* A packet of a connection's one side. Who goes on was not reset: the other did not accept that. */

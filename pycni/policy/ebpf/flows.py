@@ -91,6 +91,7 @@ _TIMES = Layout(
         ("u64", "datagram"),
         ("u64", "datagrams"),
         ("u64", "association"),
+        ("u64", "noted"),
         ("u64", "grace"),
     ),
     "nanoseconds",
@@ -117,7 +118,7 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
 _POD_FORMAT = struct.Struct("=IIQ6sH")
 _FLOW_FORMAT = struct.Struct("=QII6s6sBBHB7x")
 _SEEN_FORMAT = struct.Struct("=QBB6x")
-_TIMES_FORMAT = struct.Struct("=8Q")
+_TIMES_FORMAT = struct.Struct("=9Q")
 _PROTOCOL = 36
 """Where a flow's key has its protocol."""
 
@@ -138,12 +139,13 @@ class Times(NamedTuple):
     """With one."""
     association: int = 210 * SECOND
     """SCTP."""
+    noted: int = 200 * SECOND
+    """UDP that came through the stack: longer than connection tracking remembers it."""
     grace: int = 200 * SECOND
-    """How long datagrams without an entry may belong to what the stack knows and the programs do not: longer than
-    connection tracking remembers them."""
+    """How long datagrams without an entry may belong to what the stack knows and the programs have not noted."""
 
     def pack(self) -> bytes:
-        """64 bytes."""
+        """72 bytes."""
         return _TIMES_FORMAT.pack(*self)
 
 
@@ -231,7 +233,7 @@ def forgotten(seen: Mapping[bytes, bytes], now: int, times: Times) -> Iterator[b
 def remembered(protocol: int, low: int, high: int, times: Times) -> int:
     """How long a connection that came through the stack is left to it; as ``remembered`` in flows.h."""
     if protocol == UDP:
-        return times.grace
+        return times.noted
     return lasts(protocol, low, high, times)
 
 
