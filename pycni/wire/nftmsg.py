@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from pycni.wire.netlink import (
@@ -84,11 +85,12 @@ def nfgenmsg(family: int, resource: int = 0) -> bytes:
     return struct.pack("=BB", family, 0) + struct.pack(">H", resource)
 
 
+_INET = nfgenmsg(NFPROTO_INET)
+
+
 def nft_message(kind: int, flags: int, *attrs: bytes) -> bytes:
     """A message about an object of an ``inet`` table, sequence number 0."""
-    return message(
-        NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | flags, nfgenmsg(NFPROTO_INET) + b"".join(attrs)
-    )
+    return message(NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | flags, _INET + b"".join(attrs))
 
 
 def in_family(msg: bytes, family: int) -> bytes:
@@ -157,11 +159,15 @@ def add_rule(table: str, chain: str, expressions: bytes, comment: str = "") -> b
     return nft_message(
         NEWRULE,
         NLM_F_CREATE | NLM_F_APPEND,
-        attr_str(1, table),
-        attr_str(2, chain),
+        _place(table, chain),
         nested(4, expressions),
         data,
     )
+
+
+@lru_cache(maxsize=64)
+def _place(table: str, chain: str) -> bytes:
+    return attr_str(1, table) + attr_str(2, chain)
 
 
 def flush_chain(table: str, chain: str) -> bytes:

@@ -9,6 +9,7 @@ its last one with INTERVAL_END (left out behind the greatest there is). In a map
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from pycni.wire.netlink import MalformedError, attr, nested, parse_attrs
 from pycni.wire.nftmsg import DELSETELEM, NEWSETELEM, attr_be32
@@ -74,8 +75,22 @@ def _halves(row: bytes) -> tuple[bytes, bytes]:
 
 
 def _edges(first: bytes, last: bytes, value: Value = None) -> Iterator[bytes]:
-    data = b"" if value is None else nested(2, attr(1, value))  # type: ignore[arg-type]  # never a verdict
-    yield nested(1, nested(1, attr(1, first)), data)
-    behind = (int.from_bytes(last, "big") + 1).to_bytes(len(last) + 1, "big")
-    if not behind[0]:
-        yield nested(1, nested(1, attr(1, behind[1:])), attr_be32(3, _INTERVAL_END))
+    # Keys have whole registers, so nothing needs filling.
+    size = len(first)
+    if value is None:
+        yield _head(size, 0) + first
+    else:
+        data = nested(2, attr(1, value))  # type: ignore[arg-type]  # never a verdict
+        yield _head(size, len(data)) + first + data
+    behind = int.from_bytes(last, "big") + 1
+    if behind < 1 << 8 * size:
+        yield _head(size, len(_END)) + behind.to_bytes(size, "big") + _END
+
+
+_END = attr_be32(3, _INTERVAL_END)
+
+
+@lru_cache(maxsize=64)
+def _head(size: int, rest: int) -> bytes:
+    """What stands before the key of an element whose attributes behind the key have ``rest`` bytes."""
+    return nested(1, nested(1, attr(1, bytes(size))), bytes(rest))[: -size - rest]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pycni.model.family import Family
 from pycni.model.kube import SCTP, TCP, UDP
 from pycni.model.policy import Action, ClusterRule, Direction, IpBlock, Peer, PortRange, Rule, Selector
+from pycni.policy.nft.rules import _whole, condition, instructions
 from pycni.view.policy_apart import apart
 from pycni.view.policy_rules import Match, Ports, cluster_section, directions, group_of, section, union
 from pycni.wire.netlink import MalformedError, attr, nested
@@ -277,3 +278,24 @@ def test_many_groups_become_a_union(most):
     assert section("b", [Rule(peers=peers, ports=None)]) != (match,)
     (own,) = section("a", [Rule(peers=tuple(PEERS[:3]), ports=None)])
     assert own.groups[0].namespace == "a"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "if 4 ingress group 0123456789ab then accept",
+        "if 6 egress group 0123456789ab ports 00112233445566ff then goto deny-egress-0",
+        "if 6 ingress block ffeeddccbbaa9988 ports 00112233445566ff then accept",
+        "if 4 egress block ffeeddccbbaa9988 then accept",
+        "if 4 ingress ports 00112233445566ff then accept",
+        "if 6 ingress group-of 00112233445566ff then accept",
+        "if 4 egress block-of 00112233445566ff then accept",
+        "if 4 egress group 0123456789ab proto 6 named http then accept",
+        "if 4 ingress then accept",
+    ],
+)
+def test_a_rule_made_from_its_kind_is_the_whole_rule(rule):
+    found = condition(rule)
+    assert instructions(rule) == _whole(found)
+    other = rule.replace("0123456789ab", "ba9876543210").replace("00112233445566ff", "ff66554433221100")
+    assert (instructions(other) == instructions(rule)) is (other == rule)

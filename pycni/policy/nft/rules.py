@@ -29,6 +29,7 @@ from typing import NamedTuple
 from pycni.policy.base import JUDGED_MARK
 from pycni.policy.nft.layout import (
     CLASSES,
+    ID,
     LOG_BURST,
     LOG_GROUP,
     LOG_RATE,
@@ -110,7 +111,36 @@ def _address(version: int, register: int, *, source: bool) -> bytes:
     return x.payload(x.NETWORK_HEADER, (_SADDR if source else _DADDR)[version], _SIZE[version], register)
 
 
+_GROUP, _BLOCK, _PLACE = (bytes((0xE0 + number,)) * ID for number in range(3))
+"""Stand for names in a rule that is made once for all of its kind."""
+
+
 def _if(found: Condition) -> bytes:
+    """Rules of a kind differ in names of eight bytes only: the rest is made once."""
+    if found.named is not None:
+        return _whole(found)
+    kind = found._replace(
+        group=found.group and _GROUP.hex(),
+        block=found.block and _BLOCK.hex(),
+        ports=found.ports and _PLACE.hex(),
+        by_port=found.by_port and _PLACE.hex(),
+    )
+    out = _of_a_kind(kind)
+    if found.by_port:
+        return out.replace(_PLACE, bytes.fromhex(found.by_port))
+    if found.group:
+        out = out.replace(_GROUP, group_id(found.group))
+    elif found.block:
+        out = out.replace(_BLOCK, bytes.fromhex(found.block))
+    return out.replace(_PLACE, bytes.fromhex(found.ports)) if found.ports else out
+
+
+@lru_cache(maxsize=1024)
+def _of_a_kind(found: Condition) -> bytes:
+    return _whole(found)
+
+
+def _whole(found: Condition) -> bytes:
     version = found.version
     size = _SIZE[version] // 4
     if found.by_port:
@@ -209,6 +239,7 @@ def _own(version: int, end: str) -> bytes:
     )
 
 
+_COUNT, _LIMIT, _DROP = x.counter(), x.limit(LOG_RATE, LOG_BURST), x.goto("drop")
 _Pack = Callable[[list[str], str], bytes]
 _PACK: Mapping[str, _Pack] = {
     "established": lambda _, __: _established(),
@@ -227,9 +258,9 @@ _PACK: Mapping[str, _Pack] = {
     "jump": lambda words, _: x.jump(words[0]),
     "goto": lambda words, _: x.goto(words[0]),
     "accept": lambda _, __: x.goto("accept"),
-    "drop": lambda _, __: x.goto("drop"),
-    "count": lambda _, __: x.counter(),
-    "log": lambda _, text: x.limit(LOG_RATE, LOG_BURST) + x.log(LOG_GROUP, text),
+    "drop": lambda _, __: _DROP,
+    "count": lambda _, __: _COUNT,
+    "log": lambda _, text: _LIMIT + x.log(LOG_GROUP, text),
 }
 
 
