@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
@@ -62,7 +62,11 @@ async def wire(context: Context) -> Tasks:
         # The fabric first: while the kernel takes its entries there is time for the rest.
         tasks |= {"network": network.run()}
     if FOLLOWING.intersection(settings.components):
-        tasks |= await _following(context, store, client, network, listeners, gates)
+        try:
+            tasks |= await _following(context, store, client, network, listeners, gates)
+        except BaseException:
+            _drop(tasks)
+            raise
     if network is not None:
         tasks |= {"cni": _serve_cni(context, network, listeners, gates)}
     return tasks
@@ -84,24 +88,34 @@ async def _following(  # noqa: PLR0917 - the last two collect
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
     routes: dict[str, AsyncHandler] = {}
     podnet = network.podnet if network is not None else None
-    if "proxy" in components:
-        made, answers = await wiring_proxy.make(context, store, needs, podnet, listeners)
-        tasks |= made
-        routes |= answers
-    if "policy" in components:
-        made, answers = await wiring_policy.make(context, store, needs, podnet, listeners, gates)
-        tasks |= made
-        routes |= answers
-    if "bgp" in components:
-        made, answers = await wiring_bgp.make(context, store, needs, podnet)
-        tasks |= made
-        routes |= answers
-    await _serve_control(context, routes)
+    try:
+        if "proxy" in components:
+            made, answers = await wiring_proxy.make(context, store, needs, podnet, listeners)
+            tasks |= made
+            routes |= answers
+        if "policy" in components:
+            made, answers = await wiring_policy.make(context, store, needs, podnet, listeners, gates)
+            tasks |= made
+            routes |= answers
+        if "bgp" in components:
+            made, answers = await wiring_bgp.make(context, store, needs, podnet)
+            tasks |= made
+            routes |= answers
+        await _serve_control(context, routes)
+    except BaseException:
+        _drop(tasks)
+        raise
     sources, following = wiring_sources.make(context, store, client, needs)
     needs.sources = sources
     if "proxy" in components and client is not None and sources.kube is not None:
         tasks |= wiring_proxy.balancer(context, store, client, sources.kube)
     return {**following, **tasks}
+
+
+def _drop(tasks: Mapping[str, Coroutine[Any, Any, object]]) -> None:
+    """Nobody will run these."""
+    for task in tasks.values():
+        task.close()
 
 
 async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> None:
