@@ -300,7 +300,7 @@ class Cluster:
         """Without the locks: what is written is written. Agents that do not run are not waited for."""
         if self._spec.policy != "none":
             running = [node for node in self._lab.nodes() if self._lab.agent(node.name) is not None]
-            self.problems += settle.await_policies(running, self._number)
+            self.problems += settle.await_policies(running, self._number, settle.PATIENCE_S)
 
     def _serve(self, objects: Mapping[Key, Mappings], records: Sequence[PodRecord]) -> list[str]:
         """Have every node's server do what the objects say; returns what cannot be."""

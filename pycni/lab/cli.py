@@ -175,8 +175,7 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=("nftables", "ebpf", "none"),
         const="nftables",
-        default="none",
-        help="data plane of network policies (default: none; alone: nftables)",
+        help="data plane of network policies (default: none, for demo nftables; --policy alone: nftables)",
     )
     parser.add_argument(
         "--chain",

@@ -17,6 +17,8 @@ from pycni.lab.run import Lab
 from pycni.lab.survey import pod_status
 from pycni.lab.topology import DEFAULT_PROXY, LabError, LabSpec
 
+DEMO_POLICY = {"netns": "nftables", "uml": "none"}
+"""By driver."""
 _SIGNALS = {"stop": signal.SIGTERM, "kill": signal.SIGKILL}
 
 
@@ -149,13 +151,14 @@ def agent(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Tell and show."""
-    ok = demonstrate(_spec(args), Progress(quiet=args.json))
+    ok = demonstrate(_spec(args, DEMO_POLICY[args.driver]), Progress(quiet=args.json))
     if args.json:
         print_json({"name": args.name, "ok": ok})
     return 0 if ok else 1
 
 
-def _spec(args: argparse.Namespace) -> LabSpec:
+def _spec(args: argparse.Namespace, policy: str = "none") -> LabSpec:
+    """``policy``: where nothing is said."""
     return LabSpec(
         name=args.name,
         nodes=args.nodes,
@@ -166,7 +169,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         chain=tuple(item for item in args.chain.split(",") if item),
         driver=args.driver,
         proxy=args.proxy or DEFAULT_PROXY[args.driver],
-        policy=args.policy,
+        policy=args.policy or policy,
     )
 
 

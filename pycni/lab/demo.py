@@ -7,6 +7,7 @@ import time
 
 from pycni.lab import report
 from pycni.lab.cleanup import known
+from pycni.lab.demo_policy import show_policy
 from pycni.lab.demo_service import apply_service, show_service
 from pycni.lab.report import Progress
 from pycni.lab.run import Lab
@@ -40,6 +41,8 @@ def demo(spec: LabSpec, progress: Progress) -> bool:
         ok = matrix.ok
         if serves:
             ok &= show_service(lab, progress)
+        if serves and spec.policy != "none":
+            ok &= show_policy(lab, progress)
         ok &= _kill_an_agent(lab, progress)
     finally:
         with progress.step("\ndown: agents, etcd, namespaces"):

@@ -19,7 +19,7 @@ SLACK_S = 2.0
 SOCKET = "agent.sock"
 
 
-def await_policies(nodes: Sequence[LabNode], number: int, patience: float = PATIENCE_S) -> list[str]:
+def await_policies(nodes: Sequence[LabNode], number: int, patience: float) -> list[str]:
     """Wait for all of them; returns which are not that far, with why, one line each."""
     with ThreadPoolExecutor(max(1, len(nodes))) as pool:
         answers = pool.map(lambda node: _ask(node, number, patience), nodes)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 from pycni.kernel import netns
+from pycni.lab import settle
 from pycni.lab.apply import Cluster
 from pycni.lab.objects import Key, Mappings, Objects, key_of
 from pycni.lab.policy_probe import Outcome, PolicyProber, Shot
 from pycni.lab.policy_station import Target
 from pycni.lab.run import Lab
-from pycni.lab.settle import await_policies
 from pycni.lab.stations import Inside
 from pycni.lab.topology import MANIFESTS, LabSpec, pod_name
 from pycni.model.family import Family
@@ -94,7 +94,7 @@ class PolicyLab:
         return number
 
     def await_policies(self, number: int) -> None:
-        assert await_policies(self.lab.nodes(), number) == []
+        assert settle.await_policies(self.lab.nodes(), number, settle.PATIENCE_S) == []
 
     def reach(self, step: Step) -> states.Objects:
         """Bring lab and kernel to a step's state; returns the objects."""

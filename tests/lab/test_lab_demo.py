@@ -33,6 +33,10 @@ def test_the_demo_shows_a_proven_network_and_leaves_nothing(lab_name: str) -> No
         "60 of 60 answered",
         "web-1 is deleted with 0.4 s of grace and replaced by web-4",
         " asked, 0 failed; ",
+        "pod1 asks web:80: 5 of 5 answered",
+        "pod2 asks web:80: no answer",
+        "denied by NetworkPolicy default/web-closed",
+        "all as the policies say",
         " 0 lost; ",
         "nothing is left behind",
     ):
