@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pycni.policy.effective import Count, Overview, PodRules, PolicyRules, PolicyStatus, RuleText, SideRules
-from pycni.policy.explain import EndText, Side, Together
+from pycni.policy.explain import KERNEL, EndText, Explanation, Side, Together
 
 _WIDEST = 2000
 _STYLES = {"Accept": "green", "Deny": "red", "Pass": "yellow", "allowed": "green", "denied": "red"}
@@ -222,15 +222,22 @@ def _kernels(item: Together) -> Text:
         return line.append("nobody has to judge this")
     parts: list[tuple[str, str]] = []
     for node, told in item.by_node.items():
-        names = ", ".join(check.by for check in told.checks if not check.leaves)
+        planes = ", ".join(_planes(told))
         if told.differences:
             parts.append((f"{node} does something else", "red"))
         else:
-            parts.append((f"{node} agrees ({names})", "green"))
+            parts.append((f"{node} agrees ({planes})", "green"))
     parts += ((f"{node} was not asked", "yellow") for node in item.not_asked)
     for number, (text, style) in enumerate(parts):
         line.append("; " if number else "").append(text, style)
     return line
+
+
+def _planes(told: Explanation) -> Iterator[str]:
+    """The data planes whose kernel's side has been asked and decides about it."""
+    for check in told.checks:
+        if check.by.endswith(KERNEL) and not check.leaves:
+            yield check.by.removesuffix(KERNEL)
 
 
 def _end(end: EndText) -> str:

@@ -21,6 +21,9 @@ from pycni.view.policy_oracle import Cause, Judgement, Reason, verdict
 CLOSED = "pods not known yet"
 """Who denies what comes from and to addresses that are closed (``policy/nft/layout``)."""
 
+KERNEL = " in the kernel"
+"""Ends the names of deciders by what was read back."""
+
 
 class EndText(msgspec.Struct, frozen=True, kw_only=True):
     """One end."""

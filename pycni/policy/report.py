@@ -165,7 +165,7 @@ class Routes:
         plane, fast = engine.plane, engine.fast
         found: dict[str, explain.Decide] = {"compiled": partial(plane.compiler.decide, engine.tables)}
         read = plane.driver.read()
-        notes += (f"{plane.name} in the kernel: {text}" for text in differing(engine.tables, read))
+        notes += (f"{plane.name}{explain.KERNEL}: {text}" for text in differing(engine.tables, read))
         notes += (
             f"{name} is off: what passes bridges is not judged" for name in BRIDGED if sysctl.get(name) != "1"
         )
@@ -176,13 +176,13 @@ class Routes:
             except KeyError as error:
                 raise KernelError(ENOENT, "decide by the table read back", str(error)) from error
 
-        found[f"{plane.name} in the kernel"] = kernel
+        found[plane.name + explain.KERNEL] = kernel
         shut = self._shut()
         if shut:
             found[SHUT_TABLE] = partial(_shut_to, shut)
         if fast is not None and not engine.aside:
             found[fast.name] = fast.decide
-            found[f"{fast.name} in the kernel"] = fast.read_back
+            found[fast.name + explain.KERNEL] = fast.read_back
         return found
 
     # --- drops ---------------------------------------------------------------------------------------------------
