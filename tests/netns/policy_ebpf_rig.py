@@ -15,6 +15,7 @@ import shutil
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Self
 
 from pycni.kernel import bpf_places
 from pycni.kernel import netns as namespaces
@@ -171,7 +172,7 @@ class Socket:
             os.close(fd)
         self.sock.settimeout(3)
 
-    def __enter__(self) -> Socket:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -295,7 +295,7 @@ def test_forged_senders_pass_when_the_check_is_off(rig):
     rig.fast.close()
     rig.engine.fast = rig.make(spoof_check=False)
     rig.fast.pods(local_pods(rig.spaces))
-    a, b, c = local_pods(rig.spaces)
+    _, b, c = local_pods(rig.spaces)
     with (
         Socket(rig.spaces, "b", UDP, PODS["b"][0], 29700) as hears,
         Socket(rig.spaces, "c", "frames", "eth0") as sock,
@@ -396,6 +396,15 @@ def test_a_gone_pods_programs_and_rows_go(rig):
     rig.fast.pods(local_pods(rig.spaces))
     assert answers(rig, SAME_NODE[:1]) == ["answer"]
     assert rig.carried(SAME_NODE[0])
+
+
+def test_a_pod_of_the_node_that_is_not_served_is_no_remote_one(rig):
+    rig.only(policy("shop/p", ingress=(rule(Peer(pods=web(app="db"))),)))
+    rig.fast.pods(local_pods(rig.spaces, ("a", "c")))
+    tries = [Try("c", "b", family, TCP, 80) for family in (0, 1)]
+    assert answers(rig, tries, 0.4) == ["silence"] * 2
+    rig.fast.pods(local_pods(rig.spaces, ("a", "b")))
+    assert answers(rig, tries, 0.4) == ["silence"] * 2
 
 
 def test_an_interface_that_is_not_there_is_named_and_others_are_served(rig):

@@ -1,10 +1,12 @@
-"""What a fast path can get wrong, each with real packets: replies of translated connections, fragments, ICMP errors,
-tracking that ends, pods that come again, agents that die, full maps, forged senders, policies that change."""
+"""What a fast path can get wrong, each with real packets.
+
+Replies of translated connections, fragments, ICMP errors, tracking that ends, pods that come again, agents that die,
+forged senders, policies that change.
+"""
 
 from __future__ import annotations
 
 import contextlib
-
 import json
 import os
 import signal
@@ -17,11 +19,9 @@ import time
 
 import pytest
 
-from pycni.kernel import netns as namespaces
-from pycni.kernel.bpf_map import MapSpec
 from pycni.model.kube import POD, TCP, UDP
 from pycni.model.policy import Peer, PortRange, Selector
-from pycni.policy.ebpf import driver, flows
+from pycni.policy.ebpf import flows
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_ebpf_rig import NO_GRACE, FastRig, Socket, local_pods, pins
 from tests.netns.policy_rig import Try, policy, rule, web

@@ -240,5 +240,12 @@ class Filters:
         return found
 
 
+def take_filters_off(sock: NetlinkSocket) -> None:
+    """Remove our filters from all interfaces. Raises KernelError."""
+    for msg in sock.dump(rtlink.dump_links(), "list links"):
+        for hook in (bpf_tc.INGRESS, bpf_tc.EGRESS):
+            bpf_tc.detach(sock, rtlink.parse_link(msg).ifindex, hook, PRIORITY)
+
+
 def _hook(function: str) -> int:
     return bpf_tc.INGRESS if HOOK_OF[function] == bpf.TCX_INGRESS else bpf_tc.EGRESS

@@ -1,9 +1,9 @@
 """The fast path of network policies: programs at pods' and exit interfaces, above the data plane that judges all.
 
 Life: ``make`` adopts what an earlier life left running, or makes it all, standing aside. The engine's passes compile
-rows (``update``), stand aside, and write what differs (``apply``). ``pods`` puts programs at new pods' interfaces and takes
-those of gone pods back, with all connections they had; exit interfaces are looked at on the same occasions. ``sweep``
-forgets connections that are over. Closing leaves everything at work in the kernel.
+rows (``update``), stand aside, and write what differs (``apply``). ``pods`` puts programs at new pods' interfaces and
+takes those of gone pods back, with all connections they had; exit interfaces are looked at on the same occasions.
+``sweep`` forgets connections that are over. Closing leaves everything at work in the kernel.
 
 Which packet goes where, and why that is right: docs/ebpf.md.
 """
@@ -48,6 +48,8 @@ OLDEST = (5, 11)
 """First kernel with all that the programs use; the newest is bpf_ktime_get_coarse_ns."""
 LINKS_SINCE = (6, 6)
 """First kernel with links for programs on interfaces (tcx)."""
+SLOW_S = 0.05
+"""A sweep that takes longer is one of a big table."""
 LOOK_S = 30.0
 """How often interfaces of pods are looked at without a reason."""
 
@@ -91,6 +93,9 @@ def make(
 
 def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008 - immutable
     """Detach and remove what an earlier life left for the node this thread is in; says what went."""
+    if _release() < LINKS_SINCE and bpf_places.existing(PART, places.bpffs):
+        with NetlinkSocket() as sock:
+            _devices.take_filters_off(sock)
     return [
         f"{os.path.basename(os.path.dirname(folder))}: {name}"
         for folder in bpf_places.existing(PART, places.bpffs)
@@ -122,6 +127,7 @@ class EbpfFastPath:
         self._trouble: dict[str, str] = {}
         """What is wrong with interfaces, by name."""
         self._looked = time.monotonic()
+        self._sweep_from = 0.0
         self._sock = NetlinkSocket()
         try:
             self.driver = FastDriver(node, places, times, spoof_check=spoof_check, tcx=tcx)
@@ -286,9 +292,13 @@ class EbpfFastPath:
     # --- upkeep --------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """See ``base.FastPath``."""
-        self.driver.sweep([device.ifindex for device in self._pods.values()])
+        """See ``base.FastPath``. A big table is looked through less often: it takes a twentieth of a processor."""
         now = time.monotonic()
+        if now < self._sweep_from:
+            return
+        self.driver.sweep([device.ifindex for device in self._pods.values()])
+        took = time.monotonic() - now
+        self._sweep_from = now + (20 * took if took > SLOW_S else 0)
         if now - self._looked >= LOOK_S:
             self._looked = now
             self.driver.forget_rules(self.compiled.rule_names().keys())

@@ -162,16 +162,17 @@ INLINE int judge(struct work *w, struct packet *p, int egress, int ingress, u32 
     u32 state = judging();
     if (!state || same_address(&p->from, &p->to) || map_lookup(MAP(OWN), &p->from) || map_lookup(MAP(OWN), &p->to))
         return STACK;
-    if (egress && ingress) {
-        j->key.address = p->from;
-        j->key.direction = EGRESS;
-        struct subject *one = map_lookup(MAP(SUBJECTS), &j->key);
-        j->key.address = p->to;
-        j->key.direction = INGRESS;
-        struct subject *other = map_lookup(MAP(SUBJECTS), &j->key);
-        if (one && other && one->pod && one->pod == other->pod)
-            return STACK;
-    }
+    j->key.address = p->from;
+    j->key.direction = EGRESS;
+    struct subject *sender = map_lookup(MAP(SUBJECTS), &j->key);
+    j->key.address = p->to;
+    j->key.direction = INGRESS;
+    struct subject *receiver = map_lookup(MAP(SUBJECTS), &j->key);
+    /* A pod of this node that is not served here, and the node's other way to itself. */
+    if ((sender && !egress) || (receiver && !ingress))
+        return STACK;
+    if (sender && receiver && sender->pod && sender->pod == receiver->pod)
+        return STACK;
     int verdict = ALLOWED;
     u32 direction = EGRESS;
     j->egress_rule = 0;
