@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from pycni.errors import PycniError
 from pycni.model.family import show
 from pycni.model.kube import PROTOCOL_NAMES
 from pycni.policy.base import Decision, Packet
@@ -65,6 +66,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """The one that is denied."""
     denied_by: tuple[str, ...] = ()
     agrees: bool = True
+    broken: str = ""
+    """Why nothing can be said by this table: parts of it are missing."""
     leaves: bool = False
     """It leaves the connection to the data plane below, for want of room or because it stands aside."""
 
@@ -125,7 +128,7 @@ def explain(objects: Objects, way: Way, node: str, deciders: Mapping[str, Decide
     judges = directions_of(way, node)
     expected = expectation(told, judges)
     packet = packet_of(way, node)
-    checks = [_check(name, decide(packet), expected) for name, decide in deciders.items()] if judges else []
+    checks = [_check(name, decide, packet, expected) for name, decide in deciders.items()] if judges else []
     return Explanation(
         source=_end(way.source),
         destination=_end(way.destination),
@@ -206,7 +209,11 @@ def _judged_by(items: Sequence[Explanation], side: str) -> Explanation:
     return next((item for item in items if side in item.judges), items[0])
 
 
-def _check(by: str, said: Decision | None, expected: Decision) -> Check:
+def _check(by: str, decide: Decide, packet: Packet, expected: Decision) -> Check:
+    try:
+        said = decide(packet)
+    except PycniError as error:
+        return Check(by=by, allowed=False, agrees=False, broken=str(error))
     if said is None:
         return Check(by=by, allowed=True, leaves=True)
     return Check(
@@ -226,6 +233,8 @@ def _same(said: Decision, expected: Decision) -> bool:
 
 
 def _said(check: Check) -> str:
+    if check.broken:
+        return f"cannot be told ({check.broken})"
     if check.allowed:
         return "allowed"
     if CLOSED in check.denied_by:

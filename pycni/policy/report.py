@@ -174,7 +174,7 @@ class Routes:
             try:
                 return plane.compiler.decide(read, packet)
             except KeyError as error:
-                raise KernelError(ENOENT, "decide by the table read back", str(error)) from error
+                raise KernelError(ENOENT, "look up", str(error.args[0])) from error
 
         found[plane.name + explain.KERNEL] = kernel
         shut = self._shut()

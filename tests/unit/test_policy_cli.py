@@ -32,15 +32,15 @@ POLICIES = (
 class FakeDriver:
     """A kernel that has what was compiled, until ``broken``."""
 
-    def __init__(self):
-        self.tables, self.counts = {}, []
+    def __init__(self, names):
+        self.tables, self.counts = {name: {} for name in names}, []
 
     def read(self):
         return {name: dict(rows) for name, rows in self.tables.items()}
 
     def apply(self, changes):
         for name, delta in changes:
-            table = self.tables.setdefault(name, {})
+            table = self.tables[name]
             for key in delta.remove:
                 table.pop(key, None)
             table.update({**delta.add, **delta.change})
@@ -85,7 +85,8 @@ def engine_of(node, objects):
     from pycni.policy.engine import PolicyEngine
     from pycni.policy.nft.compile import NftCompiler
 
-    engine = PolicyEngine(node, Dataplane("nftables", NftCompiler(), FakeDriver()))
+    compiler = NftCompiler()
+    engine = PolicyEngine(node, Dataplane("nftables", compiler, FakeDriver(compiler.tables)))
     engine.sync(Frozen(objects))
     return engine
 
@@ -242,6 +243,14 @@ def test_explain_says_when_a_kernel_does_something_else(lab, capsys, monkeypatch
     assert code == 2
     assert found["connections"][0]["by_node"]["n1"]["differences"]
     assert found["connections"][0]["connection"]["allowed"] is False
+
+
+def test_a_table_with_parts_missing_is_a_difference_and_no_failure(lab, capsys):
+    lab["n1"].plane.driver.tables["chains"].clear()
+    code, out, _ = pycnictl(capsys, "policy", "explain", "x/a", "10.9.1.1", "80")
+    assert code == 2
+    assert "  n1: nftables in the kernel: cannot be told (look up pods-egress4-" in out
+    assert ": ENOENT), expected egress denied by NetworkPolicy x/out\n" in out
 
 
 def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
