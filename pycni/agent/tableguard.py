@@ -9,7 +9,9 @@ gone calls for a full pass at once.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Protocol, TypeVar
@@ -33,6 +35,30 @@ class Work(Protocol):
         ...
 
 
+class _Opening:
+    """A watch that is opened on another thread and closed even when nobody waits for that any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watch: NftGeneration | None = None
+        self._closed = False
+
+    def open(self) -> NftGeneration:
+        """The watch. Raises KernelError."""
+        with self._lock:
+            if self._closed:
+                raise KernelError(errno.ECANCELED, "watch nftables' generation")
+            self._watch = NftGeneration()
+            return self._watch
+
+    def close(self) -> None:
+        """Now, or never opened."""
+        with self._lock:
+            self._closed = True
+            if self._watch is not None:
+                self._watch.close()
+
+
 class TableGuard:
     """One per component, on its event loop."""
 
@@ -47,12 +73,13 @@ class TableGuard:
 
     async def run(self, exits: AsyncExitStack, work: Work) -> None:
         """Watch for ever; returns at once on a kernel without nftables."""
+        opening = _Opening()
+        exits.callback(opening.close)
         try:
-            watch = await work(NftGeneration)
+            watch = await work(opening.open)
         except KernelError as error:
             log.debug("nftables is not watched: %s", error)
             return
-        exits.callback(watch.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(watch, self._note, watch)
         exits.callback(loop.remove_reader, watch)

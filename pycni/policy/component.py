@@ -79,6 +79,7 @@ class PolicyComponent:
         exits: Exits | None = None,
         malformed: Callable[[], Mapping[str, str]] = dict,
         make: Callable[[], Dataplane] = nft.make,
+        see_bridged: Callable[[], bool] = nft.see_bridged,
         make_shut: Callable[[], Shut] = Shut,
         load: Callable[[str], Any] | None = None,
         backoff: Backoff | None = None,
@@ -92,7 +93,7 @@ class PolicyComponent:
         self._store = store
         self._waits = recorded
         self._malformed = malformed
-        self._make = make
+        self._make, self._see_bridged = make, see_bridged
         self._resync_s = float(settings.policy_sync_period)
         health, registry = health or Health(), metrics or Registry()
         self.report = PolicyReport(health, registry, valid_s=self._resync_s * 2 + 60)
@@ -192,7 +193,8 @@ class PolicyComponent:
 
     async def _reconcile(self) -> None:
         """One pass. Raises PycniError; the next one reads the kernel back."""
-        await self._work(self.gate.look_after)
+        if self.gate.due:
+            await self._work(self.gate.look_after)
         reason = self._missing()
         self.report.waiting(reason)
         if reason:
@@ -234,6 +236,8 @@ class PolicyComponent:
             engine = self._engine
             if engine is None:
                 engine = self._begin()
+            elif full and self._see_bridged():
+                log.warning("policies: bridged packets did not pass the filters: switched on again")
             result, holders = self.gate.take_in(engine, full=full, again=again)
             if result is not None:
                 sizes = {kind: len(self._store.snapshot().of(kind)) for kind in KINDS[:3]} if full else {}

@@ -183,10 +183,13 @@ class Gate:
         if holders is not None:
             self._open(holders)
 
+    @property
+    def due(self) -> bool:
+        """Whether ``look_after`` has anything to do."""
+        return self._guard_due and self.followed
+
     def look_after(self) -> None:
         """Bring the check of pods' own addresses to the records there are. On the worker."""
-        if not self._guard_due or not self.followed:
-            return
         guard = self._checking()
         self._guard_due = False
         if guard is None:

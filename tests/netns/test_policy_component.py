@@ -11,7 +11,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.kernel import nft_names
 from pycni.model.kube import TCP, UDP
-from pycni.policy import cleanup
+from pycni.policy import cleanup, nft
 from pycni.policy.nft.layout import TABLE
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_agent import policy_agent, wait_for
@@ -269,6 +269,16 @@ def test_a_removed_table_comes_back(agent, reaches, spaces):
     agent.folder.policy("deny")
     agent.start()
     run(spaces.names["node"], "nft flush ruleset")
+    wait_for(lambda: TABLE in tables(spaces), "the table", 5)
+    assert not reaches("b", "a")
+
+
+def test_a_bridge_switched_past_the_filters_is_switched_back(agent, reaches, spaces):
+    agent.folder.policy("deny")
+    agent.flags = ["--policy-sync-period=5"]
+    agent.start()
+    run(spaces.names["node"], f"sysctl -qw {nft.BRIDGED[0]}=0")
+    run(spaces.names["node"], "nft flush ruleset")  # which has everything looked at again
     wait_for(lambda: TABLE in tables(spaces), "the table", 5)
     assert not reaches("b", "a")
 

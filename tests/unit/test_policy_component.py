@@ -145,6 +145,7 @@ class World:
                 exits=lambda: self.exits,
                 malformed=lambda: self.malformed,
                 make=lambda: Dataplane("fake", NftCompiler(), self.driver),
+                see_bridged=lambda: False,
                 make_shut=lambda: self.shut,
                 load=self.modules,
                 backoff=Backoff(0.01, 0.05),

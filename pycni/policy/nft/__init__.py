@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from pycni.kernel import sysctl
+from errno import ENOENT
+
+from pycni.errors import KernelError
+from pycni.kernel import modules, sysctl
 from pycni.policy.base import Dataplane
 from pycni.policy.nft.compile import NftCompiler
 from pycni.policy.nft.driver import NftDriver, probe
@@ -27,12 +30,23 @@ def make() -> Dataplane:
     """
     driver = NftDriver()
     try:
-        for name in BRIDGED:
-            sysctl.put(name, 1)
+        see_bridged()
     except BaseException:
         driver.close()
         raise
     return Dataplane(NAME, NftCompiler(), driver)
+
+
+def see_bridged() -> bool:
+    """Have bridged packets pass the IP hooks; returns whether that was news. Raises KernelError."""
+    try:
+        changed = [sysctl.put(name, 1) for name in BRIDGED]
+    except KernelError as error:
+        if error.errno != ENOENT:
+            raise
+        modules.load("br_netfilter")
+        changed = [sysctl.put(name, 1) for name in BRIDGED]
+    return any(changed)
 
 
 def leftovers() -> list[str]:
