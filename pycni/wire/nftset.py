@@ -39,7 +39,7 @@ from pycni.wire.nftmsg import (
 
 MAX_LIST = 0xFFFF - 4 - 256
 """Bytes of elements in one message: an attribute's length has 16 bits, and an element has under 256 bytes."""
-NF_DROP, NF_ACCEPT, NFT_GOTO = 0, 1, -4
+NF_DROP, NF_ACCEPT, NFT_JUMP, NFT_GOTO = 0, 1, -3, -4
 _IFNAME = 41
 _HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
 """libnftnl's note that a set's keys are no numbers in network order (NFTNL_UDATA_SET_KEYBYTEORDER): for nft list."""
@@ -86,6 +86,8 @@ class SetSpec(NamedTuple):
     """For a map that packets write to: the greatest number of elements, each with a timeout."""
     counted: bool = False
     """Every element counts its packets and bytes."""
+    returns: bool = False
+    """Verdicts that lead to a chain come back behind the rule that looked them up (jump, not goto)."""
 
     @property
     def key_size(self) -> int:
@@ -144,7 +146,7 @@ def add_elements(table: str, spec: SetSpec, rows: Mapping[bytes, Value]) -> Iter
         head = _before_key(key_size, 0)
         elements = (head + key for key in rows)
     else:
-        elements = _verdict_elements(key_size, rows)
+        elements = _verdict_elements(spec, rows)
     return _lists(NEWSETELEM, NLM_F_CREATE, table, spec.name, elements)
 
 
@@ -232,12 +234,12 @@ def decode_remembered(payload: bytes) -> list[Remembered]:
     return found
 
 
-def verdict(name: str) -> bytes:
-    """``drop``, ``accept`` or going to a chain, as NFTA_DATA_VERDICT."""
+def verdict(name: str, *, returns: bool = False) -> bytes:
+    """``drop``, ``accept`` or going to a chain, as NFTA_DATA_VERDICT. ``returns``: and coming back."""
     code = _VERDICTS.get(name)
     if code is not None:
         return nested(2, attr(1, _BE32.pack(code)))
-    return nested(2, attr(1, _BE32.pack(NFT_GOTO)), attr_str(2, name))
+    return nested(2, attr(1, _BE32.pack(NFT_JUMP if returns else NFT_GOTO)), attr_str(2, name))
 
 
 def _type(fields: tuple[Field, ...]) -> int:
@@ -254,12 +256,13 @@ def _before_key(key_size: int, rest: int) -> bytes:
     return head + _ATTR.pack(8 + key_size, 0x8001) + _ATTR.pack(4 + key_size, 1)
 
 
-def _verdict_elements(key_size: int, rows: Mapping[bytes, Value]) -> Iterator[bytes]:
+def _verdict_elements(spec: SetSpec, rows: Mapping[bytes, Value]) -> Iterator[bytes]:
+    key_size = spec.key_size
     pieces: dict[Value, tuple[bytes, bytes]] = {}
     for key, value in rows.items():
         piece = pieces.get(value)
         if piece is None:
-            data = nested(2, verdict(str(value)))
+            data = nested(2, verdict(str(value), returns=spec.returns))
             piece = pieces[value] = (_before_key(key_size, len(data)), data)
         yield piece[0] + key + piece[1]
 
@@ -303,6 +306,6 @@ def _value_of(data: bytes) -> bytes:
 def _verdict_of(data: bytes) -> str:
     attrs = parse_attrs(parse_attrs(data).get(2, b""))
     code = int.from_bytes(attrs.get(1, b""), "big", signed=True)
-    if code == NFT_GOTO:
+    if code in {NFT_GOTO, NFT_JUMP}:
         return text(attrs.get(2, b""))
     return next((name for name, number in _VERDICTS.items() if number == code), f"verdict {code}")

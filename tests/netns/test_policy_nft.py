@@ -329,7 +329,7 @@ def test_a_new_engine_adopts_what_is_there_and_repairs_damage(rig, spaces):
             f"flush map inet {TABLE} classes",
             f"insert rule inet {TABLE} egress accept",
             f"add chain inet {TABLE} theirs",
-            f"add element inet {TABLE} closed_ingress4 {{ 10.244.1.13 }}",
+            f"add element inet {TABLE} closed_ingress4 {{ 10.244.1.99 }}",
             f"delete table inet {TABLE}",
         ):
             run(name, f"nft {damage}")

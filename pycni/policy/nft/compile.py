@@ -109,9 +109,8 @@ def _subject(address: bytes, direction: Direction, subject: Subject) -> Tables:
         verdicts(side, version): {verdict_name(chain): chain},
         f"judged_{side}{version}": {address: named_value(verdict_name(chain))},
         f"self{version}": {address + other: None for other in subject.siblings},
+        f"closed_{side}{version}": {address: None},
     }
-    if subject.stages.policies is not None:
-        tables[f"closed_{side}{version}"] = {address: None}
     return {**tables, **data}
 
 
@@ -194,12 +193,13 @@ def _combination(
         rest.append(f"goto {deny}")
     else:
         rest += _parts(version, direction, stages.baseline, "accept", chains, data)
+        rest += ["accept"] if rest else []
     behind = "accept"
     passes = any(rule.action is Action.PASS for part in stages.admin for rule in part.rules)
     if rest and passes:
         behind = hashed(f"rest-{side}{version}", rest)
         chains[behind] = tuple(rest)
-    rules = [*_parts(version, direction, stages.admin, behind, chains, data), *rest]
+    rules = [*_parts(version, direction, stages.admin, behind, chains, data), *(rest or ["accept"])]
     name = hashed(f"pods-{side}{version}", rules)
     chains[name] = tuple(rules)
     return name, chains, data

@@ -85,19 +85,16 @@ class _Walk:
                 return "accept"
             case ["judge", _, side]:
                 named = self._table(f"judged_{side}").get(self._end)
-                return (
-                    ""
-                    if named is None
-                    else self._final(self._tables[verdicts(side, self._version)][named_by(named)])
-                )
+                chains = self._tables[verdicts(side, self._version)]
+                return "" if named is None else self.chain(chains[named_by(named)])
             case ["closed", _, side, "goto", name] if self._end in self._table(f"closed_{side}"):
                 return self._final(name)
             case ["jump", name]:
                 return self.chain(name)
             case ["goto", name]:
                 return self._final(name)
-            case ["drop"]:
-                return "drop"
+            case ["accept" | "drop" as found]:
+                return found
             case ["count", side, *_]:
                 self.counted.append(rule.removeprefix(f"count {side} "))
         return ""

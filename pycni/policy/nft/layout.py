@@ -2,9 +2,9 @@
 
     table inet pycni_policy:
     for each family N in 4, 6 and each direction D:
-      verdicts_<D>N          map  name -> goto a chain                     one row per combination of policies
+      verdicts_<D>N          map  name -> jump to a chain                     one row per combination of policies
       judged_<D>N            map  address -> 0 . name                      pods of this node that policies judge
-      closed_<D>N            set  address                                  who is dropped without such a row
+      closed_<D>N            set  address                                  who is dropped without a verdict by it
       ownN, selfN            set  address; address . address               the node's; pairs of one pod's addresses
       groupsN                set  address . group                          who is in groups of pods
       blocksN                set  ranges of place . address                what ipBlocks allow
@@ -33,6 +33,10 @@ that of blocks and ports their place (policy, direction, number of the rule). So
 per group it belongs to, other blocks or ports of a policy are other elements, and no set comes or goes: the kernel
 finds sets by looking through all of them. As it walks through a map of verdicts once for each rule that looks it up,
 every such rule has a map of its own.
+
+A transaction is not one moment for a packet that is on its way through: it goes on by the rules there were when it
+came in, but finds the elements there are when it looks. So it can be led to a chain that is new, which has no rules for
+it. All chains of pods therefore end with a verdict, are jumped to, and whoever comes back without one is dropped.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from pycni.wire.nftmsg import POSTROUTING, Hook
 from pycni.wire.nftset import IPV4, IPV6, MARK, PORT, SetSpec, number
 
 TABLE = "pycni_policy"
-LAYOUT = "3"
+LAYOUT = "4"
 """Raised when the meaning of a row changes: a table of another layout is replaced."""
 LOG_GROUP, LOG_RATE, LOG_BURST = 100, 10, 20
 """nfnetlink_log group; per chain of denials so many packets in a second, and so many at once."""
@@ -86,7 +90,7 @@ def row_sets() -> dict[str, SetSpec]:
         specs.append(SetSpec(blocks(version), (number(ID + address.size),), interval=True))
         specs.append(SetSpec(named_ports(version), (address, PORT, MARK, MARK)))
         for side in SIDES.values():
-            specs.append(SetSpec(verdicts(side, version), (MARK, MARK), ()))
+            specs.append(SetSpec(verdicts(side, version), (MARK, MARK), (), returns=True))
             specs.append(SetSpec(f"judged_{side}{version}", (address,), (MARK, MARK, MARK)))
             specs.append(SetSpec(f"closed_{side}{version}", (address,)))
     return {spec.name: spec for spec in specs}

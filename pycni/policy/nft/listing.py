@@ -86,7 +86,7 @@ def _own(version: int, tables: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]
         yield from _set(
             name,
             f"{kind} : verdict",
-            (f"{show(key)} : goto {leads[named_by(rows[key])]}" for key in sorted(rows)),
+            (f"{show(key)} : jump {leads[named_by(rows[key])]}" for key in sorted(rows)),
         )
 
 

@@ -1,0 +1,91 @@
+"""Policies that change under a flood of packets none of which they allow: not one passes while the kernel changes over."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pycni.kernel import netns as namespaces
+from pycni.model.kube import Meta
+from pycni.model.policy import (
+    CLUSTER_NETWORK_POLICY,
+    NETWORK_POLICY,
+    Action,
+    ClusterNetworkPolicy,
+    ClusterRule,
+    NetworkPolicy,
+    Peer,
+    Selector,
+    Tier,
+)
+from tests.lab.policy_flood import Ear, Flood
+from tests.netns.evade_world import FROM_C, POLICIES, Judged, address, judged, only
+
+_NUMBERS = itertools.count()
+TURNS = 1500
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Judged]:
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"pyt{os.getpid()}c{next(_NUMBERS)}"
+        namespaces.create(name)
+        made.append(name)
+        return name
+
+    try:
+        with judged(make) as found:
+            yield found
+    finally:
+        for name in made:
+            namespaces.delete(name)
+
+
+def isolated(name: str) -> NetworkPolicy:
+    """b hears c only."""
+    return NetworkPolicy(meta=Meta(name=name, namespace="ns"), pods=only("b"), ingress=(FROM_C,))
+
+
+def denied(name: str) -> ClusterNetworkPolicy:
+    """b hears nobody in the namespace: no NetworkPolicy isolates it."""
+    rule = ClusterRule(action=Action.DENY, peers=(Peer(namespaces=Selector()),), ports=None)
+    return ClusterNetworkPolicy(
+        meta=Meta(name=name), tier=Tier.ADMIN, priority=1, pods=only("b"), ingress=(rule,)
+    )
+
+
+def replaced(world: Judged, kind: str, make) -> None:
+    """Another policy that says the same takes the place of the one before, in one change."""
+    for turn in range(TURNS):
+        new, old = make(f"t{turn}"), make(f"t{turn - 1}" if turn else "first")
+        world.store.put(kind, new.meta.key, new)
+        world.store.delete(kind, old.meta.key)
+        world.sync()
+    world.store.delete(kind, new.meta.key)
+
+
+CHANGES = {
+    "NetworkPolicy": (NETWORK_POLICY, isolated),
+    "ClusterNetworkPolicy": (CLUSTER_NETWORK_POLICY, denied),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_passes_while_policies_change_over(world: Judged, change: str):
+    kind, make = CHANGES[change]
+    world.store.put(kind, make("first").meta.key, make("first"))
+    if kind != NETWORK_POLICY:
+        world.store.delete(NETWORK_POLICY, "ns/b")
+    world.sync()
+    targets = [address(world.b, family) for family in (4, 6)]
+    with Ear(world.b.name) as ear:
+        with Flood(world.a.name, targets), Flood(world.e.name, targets[:1]):
+            replaced(world, kind, make)
+        assert ear.heard() == 0
+    world.store.put(NETWORK_POLICY, "ns/b", POLICIES["ns/b"])
+    world.sync()
