@@ -41,6 +41,7 @@ class PolicyLab:
     """The lab, its pods' prober, and what is there when no case has changed anything."""
 
     def __init__(self, name: str, plane: str) -> None:
+        self.plane = plane
         self.lab = Lab.up(LabSpec(name=name, nodes=3, family="dual", pods=0, proxy="nftables", policy=plane))
         try:
             values = [space_object(space) for space in SPACES]

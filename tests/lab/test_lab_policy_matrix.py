@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 
 from pycni.model.family import Family
-from pycni.model.kube import TCP, UDP
+from pycni.model.kube import SCTP, TCP, UDP
 from tests.lab.policy_build import (
     Case,
     Step,
@@ -34,7 +34,7 @@ from tests.lab.policy_build import (
 )
 from tests.lab.policy_cases import CASES, CLUSTER, UPSTREAM
 from tests.lab.policy_lab import PolicyLab, verdicts
-from tests.lab.policy_states import Oracle, Way
+from tests.lab.policy_states import Oracle, Way, ways
 from tests.lab.policy_world import PODS, Mappings, node_of
 
 from .conftest import unique_name
@@ -59,6 +59,36 @@ def test_the_kernel_does_what_the_oracle_says(plane: PolicyLab, case: Case) -> N
         plane.check(state, oracle, said)
         if case.services:
             plane.check(state, oracle, said, services=True)
+
+
+UNJUDGED = """
+table inet pyt_unjudged {
+    chain out {
+        type filter hook postrouting priority 80;
+        ct state new meta mark & 0x08000000 == 0 ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 meta l4proto { 6, 132 } drop
+    }
+}
+"""
+
+
+def test_programs_judge_what_goes_from_pod_to_pod(plane: PolicyLab) -> None:
+    """Where connections that no program has judged are dropped, nothing changes with eBPF, and nothing works without."""
+    one = step(np("y/p", labels(pod="b"), ingress=[rule(space("x"))]))
+    oracle = Oracle(plane.reach(one), plane.address)
+    said = {way: oracle.allowed(way) for way in ways((Family.V4,)) if way.protocol in {TCP, SCTP}}
+    plane.check(one, oracle, said)
+    for node in plane.lab.nodes():
+        plane.lab.exec(node.name, ["nft", UNJUDGED])
+    try:
+        if plane.plane == "ebpf":
+            plane.check(one, oracle, said)
+        else:
+            outcomes = plane.shoot(dict.fromkeys(said, False))
+            assert not any(outcome.arrived for outcome in outcomes.values())
+    finally:
+        for node in plane.lab.nodes():
+            plane.lab.exec(node.name, ["nft", "delete table inet pyt_unjudged"])
+    plane.check(one, oracle, said)
 
 
 # --- connections that last -------------------------------------------------------------------------------------------
@@ -186,8 +216,7 @@ def test_a_service_is_reached_from_a_port_that_was_used_for_its_endpoint(
     plane.reach(step(np(f"{target[0]}/p", ingress=[rule(space(), ports=[port(81)])])))
     way = Way(source, target, family, TCP, 81)
     service = plane.shots([way], services=True)[way]
-    ways = ((plane.address(target, family), 81), (service.address, service.at)) * 2
-    for number, end in enumerate(ways):
+    for number, end in enumerate(((plane.address(target, family), 81), (service.address, service.at)) * 2):
         client = plane.socket(source, family, TCP, (plane.address(source, family), 20999))
         with client:
             client.settimeout(3)
