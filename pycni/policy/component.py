@@ -38,7 +38,7 @@ from pycni.policy import nft
 from pycni.policy.base import Dataplane
 from pycni.policy.component_fast import PARTS, Exits, FastMaker
 from pycni.policy.component_gate import Gate
-from pycni.policy.component_report import PART, PolicyReport
+from pycni.policy.component_report import PART, PolicyReport, Unreadable
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.metrics import PolicyMetrics
 from pycni.policy.nft.layout import TABLE
@@ -61,8 +61,6 @@ FAST_S = 60.0
 EXITS_S = 5.0
 """How long the first change waits for the pod network, to adopt a fast path with the interfaces it had."""
 LOOK_S = 0.5
-SUSPECT = frozenset({NETWORK_POLICY, CLUSTER_NETWORK_POLICY, "file"})
-"""What must not be unreadable."""
 
 
 class PolicyComponent:
@@ -92,12 +90,12 @@ class PolicyComponent:
         self._settings = settings
         self._store = store
         self._waits = recorded
-        self._malformed = malformed
+        self._unreadable = Unreadable(malformed)
         self._make, self._see_bridged = make, see_bridged
         self._resync_s = float(settings.policy_sync_period)
         health, registry = health or Health(), metrics or Registry()
         self.report = PolicyReport(health, registry, valid_s=self._resync_s * 2 + 60)
-        health.ask(PART, self._unreadable)
+        health.ask(PART, lambda: self._unreadable.text)
         self._metrics = PolicyMetrics(registry, settings.policy_metrics_limit)
         self._worker = ThreadPoolExecutor(1, "policy")
         self._objects = store.current()
@@ -132,16 +130,16 @@ class PolicyComponent:
             lambda: self._engine,
             lambda: Overlay(store.snapshot(), self._pods),
             self._owned,
-            trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable()))),
+            trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable.text))),
             notes=lambda: self.report.notes,
-            problems=self._problems,
+            problems=lambda: self._unreadable.problems(self._engine),
             refused=self.gate.denied,
             shut=self.gate.held,
         )
         self._full_at = float("-inf")
         self._again_at, self._fast_at = float("inf"), float("-inf")
         self._again = Backoff(1.0, 300.0)
-        self._born = 0.0
+        self._born, self._read_at = 0.0, float("-inf")
         self._wanted = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -330,7 +328,9 @@ class PolicyComponent:
                 pass
             self._wanted.clear()
             await self._owned(self._sweep)
-            if self._metrics.due:
+            now = asyncio.get_running_loop().time()
+            if self._metrics.due and now - self._read_at >= readings.READ_S - 1:
+                self._read_at = now
                 await self._owned(self._read)
 
     def _sweep(self) -> None:
@@ -354,27 +354,6 @@ class PolicyComponent:
             self._metrics.take(readings.read(engine, policies, self.gate.denied))
         except PycniError as error:
             log.warning("counters of policies: %s", describe(error))
-
-    def _malformed_policies(self) -> dict[str, str]:
-        """Of what makes no sense: policies, and files that may have some."""
-        return {name: why for name, why in self._malformed().items() if name.partition(" ")[0] in SUSPECT}
-
-    def _unreadable(self) -> str:
-        found = list(self._malformed_policies().values())
-        if not found:
-            return ""
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        return f"policies that cannot be read: {'; '.join(found[:5])}{more}"
-
-    def _problems(self) -> dict[str, Sequence[str]]:
-        """By policy."""
-        found: dict[str, Sequence[str]] = {}
-        engine = self._engine
-        refused = engine.refusals.problems() if engine is not None else {}
-        for name, why in (*self._malformed_policies().items(), *refused.items()):
-            key = name.partition(" (")[0]
-            found[key] = (*found.get(key, ()), why)
-        return found
 
     def _own_exits(self) -> Sequence[str] | None:
         try:

@@ -7,11 +7,12 @@ end. All is said once, when it becomes so. ``/readyz`` is red as soon as somethi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pycni.agent.health import Health
 from pycni.agent.metrics import Registry
-from pycni.policy.engine import SyncResult
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
+from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.reconcile.runner import describe
 
 log = logging.getLogger("pycni.policy")
@@ -19,6 +20,8 @@ log = logging.getLogger("pycni.policy")
 PART = "policy"
 SHOWN = 5
 """So many things are named in one line."""
+SUSPECT = frozenset({NETWORK_POLICY, CLUSTER_NETWORK_POLICY, "file"})
+"""What must not be unreadable."""
 
 
 class PolicyReport:
@@ -139,3 +142,32 @@ class PolicyReport:
     def _tell(self) -> None:
         reason = self.reason
         self._health.set(PART, not reason, reason, valid_for=self._valid_s)
+
+
+class Unreadable:
+    """Policies that make no sense, among all that does not."""
+
+    def __init__(self, malformed: Callable[[], Mapping[str, str]]) -> None:
+        """``malformed``: ``kind key`` or ``file name`` -> why it makes no sense."""
+        self._malformed = malformed
+
+    @property
+    def text(self) -> str:
+        """For health; "" when every policy can be read."""
+        found = list(self._found().values())
+        if not found:
+            return ""
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return f"policies that cannot be read: {'; '.join(found[:SHOWN])}{more}"
+
+    def problems(self, engine: PolicyEngine | None) -> dict[str, Sequence[str]]:
+        """Lines by policy, those the kernel refuses too."""
+        found: dict[str, Sequence[str]] = {}
+        refused = engine.refusals.problems() if engine is not None else {}
+        for name, why in (*self._found().items(), *refused.items()):
+            key = name.partition(" (")[0]
+            found[key] = (*found.get(key, ()), why)
+        return found
+
+    def _found(self) -> dict[str, str]:
+        return {name: why for name, why in self._malformed().items() if name.partition(" ")[0] in SUSPECT}

@@ -63,6 +63,7 @@ class LocalPods:
         self._by_pod: dict[str, tuple[Attachment, ...]] = {}
         self._by_address: dict[str, tuple[Attachment, ...]] = {}
         """The last one holds it."""
+        self._holders: dict[bytes, Attachment] = {}
         self._moved = Moved(set(), set())
 
     def follow(self, endpoints: EndpointStore, changed: Callable[[], None]) -> None:
@@ -119,7 +120,7 @@ class LocalPods:
     def holders(self) -> dict[bytes, Attachment]:
         """Who has which address here; an attachment that was recorded anew is another object."""
         with self._lock:
-            return {dict(held[-1].addresses)[text]: held[-1] for text, held in self._by_address.items()}
+            return dict(self._holders)
 
     def pods(self) -> tuple[LocalPod, ...]:
         """Those that have their devices, for what serves pods one by one."""
@@ -154,7 +155,13 @@ class LocalPods:
     def _note(self, item: Attachment) -> None:
         if item.key:
             self._moved.keys.add(item.key)
-        self._moved.addresses.update(packed for _, packed in item.addresses)
+        for text, packed in item.addresses:
+            self._moved.addresses.add(packed)
+            held = self._by_address.get(text)
+            if held:
+                self._holders[packed] = held[-1]
+            else:
+                self._holders.pop(packed, None)
 
 
 class Overlay:
