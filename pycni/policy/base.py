@@ -48,6 +48,14 @@ class Denied(NamedTuple):
     bytes: int
 
 
+class Hits(NamedTuple):
+    """New connections that rules of a policy have decided about, either way, as far as it is counted."""
+
+    policy: str
+    direction: str
+    connections: int
+
+
 class Compiler(Protocol):
     """The pure half."""
 
@@ -176,6 +184,9 @@ class FastPath(Protocol):
 
     def denied(self) -> Sequence[Denied]:
         """What has been denied, by policy and direction. Raises KernelError."""
+
+    def hits(self) -> Sequence[Hits]:
+        """What it has decided itself, by policy and direction. Raises KernelError."""
 
     def drops(self) -> DropReader:
         """Live denials. Raises KernelError."""

@@ -22,7 +22,7 @@ from pycni.kernel.bpf_map import BpfMap
 from pycni.kernel.bpf_ring import RingReader
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.policy import Direction
-from pycni.policy.base import Decision, Denied, Drop, DropReader, LocalPod, Packet
+from pycni.policy.base import Decision, Denied, Drop, DropReader, Hits, LocalPod, Packet
 from pycni.policy.ebpf import devices as _devices
 from pycni.policy.ebpf import evaluate, flows
 from pycni.policy.ebpf.classes import RuleName
@@ -326,6 +326,17 @@ class EbpfFastPath:
             if found.packets:
                 sums[reason, "egress"] = found.packets, found.bytes
         return [Denied(*key, *sums[key]) for key in sorted(sums)]
+
+    def hits(self) -> Sequence[Hits]:
+        """See ``base.FastPath``."""
+        names = self.compiled.rule_names()
+        sums: dict[tuple[str, str], int] = {}
+        for rule, found in self.driver.decided().items():
+            name = names.get(rule)
+            for policy in () if name is None else name.policies:
+                key = policy, _side(name)
+                sums[key] = sums.get(key, 0) + found.packets
+        return [Hits(*key, sums[key]) for key in sorted(sums)]
 
     def drops(self) -> DropReader:
         """See ``base.FastPath``. There can be one reader at a time."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from pycni.errors import ConfigError
 from pycni.kernel import bpf_places
-from pycni.policy.base import Decision, Denied, DropReader, LocalPod, Packet
+from pycni.policy.base import Decision, Denied, DropReader, Hits, LocalPod, Packet
 from pycni.policy.ebpf import fastpath
 from pycni.policy.ebpf.driver import Places
 from pycni.policy.ebpf.fastpath import EbpfFastPath
@@ -163,6 +163,10 @@ class XdpPath:
                 found = sums.get(key, Denied(*key, 0, 0))
                 sums[key] = found._replace(packets=found.packets + packets, bytes=found.bytes + size)
         return [sums[key] for key in sorted(sums)]
+
+    def hits(self) -> Sequence[Hits]:
+        """See ``base.FastPath``."""
+        return self.below.hits()
 
     def drops(self) -> DropReader:
         """See ``base.FastPath``."""
