@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pycni.errors import KernelError
-from pycni.kernel import bpf, bpf_build, bpf_places, bpf_xdp
+from pycni.kernel import bpf, bpf_build, bpf_places, bpf_xdp, netns
 from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source
 from pycni.kernel.bpf_xdp import GENERIC, NATIVE, Device
@@ -78,9 +78,15 @@ class Programs:
         self._macs: tuple[bytes, ...] = ()
         try:
             self._setup = self._object.maps[layout.SETUP]
+            self._home = netns.current()
+        except BaseException:
+            self._object.close()
+            raise
+        try:
             self._adopt()
             self._sock = NetlinkSocket()
         except BaseException:
+            os.close(self._home)
             self._object.close()
             raise
 
@@ -136,6 +142,7 @@ class Programs:
     def close(self) -> None:
         """Release descriptors; the program goes on."""
         self._sock.close()
+        os.close(self._home)
         self._object.close()
 
     # --- interfaces ----------------------------------------------------------------------------------------------
@@ -202,8 +209,13 @@ class Programs:
             self._left.append(f"{device.name}: {way} XDP: {error}")
 
     def _commit(self, links: Mapping[str, Attachment]) -> None:
+        """Interfaces are those of the making thread's namespace, whoever calls."""
+        wanted = list(links.values())
         try:
-            self._object.commit(list(links.values()))
+            if netns.is_current(self._home):
+                self._object.commit(wanted)
+            else:
+                netns.run_in(self._home, lambda: self._object.commit(wanted))
         except OSError as exc:
             raise KernelError(exc.errno or errno.EIO, "load XDP program", self.folder, str(exc)) from exc
 
