@@ -140,7 +140,7 @@ def _side(console: Console, side: SideRules, *, here: bool) -> None:
     if not side.policies:
         return
     peers = "FROM" if side.direction == "ingress" else "TO"
-    table = _table("  POLICY", "TIER", "SELECTS", "DENIED", "RULE", "ACTION", peers, "PORTS")
+    table = _table("  POLICY", "TIER", "SELECTS", "HITS", "DENIED", "RULE", "ACTION", peers, "PORTS")
     for policy in side.policies:
         for row in _rules(policy, side.direction):
             table.add_row(*row)
@@ -149,7 +149,13 @@ def _side(console: Console, side: SideRules, *, here: bool) -> None:
 
 def _rules(policy: PolicyRules, direction: str) -> Iterator[list[Text | str]]:
     tier = f"{policy.tier} {policy.priority}" if policy.priority >= 0 else policy.tier
-    first: list[Text | str] = [Text(f"  {policy.key}", "bold"), tier, policy.selects, _denied(policy.denied)]
+    first: list[Text | str] = [
+        Text(f"  {policy.key}", "bold"),
+        tier,
+        policy.selects,
+        _hits(policy),
+        _denied(policy.denied),
+    ]
     nothing: list[Text | str] = [""] * len(first)
     if not policy.rules:
         yield [*first, "", Text("none", "dim"), Text("nobody", "dim"), ""]
@@ -161,6 +167,10 @@ def _rules(policy: PolicyRules, direction: str) -> Iterator[list[Text | str]]:
             yield [*head, *([name, action] if not line else ["", ""]), _peer(rule, line), _ports(rule, line)]
         if rule.problem:
             yield [*nothing, "", "", Text(rule.problem, "red"), ""]
+
+
+def _hits(policy: PolicyRules) -> str:
+    return str(policy.decided) if policy.decided >= 0 else "-"
 
 
 def _peer(rule: RuleText, line: int) -> str:

@@ -125,6 +125,8 @@ class PolicyRules(msgspec.Struct, frozen=True, kw_only=True):
     """Why it holds for the pod."""
     rules: tuple[RuleText, ...]
     denied: Count
+    decided: int
+    """New connections its rules have decided about in the fast path, allowed or denied; -1: nobody counts them."""
 
 
 class SideRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +173,8 @@ class Facts(NamedTuple):
     """Addresses and directions that have rows."""
     trouble: str = ""
     notes: tuple[str, ...] = ()
+    decided: Mapping[tuple[str, str], int] | None = None
+    """Connections by policy and direction; None: not counted."""
 
 
 def overview(objects: Objects, facts: Facts) -> Overview:
@@ -261,6 +265,7 @@ def _side(cluster: _Cluster, pod: Pod, direction: Direction, facts: Facts) -> Si
                 selects=selection(policy),
                 rules=tuple(cluster.rules(policy, direction, pod)),
                 denied=_count(facts.counts, named(policy), side),
+                decided=-1 if facts.decided is None else facts.decided.get((named(policy), side), 0),
             )
         )
     return SideRules(

@@ -122,6 +122,7 @@ class Routes:
             frozenset((show(address), effective.SIDES[side]) for address, side in view[SUBJECTS]),
             self._trouble(),
             self._all_notes(engine),
+            None if engine.fast is None else {hit[:2]: hit.connections for hit in engine.fast.hits()},
         )
 
     def _all_notes(self, engine: PolicyEngine) -> tuple[str, ...]:

@@ -199,16 +199,16 @@ def test_a_pod_has_a_page(lab, capsys):
         "enforced by nftables",
         "",
         "ingress: 2 policies; what no rule decides is denied",
-        "POLICY TIER SELECTS DENIED RULE ACTION FROM PORTS",
-        "guard admin 3 all namespaces - ingress[0] no-z Deny all pods of namespaces ns=z (3 pods) everything",
+        "POLICY TIER SELECTS HITS DENIED RULE ACTION FROM PORTS",
+        "guard admin 3 all namespaces - - ingress[0] no-z Deny all pods of namespaces ns=z (3 pods) everything",
         "ingress[1] Deny nodes (not known here) everything",
         "nodes: not known here, so this rule denies everything",
-        "x/web network pods pod=a - ingress[0] Accept pods pod=b of namespace x (1 pod) TCP 80",
+        "x/web network pods pod=a - - ingress[0] Accept pods pod=b of namespace x (1 pod) TCP 80",
         "TCP serve-81-tcp (81)",
         "",
         "egress: 1 policy; what no rule decides is denied",
-        "POLICY TIER SELECTS DENIED RULE ACTION TO PORTS",
-        "x/out network pods pod=a - egress[0] Accept 10.0.0.0/8 except 10.9.0.0/16 everything",
+        "POLICY TIER SELECTS HITS DENIED RULE ACTION TO PORTS",
+        "x/out network pods pod=a - - egress[0] Accept 10.0.0.0/8 except 10.9.0.0/16 everything",
     ]
 
 
@@ -254,6 +254,8 @@ def test_a_table_with_parts_missing_is_a_difference_and_no_failure(lab, capsys):
 
 
 def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
+    from pycni.policy.base import Denied, Hits
+
     objects = world(POLICIES)
     engine = engine_of("n1", objects)
 
@@ -269,6 +271,12 @@ def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
         def problems(self):
             return ["uplink eth1 has no programs"]
 
+        def denied(self):
+            return [Denied("NetworkPolicy x/out", "egress", 2, 120)]
+
+        def hits(self):
+            return [Hits("NetworkPolicy x/out", "egress", 7)]
+
     engine.fast = Fast()
     with serving(tmp_path / "s", routes_of("n1", engine, objects).routes()):
         words = ("policy", "explain", "--socket", str(tmp_path / "s"), "x/a", "10.9.1.1", "80")
@@ -276,6 +284,10 @@ def test_a_fast_path_is_asked_too(bridged, tmp_path, capsys):
         assert code == 2
         assert "n1: ebpf in the kernel: allowed, expected egress denied by NetworkPolicy x/out" in out
         assert "note: n1: ebpf: uplink eth1 has no programs" in out
+        _, out, _ = pycnictl(capsys, "policy", "--socket", str(tmp_path / "s"), "x/a")
+        assert "enforced by ebpf, nftables" in out
+        assert "  x/out   network  pods pod=a  7     2 packets  egress[0]" in out
+        assert "  guard   admin 3  all namespaces  0     -       ingress[0] no-z" in out
         engine.fast.decide = engine.fast.read_back = lambda _: None
         code, out, _ = pycnictl(capsys, *words)
         assert code == 1
