@@ -20,6 +20,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pycni.wire.netlink import (
+    HEADER,
+    NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -50,6 +52,10 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 _TABLE_COMMENT, _RULE_COMMENT = 0, 0
 """libnftnl's types of the user data that holds a comment (libnftnl/udata.h)."""
 _NUMBER = struct.Struct("=I")
+_NESTED = struct.Struct("=HH")
+_RULE_EXPRESSIONS = 4 | NLA_F_NESTED
+_NEWRULE = NFNL_SUBSYS_NFTABLES << 8 | NEWRULE
+_APPEND = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND
 _BE32 = struct.Struct(">I")
 _BE32S = struct.Struct(">i")
 
@@ -155,14 +161,12 @@ def delete_chain(table: str, name: str) -> bytes:
 
 def add_rule(table: str, chain: str, expressions: bytes, comment: str = "") -> bytes:
     """Append a rule. ``expressions`` are those of ``wire/nftexpr``, joined; the comment has up to 250 bytes."""
+    # There are many rules: everything is joined at once.
+    place = _place(table, chain)
     data = attr(7, _comment(_RULE_COMMENT, comment)) if comment else b""
-    return nft_message(
-        NEWRULE,
-        NLM_F_CREATE | NLM_F_APPEND,
-        _place(table, chain),
-        nested(4, expressions),
-        data,
-    )
+    size = len(expressions)
+    edge = HEADER.pack(24 + len(place) + size + len(data), _NEWRULE, _APPEND, 0, 0)
+    return b"".join((edge, _INET, place, _NESTED.pack(4 + size, _RULE_EXPRESSIONS), expressions, data))
 
 
 @lru_cache(maxsize=64)
