@@ -152,7 +152,7 @@ def _split_command(args: argparse.Namespace) -> None:
 
 def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default: 3)")
-    parser.add_argument("--backend", choices=("vxlan", "host-gw"), default="vxlan")
+    parser.add_argument("--backend", choices=("vxlan", "host-gw", "alloc"), default="vxlan")
     parser.add_argument("--family", choices=("ipv4", "ipv6", "dual"), default="ipv4")
     parser.add_argument("--pods", type=int, default=2, metavar="N", help="pods per node (default: 2)")
     parser.add_argument(
@@ -176,6 +176,11 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nftables", "ebpf", "none"),
         const="nftables",
         help="data plane of network policies (default: none, for demo nftables; --policy alone: nftables)",
+    )
+    parser.add_argument(
+        "--bgp",
+        action="store_true",
+        help="nodes announce pods and services by BGP to each other and to a router, where the client is",
     )
     parser.add_argument(
         "--chain",

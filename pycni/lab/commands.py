@@ -170,6 +170,7 @@ def _spec(args: argparse.Namespace, policy: str = "none") -> LabSpec:
         driver=args.driver,
         proxy=args.proxy or DEFAULT_PROXY[args.driver],
         policy=args.policy or policy,
+        bgp=args.bgp,
     )
 
 

@@ -20,6 +20,8 @@ from pycni.lab.ask import ask
 from pycni.model.tables import ROUTE_PROTOCOL
 from pycni.wire import rtnl
 
+RTPROT_BIRD = 12
+
 HTTP_TIMEOUT_S = 2.0
 
 
@@ -48,12 +50,13 @@ def http(namespace: str, host: str, port: int, target: str, body: str = "") -> t
 
 
 def routes(namespace: str, families: Sequence[int]) -> list[str]:
-    """Destinations of the routes an agent made, as "10.244.1.0/24". Raises KernelError."""
+    """Destinations of the routes an agent or its BGP engine made, as "10.244.1.0/24". Raises KernelError."""
     with netns.socket_in(namespace) as sock:
         found = [
             rtnl.parse_route(message)
             for family in families
-            for message in sock.dump(rtnl.dump_routes(family, protocol=ROUTE_PROTOCOL))
+            for protocol in (ROUTE_PROTOCOL, RTPROT_BIRD)
+            for message in sock.dump(rtnl.dump_routes(family, protocol=protocol))
         ]
     return [f"{ip_address(route.destination)}/{route.prefix_len}" for route in found]
 

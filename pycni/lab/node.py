@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pycni
 from pycni.errors import ConfigError, PycniError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, inside, netns, processes, topology
+from pycni.lab import driver, inside, netns, processes, router, topology
 from pycni.lab.processes import ProcessId
 from pycni.lab.runtime import CniRuntime, load_list
 from pycni.lab.state import LabState
@@ -109,10 +109,11 @@ class LabNode:
             "healthz-port": str(topology.HEALTH_PORT),
             "log-level": "info",
             **topology.component_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
+            **(router.flags(self.spec) if self.spec.bgp else {}),
         }
         for family, address in self.addresses.items():
             flags["public-ip" if family is Family.V4 else "public-ipv6"] = str(address.ip)
-        return ["run", "--ip-masq", *(word for name, value in flags.items() for word in (f"--{name}", value))]
+        return ["run", "--ip-masq", *(f"--{name}={value}" for name, value in flags.items())]
 
     def start(self) -> ProcessId:
         """Start the agent and return at once; see ``readiness``."""

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, etcd, inside, netns, pods, processes, resolv, survey, topology
+from pycni.lab import driver, etcd, inside, netns, pods, processes, resolv, router, survey, topology
 from pycni.lab.apply import Cluster
 from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wipe
 from pycni.lab.driver import Stream
@@ -102,8 +102,10 @@ class Lab:
             netns.make_fabric(spec)
             for index in range(1, spec.nodes + 1):
                 self._begin_node(index)
-            if spec.proxy != "none":
+            if spec.has_client:
                 netns.make_client(spec)
+            if spec.bgp:
+                self._remember("router", router.start(spec, self.state))
         cluster = Cluster(self, held=True)
         cluster.begin()
         with progress.step(f"etcd at {topology.etcd_endpoint(spec)}"):
@@ -331,7 +333,7 @@ class Lab:
         """Namespace of a node ("": it has a kernel of its own), a pod, ``fabric`` or ``client``. Raises LabError."""
         if target == topology.FABRIC:
             return topology.fabric_namespace(self.spec.name)
-        if target == topology.CLIENT and self.spec.proxy != "none":
+        if target == topology.CLIENT and self.spec.has_client:
             return topology.client_namespace(self.spec.name)
         if target in self.record.nodes:
             return self.driver.space(target)

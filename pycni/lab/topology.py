@@ -28,7 +28,7 @@ import msgspec
 from pycni.errors import PycniError
 from pycni.model.family import Family, Network
 
-BACKENDS = ("vxlan", "host-gw")
+BACKENDS = ("vxlan", "host-gw", "alloc")
 DRIVERS = ("netns", "uml")
 """What nodes are: namespaces of this kernel, or User-Mode Linux guests with one of their own each."""
 FAMILY_CHOICES = ("ipv4", "ipv6", "dual")
@@ -111,6 +111,13 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Data plane of services: one of ``PROXIES``."""
     policy: str = "none"
     """Data plane of network policies: one of ``POLICIES``."""
+    bgp: bool = False
+    """Nodes announce pods and services to each other and to a router in the client's namespace."""
+
+    @property
+    def has_client(self) -> bool:
+        """Whether there is somebody outside the cluster."""
+        return self.proxy != "none" or self.bgp
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -143,6 +150,10 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--policy {spec.policy!r}: not one of {', '.join(POLICIES)}", usage=True)
     if spec.driver == "uml" and spec.policy != "none":
         raise LabError(f"--policy {spec.policy!r}: the guests' kernel has no nftables for IP", usage=True)
+    if spec.backend == "alloc" and not spec.bgp:
+        raise LabError("--backend 'alloc': makes no routes between nodes; take --bgp too", usage=True)
+    if spec.driver == "uml" and spec.bgp:
+        raise LabError("--bgp: the guests have no BIRD", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:
@@ -251,7 +262,7 @@ def dns_addresses(spec: LabSpec) -> tuple[str, ...]:
 def component_flags(spec: LabSpec, manifests: str) -> dict[str, str]:
     """Flags of an agent that gets its objects from a folder of manifests; none without a data plane for them."""
     planes = {"proxy": spec.proxy, "policy": spec.policy}
-    components = [name for name, plane in planes.items() if plane != "none"]
+    components = [name for name, plane in planes.items() if plane != "none"] + ["bgp"] * spec.bgp
     if not components:
         return {}
     flags = {"components": ",".join(["network", *components]), "manifest-dir": manifests}
