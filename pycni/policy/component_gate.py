@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pycni.errors import KernelError
+from pycni.kernel import conntrack
 from pycni.model.endpoint import Endpoint
 from pycni.model.kube import POD
 from pycni.policy import spoof
@@ -108,6 +109,8 @@ class Gate:
     def gone(self, endpoint: Endpoint) -> None:
         """Forget a pod that is cut off; the next pass clears its rows away."""
         known = self._pods.remove(endpoint.owner)
+        if known:
+            self._forget_connections(endpoint)
         guard = self._checking() if known and endpoint.host_ifname else None
         if guard is not None:
             try:
@@ -117,6 +120,15 @@ class Gate:
                 self._guard_due = True
         if known:
             self._changed()
+
+    def _forget_connections(self, endpoint: Endpoint) -> None:
+        """What was allowed to this pod is not to be inherited by the next one with its addresses."""
+        try:
+            forgotten = conntrack.forget_host(addresses_of(endpoint))
+        except KernelError as error:
+            log.warning("%s: its connections stay tracked: %s", endpoint.owner, error)
+        else:
+            log.debug("%s: %d connections forgotten", endpoint.owner, forgotten)
 
     def _admit_now(self) -> bool:
         if not self._report.programmed or not self._lock.acquire(timeout=ADD_WAIT_S):
