@@ -150,6 +150,24 @@ def test_a_translated_datagram_to_the_ends_of_a_known_flow_makes_both_the_stacks
 
 
 @V4V6
+def test_a_port_that_led_to_the_endpoint_itself_may_lead_to_its_service_next(proxy, rig, family):
+    rig.only(*ONE_WAY)
+    service = svc()
+    proxy.apply({service.meta.key: service}, {piece.meta.key: piece for piece in eps("b")})
+    try:
+        with Socket(rig.spaces, "a", TCP, A[family], 29150) as one:
+            one.connect(B[family], 8080)
+            assert one.ask() == "b"
+            assert rig.carried(Try("a", "b", family, TCP, 80))
+        with Socket(rig.spaces, "a", TCP, A[family], 29150) as other:
+            other.connect(VIP[family], 80)
+            assert other.ask() == "b"
+            assert not rig.carried(Try("a", "b", family, TCP, 80))
+    finally:
+        proxy.apply({}, {})
+
+
+@V4V6
 def test_datagrams_begun_while_programs_stood_aside_stay_the_stacks(rig, family):
     rig.only(*ONE_WAY)
     with (
