@@ -207,7 +207,11 @@ def overview(objects: Objects, facts: Facts) -> Overview:
             )
         )
     known = {named(policy) for _, policy in cluster.ordered()}
-    rows += (_unreadable(name, lines) for name, lines in sorted(facts.problems.items()) if name not in known)
+    rows += (
+        _unreadable(name, lines)
+        for name, lines in sorted(facts.problems.items())
+        if name not in known and name.partition(" ")[0] in {NETWORK_POLICY, CLUSTER_NETWORK_POLICY}
+    )
     return Overview(
         node=facts.node,
         planes=facts.planes,

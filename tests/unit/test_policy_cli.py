@@ -324,6 +324,7 @@ def test_policies_that_cannot_be_read_are_listed(bridged, tmp_path, capsys):
     lines = {
         "NetworkPolicy x/bad": ["spec.ingress: no list"],
         "NetworkPolicy x/web": ["the kernel refuses it"],
+        "file zz.yaml": ["no YAML"],
     }
     routes = routes_of(
         "n1",
@@ -335,6 +336,7 @@ def test_policies_that_cannot_be_read_are_listed(bridged, tmp_path, capsys):
     with serving(tmp_path / "s", routes.routes()):
         _, out, _ = pycnictl(capsys, "policy", "--socket", str(tmp_path / "s"))
     assert "not as policies say: 1 policy cannot be read\n" in out
+    assert "zz.yaml" not in out
     assert [line.split()[0] for line in out.splitlines() if line.endswith("cannot be read")][-1] == "x/bad"
     assert "NetworkPolicy x/bad: spec.ingress: no list\n" in out
     assert "NetworkPolicy x/web: the kernel refuses it\n" in out
