@@ -6,17 +6,20 @@ Then what needs connections that last: they outlive changes of policies, and do 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from typing import Self
+from urllib.parse import urlencode
 
 import pytest
 
+from pycni.lab import settle
 from pycni.model.family import Family
-from pycni.model.kube import SCTP, TCP, UDP
+from pycni.model.kube import PROTOCOL_NAMES, SCTP, TCP, UDP
 from tests.lab.policy_build import (
     Case,
     Step,
@@ -32,10 +35,10 @@ from tests.lab.policy_build import (
     space,
     step,
 )
-from tests.lab.policy_cases import CASES, CLUSTER, UPSTREAM
+from tests.lab.policy_cases import CASES, UPSTREAM
 from tests.lab.policy_lab import PolicyLab, verdicts
 from tests.lab.policy_states import Oracle, Way, ways
-from tests.lab.policy_world import PODS, Mappings, node_of
+from tests.lab.policy_world import PODS, SPACES, Mappings, node_of
 
 from .conftest import unique_name
 
@@ -50,7 +53,7 @@ def plane(request: pytest.FixtureRequest) -> Iterator[PolicyLab]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_kernel_does_what_the_oracle_says(plane: PolicyLab, case: Case) -> None:
-    whole = case in UPSTREAM or case in CLUSTER
+    whole = case in UPSTREAM
     for state in case.steps:
         number = plane.begin(state)
         oracle = Oracle(plane.objects(), plane.address)
@@ -59,6 +62,45 @@ def test_the_kernel_does_what_the_oracle_says(plane: PolicyLab, case: Case) -> N
         plane.check(state, oracle, said)
         if case.services:
             plane.check(state, oracle, said, services=True)
+
+
+EXPLAINED = (
+    "by-port",
+    "named-port-at-egress",
+    "excluded-by-one-allowed-by-another",
+    "mixture-1",
+    "mixture-2",
+)
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_agents_explain_what_oracle_compiled_values_and_kernel_say(plane: PolicyLab, name: str) -> None:
+    """Of connections on one node and between nodes, by both families and three protocols."""
+    state = next(case for case in CASES if case.name == name).steps[-1]
+    oracle = Oracle(plane.reach(state), plane.address)
+    everything = ways()
+    for way in everything[:: len(everything) // 6]:
+        query = urlencode(
+            {
+                "source": way.source,
+                "destination": way.target,
+                "port": way.port,
+                "protocol": PROTOCOL_NAMES[way.protocol],
+            }
+        )
+        for node in {node_of(way.source), node_of(way.target)}:
+            status, body = settle.control(plane.lab.node(node), f"/policies/explain?{query}", 10)
+            assert status == 200, body
+            answer = json.loads(body)
+            assert answer["trouble"] == ""
+            found = {item["destination"]["address"]: item for item in answer["connections"]}
+            item = found[plane.address(way.target, way.family)]
+            told = oracle.told(way)
+            assert item["allowed"] is told.allowed, told
+            assert item["differences"] == []
+            by = {check["by"] for check in item["checks"]}
+            assert {"compiled", "nftables in the kernel"} <= by
+            assert ("ebpf in the kernel" in by) is (plane.plane == "ebpf")
 
 
 UNJUDGED = """
@@ -73,7 +115,10 @@ table inet pyt_unjudged {
 
 def test_programs_judge_what_goes_from_pod_to_pod(plane: PolicyLab) -> None:
     """Where connections that no program has judged are dropped, nothing changes with eBPF, and nothing works without."""
-    one = step(np("y/p", labels(pod="b"), ingress=[rule(space("x"))]))
+    # A node without any policy for its pods leaves them to the stack.
+    one = step(
+        *(np(f"{name}/p", ingress=[rule(space("x"), space("y"))], egress=[rule(space())]) for name in SPACES)
+    )
     oracle = Oracle(plane.reach(one), plane.address)
     said = {way: oracle.allowed(way) for way in ways((Family.V4,)) if way.protocol in {TCP, SCTP}}
     plane.check(one, oracle, said)
