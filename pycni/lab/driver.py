@@ -10,11 +10,14 @@ it has a kernel of its own (``space`` tells).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
 
+from pycni.errors import KernelError
+from pycni.kernel import bpf_places
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import netns, processes, topology
 from pycni.lab.probe import Check, Prober
@@ -117,6 +120,9 @@ class NetnsDriver:
                 *([agent] if agent is not None and agent.alive() else ()),
             ]
         )
+        # Programs of its agent stay in the kernel without it, and after this nobody could tell whose they are.
+        with contextlib.suppress(KernelError):
+            bpf_places.remove_node(kernel_netns.path(self.space(node)))
         for space in spaces:
             kernel_netns.delete(space)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pycni.lab.topology import LabSpec
 from .conftest import unique_name
 from .lab_tools import ctl
 
+PINS = "/sys/fs/bpf/pycni"
 WEB = {"matchLabels": {"app": "web"}}
 MANIFESTS = [
     {
@@ -69,7 +71,7 @@ MANIFESTS = [
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    made = Lab.up(LabSpec(name=unique_name(), nodes=2, pods=0, proxy="nftables", policy="nftables"))
+    made = Lab.up(LabSpec(name=unique_name(), nodes=2, pods=0, proxy="nftables", policy="ebpf"))
     yield made
     made.down()
 
@@ -131,6 +133,19 @@ def test_a_change_that_an_agent_cannot_take_in_is_told(lab: Lab, monkeypatch: py
     cluster = Cluster(lab)
     cluster.label([key], {"late": None})
     assert cluster.problems == [], "it has made up for it"
+
+
+def test_a_node_takes_its_programs_along(lab: Lab) -> None:
+    def pins() -> set[str]:
+        return {name for name in os.listdir(PINS) if name.startswith("node3@")}
+
+    before = pins()
+    lab.add_node()
+    ran(lab, "pod", "add", "late", "--node", "node3", "--labels", "role=front")
+    assert len(pins() - before) == 1, "the fast path of the new node"
+    assert any(item.startswith("late>") for item in reach(lab))
+    lab.remove_node("node3")
+    assert pins() <= before
 
 
 @pytest.mark.parametrize(
