@@ -2,6 +2,7 @@
 
     one     all rules select the one pod that is measured: every second one a pod by its label, every second a block
     ports   the same, every rule with a port of its own
+    stacked the same in policies of a hundred rules each
     spread  ten rules for each pod of the node, of which one is measured, as in a cluster
 
 The client is a pod that the rule in the middle allows: a fair place for lists. Pods ``b`` on node n1 and ``c`` on node n2
@@ -27,13 +28,13 @@ from pycni.model.policy import (
 )
 from pycni.store import Snapshot, Store
 
-SHAPES = ("one", "ports", "spread")
+SHAPES = ("one", "ports", "stacked", "spread")
 SPACE = "bench"
 ADDRESSES = {"a": "10.244.1.2", "b": "10.244.1.3", "c": "10.244.2.2"}
 NODES = {"a": "n1", "b": "n1", "c": "n2"}
 PORTS = PortRange(first=5000, last=19999)
 """What is allowed to be measured."""
-PER_POD = 10
+PER_POD, PER_POLICY = 10, 100
 
 
 def select(**labels: str) -> Selector:
@@ -74,7 +75,9 @@ def cluster(shape: str, count: int) -> Snapshot:
     each = tuple(rules(min(count, PER_POD) if shape == "spread" else count, own_ports=shape == "ports"))
     for name in ("b", "c"):
         pods.append(_pod(name, ADDRESSES[name], NODES[name], own=name))
-        policies.append(policy(f"for-{name}", name, each))
+        size = PER_POLICY if shape == "stacked" else count
+        some = [each[start : start + size] for start in range(0, len(each), size)]
+        policies += [policy(f"for-{name}-{number}", name, part) for number, part in enumerate(some)]
         for number in range(1, others):
             own = f"{name}{number}"
             pods.append(

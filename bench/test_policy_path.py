@@ -94,7 +94,7 @@ def built(stack: ExitStack, shape: str, target: str) -> Iterator[Variant]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", ["b", "c"], ids=["same_node", "two_nodes"])
-@pytest.mark.parametrize("shape", ["one", "ports", "spread"])
+@pytest.mark.parametrize("shape", ["one", "ports", "stacked", "spread"])
 def test_what_a_packet_pays(benchmark: Any, shape: str, target: str) -> None:
     with ExitStack() as stack:
         variants = list(built(stack, shape, target))

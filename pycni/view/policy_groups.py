@@ -78,11 +78,12 @@ class Groups:
         self._home.setdefault(group.namespace, Wanting()).add(group.name, group.pods)
         self._kinds[group.name] = set()
         self._put(GROUPS, group.name, group)
-        for namespace in [group.namespace] if group.namespace else self._seen:
-            space = labels(namespace)
-            if group.namespaces is None or group.namespaces.matches(space):
-                for kind in self._seen.get(namespace, Having[Kind]()).candidates(group.pods):
-                    self._match(kind, group, space)
+        for part in group.parts or (group,):
+            for namespace in [part.namespace] if part.namespace else self._seen:
+                space = labels(namespace)
+                if part.namespaces is None or part.namespaces.matches(space):
+                    for kind in self._seen.get(namespace, Having[Kind]()).candidates(part.pods):
+                        self._match(kind, group, space)
 
     def _end(self, group: Group) -> None:
         name, group = group.name, self._groups[group.name]
