@@ -49,7 +49,7 @@ def both(name, snapshot):
     return node, maps
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_explain_says_what_the_api_says_and_finds_no_difference(seed):
     world = make_world(seed, connections=30)
