@@ -59,8 +59,17 @@ class Flood:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        out, _ = self._process.communicate(timeout=20)
-        self.sent = json.loads(out or b"{}")
+        if not self.sent:
+            self.stop()
+            assert self._process.stdout is not None
+            with self._process.stdout as out:
+                self.sent = json.loads(out.read() or b"{}")
+            self._process.wait(20)
+
+    def stop(self) -> None:
+        """Let it end, without waiting for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 class Ear:

@@ -175,26 +175,19 @@ class Newcomer:
             cni_args=args,
             capability_args={"ips": list(self.ips), "mac": self.mac.hex(":")},
         )
-        self._hushed = contextlib.ExitStack()
         self.ear = Ear(self.space)
-        self.flood: Flood
-
-    def __enter__(self) -> Self:
-        """It floods near and far as soon as it can, with datagrams and with frames of its own."""
-        world = self._world
         frames = []
         for target, mac in ((NEAR, world.macs[NEAR]), (FAR, world.gateway)):
             frames += world.frames(self.mac, mac, list(zip(self.ips, world.ips[target], strict=True)))
         self.flood = Flood(self.space, [*world.ips[NEAR], *world.ips[FAR]], frames)
-        self._hushed.enter_context(self.flood)
+
+    def __enter__(self) -> Self:
+        """It floods near and far as soon as it can, with datagrams and with frames of its own."""
+        self.flood.__enter__()
         return self
 
-    def hush(self) -> None:
-        """It floods no more."""
-        self._hushed.close()
-
     def __exit__(self, *_: object) -> None:
-        self.hush()
+        self.flood.__exit__(None, None, None)
         self.ear.__exit__()
         self._world.lab.node("node1").runtime().delete(self._attachment)
         netns.delete(self.space)
@@ -220,14 +213,17 @@ def test_a_pod_is_shut_from_its_first_moment_on(world: World) -> None:
                 )
             ]
             ips = [ip for new in some for ip in new.ips]
-            with contextlib.ExitStack() as pods:
-                for flood in (*some, Flood(world.spaces[NEAR], ips, frames), Flood(world.spaces[FAR], ips)):
-                    pods.enter_context(flood)
+            floods = [Flood(world.spaces[NEAR], ips, frames), Flood(world.spaces[FAR], ips)]
+            try:
+                for one in (*some, *floods):
+                    one.__enter__()
                 list(pool.map(Newcomer.add, some))
                 time.sleep(0.05)
                 heard = [new.ear.heard() for new in some]
-                for new in some:
-                    new.hush()
+            finally:
+                for flood in (*floods, *(new.flood for new in some)):
+                    flood.stop()
+                list(pool.map(lambda one: one.__exit__(None, None, None), (*floods, *some)))
             about = f"of {(turn + 1) * AT_ONCE} pods"
             assert heard == [0] * AT_ONCE, about
             assert {name: ear.heard() for name, ear in ears.items()} == {NEAR: 0, FAR: 0}, about
