@@ -2,6 +2,7 @@
 
     ifaddrmsg: u8 family | u8 prefix | u8 flags | u8 scope | u32 index
     rtmsg:     u8 family | u8 dst len | u8 src len | u8 tos | u8 table | u8 protocol | u8 scope | u8 type | u32 flags
+    rtnexthop: u16 length | u8 flags | u8 weight - 1 | i32 index
     ndmsg:     u8 family | u8,u16 pad | i32 index | u16 state | u8 flags | u8 type
                                                         (include/uapi/linux/{if_addr,rtnetlink,neighbour}.h)
 
@@ -11,12 +12,14 @@ Addresses are packed bytes (4 or 16); the family follows from their length. Link
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pycni.wire.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    MalformedError,
     Message,
     attr,
     attr_u32,
@@ -50,6 +53,7 @@ NTF_SELF = 0x02
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
+_RTNH = struct.Struct("=HBBi")
 
 
 class AddressInfo(NamedTuple):
@@ -79,6 +83,8 @@ class RouteInfo(NamedTuple):
     flags: int
     multipath: bool
     mtu: int
+    hops: tuple[bytes, ...] = ()
+    """Gateways, when there are several."""
 
 
 class NeighbourInfo(NamedTuple):
@@ -142,11 +148,15 @@ def new_route(
     scope: int | None = None,
     mtu: int = 0,
     advmss: int = 0,
+    hops: Sequence[tuple[bytes, int]] = (),
     replace: bool = False,
 ) -> bytes:
-    """Add a route, or put it in the place of one with equal key (``replace``). ``scope`` None: as ip(8) chooses."""
+    """Add a route, or put it in the place of one with equal key (``replace``). ``scope`` None: as ip(8) chooses.
+
+    ``hops``: several gateways, each with the number of its device, in place of ``gateway`` and ``oif``.
+    """
     if scope is None:
-        direct = not gateway and kind == RTN_UNICAST and len(destination) == 4
+        direct = not gateway and not hops and kind == RTN_UNICAST and len(destination) == 4
         scope = RT_SCOPE_LINK if direct else RT_SCOPE_UNIVERSE
     flags = RTNH_F_ONLINK if onlink else 0
     head = _RTMSG.pack(
@@ -163,10 +173,30 @@ def new_route(
         parts.append(attr_u32(RTA_OIF, oif))
     if metric:
         parts.append(attr_u32(RTA_PRIORITY, metric))
+    if hops:
+        parts.append(attr(RTA_MULTIPATH, b"".join(_next_hop(*hop) for hop in hops)))
     metrics = (attr_u32(RTAX_MTU, mtu) if mtu else b"") + (attr_u32(RTAX_ADVMSS, advmss) if advmss else b"")
     if metrics:
         parts.append(nested(RTA_METRICS, metrics))
     return message(RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL), b"".join(parts))
+
+
+def _next_hop(gateway: bytes, oif: int) -> bytes:
+    """Struct rtnexthop with its attribute."""
+    via = attr(RTA_GATEWAY, gateway)
+    return _RTNH.pack(_RTNH.size + len(via), 0, 0, oif) + via
+
+
+def _gateways(payload: bytes | None) -> tuple[bytes, ...]:
+    """Of RTA_MULTIPATH. Raises MalformedError when a length does not fit."""
+    found, offset = [], 0
+    while payload is not None and offset + _RTNH.size <= len(payload):
+        size = _RTNH.unpack_from(payload, offset)[0]
+        if not _RTNH.size <= size <= len(payload) - offset:
+            raise MalformedError(f"rtnexthop of {size} bytes at {offset} of {len(payload)}")
+        found.append(parse_attrs(payload[offset : offset + size], _RTNH.size).get(RTA_GATEWAY, b""))
+        offset += (size + 3) & ~3
+    return tuple(found)
 
 
 def del_route(
@@ -290,6 +320,7 @@ def parse_route(msg: Message) -> RouteInfo:
         flags=flags,
         multipath=RTA_MULTIPATH in attrs,
         mtu=_u32(metrics.get(RTAX_MTU)),
+        hops=_gateways(attrs.get(RTA_MULTIPATH)),
     )
 
 
