@@ -6,7 +6,7 @@ been listed and the records of this node's pods are known: until then an earlier
 ``policy-sync-period`` the kernel is read back and compared; so it is after a failure, and when the table vanished. What
 the kernel refuses closes the pods it is about, makes health red and is tried again.
 
-A fast path of an earlier agent is adopted, or taken away, before the first change; a new one is made after it.
+A fast path of an earlier agent stands aside, or goes, before the first change; it is taken over, or made, after that.
 
 When the agent stops, everything stays in the kernel. Kernel work happens on one worker thread and on threads of CNI
 calls (``component_gate``), one at a time, in the network namespace of the thread that runs the loop.
@@ -31,12 +31,11 @@ from pycni.agent.settings import Settings
 from pycni.agent.tableguard import TableGuard
 from pycni.errors import KernelError, PycniError
 from pycni.ipam.endpoints import EndpointStore
-from pycni.kernel import bpf_places
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.policy import metrics as readings
 from pycni.policy import nft
 from pycni.policy.base import Dataplane
-from pycni.policy.component_fast import PARTS, Exits, FastMaker
+from pycni.policy.component_fast import Exits, FastMaker
 from pycni.policy.component_gate import Gate
 from pycni.policy.component_report import PART, PolicyReport, Unreadable
 from pycni.policy.engine import PolicyEngine
@@ -58,8 +57,6 @@ SWEEP_S = 5.0
 """How often the fast path forgets connections that have ended."""
 FAST_S = 60.0
 """Between two attempts to have a fast path."""
-EXITS_S = 5.0
-"""How long the first change waits for the pod network, to adopt a fast path with the interfaces it had."""
 LOOK_S = 0.5
 
 
@@ -139,7 +136,7 @@ class PolicyComponent:
         self._full_at = float("-inf")
         self._again_at, self._fast_at = float("inf"), float("-inf")
         self._again = Backoff(1.0, 300.0)
-        self._born, self._read_at = 0.0, float("-inf")
+        self._read_at = float("-inf")
         self._wanted = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -147,7 +144,6 @@ class PolicyComponent:
 
     async def run(self) -> NoReturn:
         """Run for ever."""
-        self._born = asyncio.get_running_loop().time()
         async with AsyncExitStack() as exits:
             exits.callback(self._worker.shutdown)
             exits.push_async_callback(self._work, self._close)
@@ -218,15 +214,7 @@ class PolicyComponent:
         missing = [kind for kind in KINDS if kind not in self._objects.listed]
         if missing:
             return f"no listing of {', '.join(missing)} yet"
-        if self._waits:
-            return "the records of this node's pods are not read yet"
-        adopts = self._engine is None and self._fast.wanted and any(map(bpf_places.existing, PARTS))
-        if adopts and self._exits() is None:
-            left_s = self._born + EXITS_S - asyncio.get_running_loop().time()
-            if left_s > 0:
-                self._later("exits", min(left_s, LOOK_S / 5))
-                return "the pod network is not known yet, and there are programs to adopt"
-        return ""
+        return "the records of this node's pods are not read yet" if self._waits else ""
 
     def _pass(self, *, full: bool, again: bool) -> None:
         """On the worker. Raises KernelError."""
@@ -253,22 +241,11 @@ class PolicyComponent:
         return engine.fast is None or not self._fast.fits()
 
     def _begin(self) -> PolicyEngine:
-        """The engine, with what there is of an earlier fast path. Raises KernelError."""
-        fast = None
-        if self._fast.wanted and any(map(bpf_places.existing, PARTS)):
-            fast = self._fast.make()
-        try:
-            gone = self._fast.leftovers()
-            if gone:
-                log.info("policies: removed of an earlier fast path: %s", "; ".join(gone))
-            engine = PolicyEngine(self._settings.node_name, self._make())
-        except BaseException:
-            if fast is not None:
-                fast.close()
-            raise
-        if fast is not None:
-            engine.take_fast(fast)
-        self._engine = self.gate.engine = engine
+        """The engine, with nftables judging alone. Raises KernelError."""
+        gone = self._fast.begin()
+        if gone:
+            log.info("policies: removed of an earlier fast path: %s", "; ".join(gone))
+        engine = self._engine = self.gate.engine = PolicyEngine(self._settings.node_name, self._make())
         return engine
 
     def _make_fast(self) -> None:

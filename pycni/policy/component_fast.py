@@ -1,27 +1,34 @@
 """The fast path of a node by its settings: made when its interfaces are known, taken away when it is not wanted.
 
-Life: the component asks with each pass (``made``), on its worker. What the machine lacks for it is said once, and
-nftables judges alone; a kernel that refuses is asked again with every full pass. Modules with programs are known by
-dotted name and imported only when they are wanted, or when pins of an earlier life are there.
+Life: before its first change the component has programs of an earlier agent stand aside (``begin``), so that nftables,
+which has the same policies, judges everything new; those that are not wanted go. After the first pass the fast path is
+made (``make``), which takes over what is there. What the machine lacks for it is said once, and nftables judges alone;
+a kernel that refuses is asked again every minute. Modules with programs are known by dotted name and imported only when
+they are wanted, or when pins of an earlier life are there.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pycni.agent.settings import Settings
-from pycni.errors import ConfigError, PycniError
-from pycni.kernel import bpf_places
+from pycni.errors import ConfigError, KernelError, PycniError
+from pycni.kernel import bpf, bpf_places
+from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.policy.base import FastPath
 from pycni.policy.component_report import PolicyReport
+from pycni.policy.ebpf import layout
 
 log = logging.getLogger("pycni.policy")
 
 PARTS = {"policy": "pycni.policy.ebpf.fastpath", "xdp": "pycni.policy.xdp.xdp"}
 """Pins of programs, and whose they are."""
+_FIRST = bytes(4)
 Exits = Callable[[], Sequence[str] | None]
 """Interfaces by which other nodes and the outside are reached, the external one first; None: not known yet."""
 
@@ -86,6 +93,17 @@ class FastMaker:
             return _path(fast)
         return _path(made)
 
+    def begin(self) -> list[str]:
+        """Have nftables judge alone before anything changes; says what went. Raises KernelError, OSError."""
+        if not self.wanted:
+            return self.leftovers()
+        try:
+            stand_aside()
+        except KernelError as error:
+            log.warning("policies: programs of an earlier agent cannot be taken over: %s", error)
+            return remove_programs(set(), self._load)
+        return self.leftovers()
+
     def leftovers(self) -> list[str]:
         """Take away programs of an earlier life that are not wanted. Raises KernelError, OSError."""
         settings = self._settings
@@ -93,6 +111,23 @@ class FastMaker:
         if self.wanted:
             keep = {"policy"} if settings.policy_xdp == "off" else {"policy", "xdp"}
         return remove_programs(keep, self._load)
+
+
+def stand_aside() -> None:
+    """Have programs of an earlier agent leave new connections to nftables. Raises KernelError."""
+    spec = next(MapSpec(*row) for row in layout.MAPS if row[0] == layout.CONFIG)
+    for folder in bpf_places.existing("policy"):
+        path = os.path.join(folder, "maps", layout.CONFIG)
+        held = bpf.get(path)
+        config = BpfMap(spec, held)
+        try:
+            if not spec.fits(bpf.map_info(held)):
+                raise KernelError(errno.EPROTO, "stand aside", path, "of another version")
+            now = config.get(_FIRST)
+            if now is not None:
+                config.put(_FIRST, layout.Config.unpack(now)._replace(judging=0).pack())
+        finally:
+            config.close()
 
 
 def remove_programs(keep: set[str], load: Callable[[str], Any] = importlib.import_module) -> list[str]:

@@ -48,6 +48,7 @@ async def agent(folder, server, components):
         f"--cni-socket={folder}/cni.sock",
         "--proxy-mode=nftables",
         "--proxy-healthz-port=0",
+        "--conntrack-tcp-be-liberal=false",
         "--cluster-cidr=10.244.0.0/16",
         f"--kube-api-url={server.url}",
     ]

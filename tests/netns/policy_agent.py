@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 from pycni.agent.health import Health
 from pycni.agent.settings_file import load
 from pycni.ipam.endpoints import EndpointStore
-from pycni.kernel import netns, nft_names
+from pycni.kernel import bpf_places, netns, nft_names
 from pycni.model.endpoint import Endpoint
 from pycni.policy import cleanup, nft
 from pycni.policy.base import Dataplane
 from pycni.policy.component import PolicyComponent
+from pycni.policy.component_fast import PARTS
 from pycni.reconcile.backoff import Backoff
 from pycni.sources.manifests import ManifestSource
 from pycni.store import Store
@@ -76,7 +79,7 @@ class Folder:
         self.put("NetworkPolicy", name, namespace, spec={"podSelector": {}, **spec})
 
 
-def endpoint(name: str, state: str = "pending") -> Endpoint:
+def endpoint(name: str, state: str = "pending", mac: str = "02:00:00:00:00:01") -> Endpoint:
     """The record of a pod of the topology."""
     lengths = (24, 64)
     return Endpoint(
@@ -85,7 +88,7 @@ def endpoint(name: str, state: str = "pending") -> Endpoint:
         ifname="eth0",
         state=state,  # type: ignore[arg-type]
         host_ifname=f"p{name}",
-        mac="02:00:00:00:00:01",
+        mac=mac,
         addresses=tuple(
             ip_interface(f"{address}/{size}") for address, size in zip(PODS[name], lengths, strict=True)
         ),
@@ -98,6 +101,7 @@ class PolicyAgent:
     """The component with its source of manifests; ``start`` and ``stop`` at will."""
 
     def __init__(self, spaces: Topology, folder: Folder, state: Path) -> None:
+        self._spaces = spaces
         self.space = spaces.names["node"]
         self.folder = folder
         self.wrap: Callable[[Dataplane], Dataplane] = lambda plane: plane
@@ -195,19 +199,38 @@ class PolicyAgent:
         return self._inside(lambda: self._add(name))
 
     def _add(self, name: str) -> float:
-        self.records.put(endpoint(name))
+        pending = endpoint(name, mac=self._mac(name))
+        self.records.put(pending)
         began = time.monotonic()
-        self.component.gate.admit(endpoint(name))
+        self.component.gate.admit(pending)
         took = time.monotonic() - began
-        self.component.gate.attached(endpoint(name))
-        self.records.put(endpoint(name, "ready"))
+        self.component.gate.attached(pending)
+        self.records.put(endpoint(name, "ready", self._mac(name)))
         return took
+
+    def _mac(self, name: str) -> str:
+        words = ["ip", "-j", "-n", self._spaces.names[name], "link", "show", "eth0"]
+        found = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+        return str(found[0]["address"])
 
     def delete(self, name: str) -> None:
         """What a DEL does."""
         self.records.put(endpoint(name, "dying"))
         self._inside(lambda: self.component.gate.gone(endpoint(name)))
         self.records.remove(endpoint(name).owner)
+
+    @property
+    def flows(self) -> float | None:
+        """Connections the fast path carries; None while it does not judge."""
+        engine = self.component.gate.engine
+        if engine is None or engine.fast is None or engine.aside:
+            return None
+        served = engine.fast.figures()
+        return served["flows"] if served["pods"] == 3 else None
+
+    def pins(self) -> list[str]:
+        """Folders of programs there are for the node."""
+        return [folder for part in PARTS for folder in self._inside(partial(bpf_places.existing, part))]
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

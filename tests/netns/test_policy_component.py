@@ -336,6 +336,36 @@ def test_records_are_admitted_again_by_a_restarted_agent(agent, reaches):
     assert reaches("b", "a", timeout=2)
 
 
+def test_programs_are_made_taken_over_and_taken_away(agent, reaches):
+    """With what nftables judges below them there is no moment in which a policy does not hold."""
+    agent.folder.policy("from-db", ingress=[{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}]}])
+    agent.flags = ["--policy=ebpf"]
+    agent.start()
+    for name in PODS:
+        agent.add(name)
+    wait_for(lambda: agent.flows is not None, "the fast path to judge", 60)
+    assert reaches("b", "a", timeout=2)
+    assert not reaches("c", "a")
+    wait_for(lambda: agent.flows, "connections it carries")
+    agent.stop()
+    assert not reaches("c", "a")
+    agent.folder.policy(
+        "from-db",
+        ingress=[{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}]}],
+    )
+    agent.start()
+    assert not reaches("b", "a"), "it holds as soon as health is green, whatever programs said before"
+    assert reaches("c", "a", timeout=2)
+    wait_for(lambda: agent.flows is not None, "the fast path to judge again", 60)
+    assert not reaches("b", "a")
+    agent.stop()
+    agent.flags = []
+    agent.start()
+    assert agent.pins() == []
+    assert not reaches("b", "a")
+    assert reaches("c", "a", timeout=2)
+
+
 def test_cleanup_leaves_nothing(agent, spaces):
     agent.folder.policy("deny")
     agent.start(ready=False, listed=False)

@@ -16,6 +16,7 @@ from pycni.errors import ConfigError, KernelError
 from pycni.kernel import bpf_places
 from pycni.model.kube import NAMESPACE, NODE, POD, KubeNode, Meta, Namespace, Pod
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
+from pycni.policy import component_fast
 from pycni.policy.base import Dataplane
 from pycni.policy.component import PolicyComponent
 from pycni.policy.component_fast import FastMaker
@@ -184,6 +185,7 @@ class World:
 def no_pins(monkeypatch):
     pins = set()
     monkeypatch.setattr(bpf_places, "existing", lambda part="": [part] if part in pins else [])
+    monkeypatch.setattr(component_fast, "stand_aside", lambda: None)
     return pins
 
 
@@ -392,19 +394,35 @@ def test_a_fast_path_is_made_after_the_first_pass_and_serves_pods_with_devices()
     World("--policy=ebpf").run(scenario)
 
 
-def test_programs_of_an_earlier_agent_are_adopted_before_anything_is_programmed(no_pins):
+def test_programs_of_an_earlier_agent_stand_aside_before_anything_is_programmed(no_pins, monkeypatch):
     no_pins.add("policy")
 
     async def scenario(world):
+        aside = []
+        monkeypatch.setattr(component_fast, "stand_aside", lambda: aside.append(world.driver.applies))
         world.exits = None
         world.list_all(DENY)
-        await world.until(lambda: "pod network" in world.red)
-        assert (world.driver.tables, world.modules.made) == ({}, [])
+        await world.until(lambda: world.red == "" and world.judged(P))
+        assert (aside, world.modules.made) == ([0], []), "the interfaces are not known yet"
         world.exits = ("eth0",)
-        await world.until(lambda: world.red == "")
+        await world.until(lambda: bool(world.modules.made))
         assert world.modules.made[0].made["uplinks"] == ("eth0",)
-        assert world.modules.made[0].log[:1] == ["aside"]
         assert world.modules.removed == []
+
+    World("--policy=ebpf").run(scenario)
+
+
+def test_programs_that_cannot_even_stand_aside_are_taken_away(no_pins, monkeypatch):
+    no_pins |= {"policy", "xdp"}
+
+    def fail():
+        raise KernelError(errno.EPROTO, "stand aside")
+
+    async def scenario(world):
+        monkeypatch.setattr(component_fast, "stand_aside", fail)
+        world.list_all(DENY)
+        await world.until(lambda: world.red == "")
+        assert world.modules.removed == ["xdp", "ebpf"]
 
     World("--policy=ebpf").run(scenario)
 
