@@ -145,7 +145,11 @@ def _asked(connection: _UnixConnection, path: str, target: str) -> http.client.H
         text = answer.read().decode(errors="replace").strip()
         answer.close()
         if answer.status == 404 and text.startswith("there are "):
-            text = f"it does not run what answers {target.partition('?')[0]} ({text})"
+            # The server's own words: no component of this agent answers such questions.
+            what = target.partition("?")[0]
+            raise AgentError(
+                f"the agent at {path} does not run what answers {what} (setting components)", 404
+            )
         raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status, text)
     return answer
 

@@ -414,7 +414,10 @@ def test_an_agent_without_policies_is_told_from_one_that_waits(tmp_path, capsys)
     with serving(tmp_path / "t", {"/services": at_once}):
         found, _, err = pycnictl(capsys, "policy", "--socket", str(tmp_path / "t"))
     assert found == 1
-    assert "it does not run what answers /policies (there are /services)" in err
+    assert (
+        err
+        == f"pycnictl: the agent at {tmp_path / 't'} does not run what answers /policies (setting components)\n"
+    )
 
 
 # --- drops -----------------------------------------------------------------------------------------------------------

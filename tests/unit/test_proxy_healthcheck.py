@@ -244,7 +244,7 @@ def test_errors_of_the_socket_say_which_and_why(tmp_path, caplog):
         fetch(str(path), "/hello")
 
     def ask():
-        with pytest.raises(AgentError, match="answers 404") as caught:
+        with pytest.raises(AgentError, match="does not run what answers /nothing") as caught:
             fetch(str(path), "/nothing")
         assert caught.value.status == 404
         with pytest.raises(AgentError, match="answers 500"):
