@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from pycni.kernel.monitor import Event, Lost
-from pycni.model.fabric import FabricState, VxlanLink
+from pycni.model.fabric import FabricState, IpipLink, Link, VxlanLink
 from pycni.model.family import Family
 from pycni.model.node import Underlay
 from pycni.model.tables import (
@@ -121,11 +121,11 @@ class Watchman:
             return self._own_link(removed, link, wanted)
         if link.name == self._underlay:
             return self._underlay_link(removed, link)
-        if not removed and link.vxlan is not None and link.alias == LINK_ALIAS:
+        if not removed and (link.vxlan or link.ipip) is not None and link.alias == LINK_ALIAS:
             return self._say(f"{link.name}: a device of ours that is not wanted", Concern.FABRIC)
         return Concern.NOTHING
 
-    def _own_link(self, removed: bool, link: rtlink.Link, wanted: VxlanLink) -> Concern:
+    def _own_link(self, removed: bool, link: rtlink.Link, wanted: Link) -> Concern:
         wrong = "deleted" if removed else _deviation(wanted, link)
         if not wrong:
             self._in_place.add(link.name)
@@ -206,13 +206,15 @@ class Watchman:
         return concern
 
 
-def _deviation(wanted: VxlanLink, link: rtlink.Link) -> str:
+def _deviation(wanted: Link, link: rtlink.Link) -> str:
     """How an announced device differs from the wanted one; "" when it does not."""
-    if link.vxlan is None or link.vxlan.vni != wanted.vni:
+    if isinstance(wanted, VxlanLink) and (link.vxlan is None or link.vxlan.vni != wanted.vni):
+        return "replaced by another device"
+    if isinstance(wanted, IpipLink) and (link.ipip is None or link.ipip.local != wanted.local):
         return "replaced by another device"
     if not link.up:
         return "taken down"
-    if link.mac != wanted.mac:
+    if isinstance(wanted, VxlanLink) and link.mac != wanted.mac:
         return "its MAC was changed"
     if link.mtu != wanted.mtu:
         return "its MTU was changed"

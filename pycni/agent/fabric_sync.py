@@ -24,7 +24,7 @@ from pycni.kernel.fabric import FabricDriver, Failure, Tables
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.nft import Nft
 from pycni.kernel.nft_elements import NftElements
-from pycni.model.fabric import FabricState, VxlanLink
+from pycni.model.fabric import FabricState, Link
 from pycni.model.family import Family
 from pycni.reconcile.delta import Delta, diff, diff_keys
 from pycni.wire import rtlink
@@ -74,8 +74,8 @@ class FabricSync:
         """Whether ``part`` may be used: what is in the kernel is remembered."""
         return self._tables is not None
 
-    def devices(self, names: set[str]) -> Mapping[str, VxlanLink]:
-        """The VXLAN devices that are ours or have one of these names."""
+    def devices(self, names: set[str]) -> Mapping[str, Link]:
+        """The devices of the fabric that are ours or have one of these names."""
         return self._driver.read(names).links
 
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:

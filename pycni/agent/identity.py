@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from pycni.backends.vxlan import device_name, vtep_mac
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link, VxlanLink
 from pycni.model.family import Family, show_mac
 from pycni.model.lease import LeaseAttrs
 
@@ -44,16 +44,16 @@ def choose_macs(
     vni: int,
     families: Iterable[Family],
     *,
-    links: Mapping[str, VxlanLink],
+    links: Mapping[str, Link],
     published: LeaseAttrs | None,
 ) -> dict[str, bytes]:
-    """MACs by device name. ``links``: the VXLAN devices there are; ``published``: what our last lease said."""
+    """MACs by device name. ``links``: the devices there are; ``published``: what our last lease said."""
     chosen = {}
     for family in families:
         name = device_name(family, vni)
         link = links.get(name)
         earlier = vtep_mac(published.data(family), vni) if published is not None else None
-        if link is not None and link.vni == vni and any(link.mac) and not link.mac[0] & 1:
+        if isinstance(link, VxlanLink) and link.vni == vni and any(link.mac) and not link.mac[0] & 1:
             mac, why = link.mac, "of the device that is there"
         elif isinstance(earlier, bytes):
             mac, why = earlier, "of our last lease"

@@ -17,6 +17,7 @@ from pycni.backends.base import Backend, Site, pod_mtu
 from pycni.backends.masq import Masquerade, VxlanGuard
 from pycni.backends.table import backend
 from pycni.errors import ConfigError
+from pycni.model.fabric import VxlanLink
 from pycni.model.family import Family, Network
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -79,7 +80,7 @@ def make_plan(
     )
     firewall = FirewallPlan(
         masquerade=_masquerade(options, conf, own) if options.ip_masq else (),
-        guard=_guard(conf) if links else None,
+        guard=_guard(conf) if any(isinstance(link, VxlanLink) for link in links.values()) else None,
     )
     return Plan(backend=how, node=node, conf=conf, attrs=attrs, site=site, pods=pods, firewall=firewall)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pycni.backends.base import PeerEntries, Refusal, Site, own_addresses, peer_address
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link
 from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -34,7 +34,7 @@ class Alloc:
             backend_type=self.name,
         )
 
-    def links(self, _site: Site) -> Mapping[str, VxlanLink]:
+    def links(self, _site: Site) -> Mapping[str, Link]:
         """No devices."""
         return {}
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from pycni.errors import ConfigError
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link
 from pycni.model.family import Address, Family, Network
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -74,7 +74,7 @@ class Backend(Protocol):
         """What peers must know of us. Raises ConfigError when the node lacks what the network needs."""
         ...
 
-    def links(self, site: Site) -> Mapping[str, VxlanLink]:
+    def links(self, site: Site) -> Mapping[str, Link]:
         """Devices, by name. Raises ConfigError when they cannot be made on this underlay."""
         ...
 

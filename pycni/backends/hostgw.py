@@ -18,7 +18,7 @@ from pycni.backends.base import (
     subnet_of,
 )
 from pycni.errors import ConfigError
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link
 from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -50,7 +50,7 @@ class HostGw:
             backend_type=self.name,
         )
 
-    def links(self, _site: Site) -> Mapping[str, VxlanLink]:
+    def links(self, _site: Site) -> Mapping[str, Link]:
         """No devices."""
         return {}
 

@@ -12,6 +12,7 @@ from pycni.errors import ConfigError
 BACKENDS: Mapping[str, str] = {
     "vxlan": "pycni.backends.vxlan:Vxlan",
     "host-gw": "pycni.backends.hostgw:HostGw",
+    "ipip": "pycni.backends.ipip:Ipip",
     "alloc": "pycni.backends.alloc:Alloc",
 }
 """``Backend.Type`` -> module:class. The only place that knows them."""

@@ -32,7 +32,7 @@ from pycni.backends.base import (
     subnet_of,
 )
 from pycni.errors import ConfigError
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link, VxlanLink
 from pycni.model.family import Family, show_mac
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -75,7 +75,7 @@ class Vxlan:
             backend_v6_data=data.get(Family.V6),
         )
 
-    def links(self, site: Site) -> Mapping[str, VxlanLink]:
+    def links(self, site: Site) -> Mapping[str, Link]:
         """One VTEP per family of our lease."""
         return {
             link.name: link

@@ -116,7 +116,7 @@ def route_key(info: rtnl.RouteInfo) -> RouteKey:
 def decode_route(
     info: rtnl.RouteInfo, by_index: Mapping[int, str], ours: Mapping[int, str]
 ) -> tuple[RouteKey, Route] | None:
-    """A route of ours, or one on ``ours``, the VXLAN devices by index."""
+    """A route of ours, or one on ``ours``, our devices by index."""
     mine = info.protocol == ROUTE_PROTOCOL
     if not mine and (info.oif not in ours or info.protocol in _LEFT_TO_KERNEL or info.kind not in _KINDS):
         return None

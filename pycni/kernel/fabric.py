@@ -4,10 +4,10 @@ Life: the network component compiles a ``FabricState``; ``read`` lists the kerne
 makes the kernel agree and returns what could not be done, object by object. Between full reads the component
 remembers what was applied and uses ``apply_tables`` with the few entries that changed.
 
-Ours are: routes of protocol 112; VXLAN devices with our alias or with a name the desired state uses, and everything
-permanent on them. A route on such a device that another program made (flannel, before a takeover) is listed with
-kind ``adopted``, so that it differs from the desired one and is replaced in place. A foreign route in the way of a
-desired one is taken over when it leads the same way, else it stays and is reported.
+Ours are: routes of protocol 112; VXLAN and IP-in-IP devices with our alias or with a name the desired state uses, and
+everything permanent on them. A route on such a device that another program made (flannel, before a takeover) is
+listed with kind ``adopted``, so that it differs from the desired one and is replaced in place. A foreign route in the
+way of a desired one is taken over when it leads the same way, else it stays and is reported.
 
 Everything happens in the network namespace the driver was made in. ``vtep_peers`` is the firewall's business
 (``agent/firewall``): neither read nor applied here.
@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
-from pycni.kernel import netns, sysctl, vtep
+from pycni.kernel import netns, sysctl, tunnel_kinds
 from pycni.kernel.entries import (
     clear_message,
     decode_fdb,
@@ -36,7 +36,8 @@ from pycni.kernel.entries import (
 )
 from pycni.kernel.errors import Verdict, judge
 from pycni.kernel.netlink import NetlinkSocket
-from pycni.model.fabric import FabricState, VxlanLink
+from pycni.kernel.tunnel import Lost, PutSysctl, find
+from pycni.model.fabric import FabricState, Link
 from pycni.model.family import Family
 from pycni.model.tables import (
     LINK_ALIAS,
@@ -74,7 +75,7 @@ class Tables(NamedTuple):
 class FabricDriver:
     """StateDriver of ``FabricState``. One thread at a time."""
 
-    def __init__(self, sock: NetlinkSocket | None = None, put_sysctl: vtep.PutSysctl | None = None) -> None:
+    def __init__(self, sock: NetlinkSocket | None = None, put_sysctl: PutSysctl | None = None) -> None:
         """``sock`` and ``put_sysctl`` are given by tests that bring their own kernel."""
         self._home = netns.current()
         try:
@@ -85,7 +86,7 @@ class FabricDriver:
         self._put_sysctl = put_sysctl or self._put_at_home
         self._indexes: dict[str, int] = {}
         self._ours: set[str] = set()
-        """Names of our VXLAN devices as last seen."""
+        """Names of our devices as last seen."""
 
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""
@@ -97,21 +98,25 @@ class FabricDriver:
     # reading
 
     def read(self, names: Collection[str] = ()) -> FabricState:
-        """What is ours now; ``names`` are VXLAN devices to take for ours whatever their alias.
+        """What is ours now; ``names`` are devices to take for ours whatever their alias.
 
         Raises KernelError when the kernel cannot be read; a part of the truth is never returned.
         """
         links = [rtlink.parse_link(msg) for msg in self._sock.dump(rtlink.dump_links(), "dump links")]
         by_index = {link.ifindex: link.name for link in links}
         self._indexes = {link.name: link.ifindex for link in links}
-        ours = [link for link in links if link.vxlan and (link.name in names or link.alias == LINK_ALIAS)]
+        ours = [
+            link
+            for link in links
+            if link.kind in tunnel_kinds.KINDS and (link.name in names or link.alias == LINK_ALIAS)
+        ]
         self._ours = {link.name for link in ours}
         indexes = {link.ifindex: link.name for link in ours}
         return FabricState(
-            links={link.name: vtep.read(self._sock, link, by_index) for link in ours},
+            links={link.name: tunnel_kinds.read(self._sock, link, by_index) for link in ours},
             routes=self._read_routes(by_index, indexes),
             neighbours=self._read_neighbours(indexes),
-            fdb=self._read_fdb(indexes),
+            fdb=self._read_fdb([link.ifindex for link in ours if link.vxlan], indexes),
         )
 
     def _read_routes(self, by_index: Mapping[int, str], ours: Mapping[int, str]) -> dict[RouteKey, Route]:
@@ -138,9 +143,9 @@ class FabricDriver:
                         found[entry[0]] = entry[1]
         return found
 
-    def _read_fdb(self, ours: Mapping[int, str]) -> dict[FdbKey, FdbEntry]:
+    def _read_fdb(self, vteps: Collection[int], ours: Mapping[int, str]) -> dict[FdbKey, FdbEntry]:
         found: dict[FdbKey, FdbEntry] = {}
-        for index in ours:
+        for index in vteps:
             for msg in self._dump(rtnl.dump_fdb(index), "dump FDB"):
                 entry = decode_fdb(rtnl.parse_neighbour(msg), ours)
                 if entry is not None:
@@ -169,8 +174,8 @@ class FabricDriver:
         lost = self._apply_links(desired.links, actual.links, failures)
         broken = {failure.key for failure in failures}
         want, have = _without(desired, broken, broken), _without(actual, broken, broken)
-        gone = {name for name, what in lost.items() if what is vtep.Lost.EVERYTHING}
-        deaf = gone | {name for name, what in lost.items() if what is vtep.Lost.NEIGHBOURS}
+        gone = {name for name, what in lost.items() if what is Lost.EVERYTHING}
+        deaf = gone | {name for name, what in lost.items() if what is Lost.NEIGHBOURS}
         have = _without(have, gone, deaf)
         failures += self.apply_tables(
             Tables(
@@ -256,17 +261,17 @@ class FabricDriver:
         return KernelError(errno.EEXIST, "", "", f"in the way and not ours: {words}")
 
     def _apply_links(
-        self, desired: Mapping[str, VxlanLink], actual: Mapping[str, VxlanLink], failures: list[Failure]
-    ) -> dict[str, vtep.Lost]:
+        self, desired: Mapping[str, Link], actual: Mapping[str, Link], failures: list[Failure]
+    ) -> dict[str, Lost]:
         """Devices as they should be; returns what each changed one has lost."""
-        lost: dict[str, vtep.Lost] = {}
+        lost: dict[str, Lost] = {}
         for name, link in desired.items():
             have = actual.get(name)
-            if have is not None and vtep.same(link, have):
+            if have is not None and tunnel_kinds.same(link, have):
                 continue
             try:
-                lost[name] = vtep.ensure(self._sock, link, have, self._put_sysctl)
-                self._indexes[name] = vtep.find(self._sock, name).ifindex
+                lost[name] = tunnel_kinds.ensure(self._sock, link, have, self._put_sysctl)
+                self._indexes[name] = find(self._sock, name).ifindex
                 self._ours.add(name)
             except KernelError as exc:
                 failures.append(Failure("links", name, exc))
@@ -282,7 +287,7 @@ class FabricDriver:
         """Number of a device, remembered until a full read. Raises KernelError ENODEV naming it."""
         found = self._indexes.get(name)
         if found is None:
-            found = vtep.find(self._sock, name).ifindex
+            found = find(self._sock, name).ifindex
             self._indexes[name] = found
         return found
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pycni.model.family import show
 from pycni.model.tables import (
     FdbEntry,
     FdbKey,
@@ -21,6 +22,9 @@ from pycni.model.tables import (
     neighbour_text,
     route_text,
 )
+
+IPIP, VXLAN = "ipip", "vxlan"
+"""IFLA_INFO_KIND of the devices."""
 
 
 class VxlanLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,11 +46,38 @@ class VxlanLink(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[tuple[bytes, int], ...] = ()
     """Own addresses as (packed, prefix length)."""
 
+    @property
+    def text(self) -> str:
+        """In the notation of ip-link(8)."""
+        return f"link {self.name} type {VXLAN} id {self.vni} dstport {self.port} mtu {self.mtu}"
+
+
+class IpipLink(msgspec.Struct, frozen=True, kw_only=True):
+    """An IPv4-in-IPv4 device without a far end of its own: the gateway of the route is the far end."""
+
+    name: str
+    parent: str
+    """Underlay interface (IFLA_IPTUN_LINK)."""
+    local: bytes
+    """Underlay source address, 4 bytes."""
+    mtu: int
+    addresses: tuple[tuple[bytes, int], ...] = ()
+    """Own addresses as (packed, prefix length)."""
+
+    @property
+    def text(self) -> str:
+        """In the notation of ip-link(8)."""
+        return f"link {self.name} type {IPIP} local {show(self.local)} mtu {self.mtu}"
+
+
+Link = VxlanLink | IpipLink
+"""A device of the fabric, which all peers share."""
+
 
 class FabricState(msgspec.Struct, frozen=True, kw_only=True):
     """Devices and hot tables by which this node reaches its peers' pods."""
 
-    links: Mapping[str, VxlanLink] = {}
+    links: Mapping[str, Link] = {}
     routes: Mapping[RouteKey, Route] = {}
     neighbours: Mapping[NeighbourKey, Neighbour] = {}
     fdb: Mapping[FdbKey, FdbEntry] = {}
@@ -55,10 +86,7 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
 
     def text(self) -> list[str]:
         """Every entry as a line in the notation of ip(8) and bridge(8), sorted."""
-        lines = [
-            f"link {link.name} type vxlan id {link.vni} dstport {link.port} mtu {link.mtu}"
-            for link in self.links.values()
-        ]
+        lines = [link.text for link in self.links.values()]
         lines += [route_text(*item) for item in self.routes.items()]
         lines += [neighbour_text(*item) for item in self.neighbours.items()]
         lines += [fdb_text(*item) for item in self.fdb.items()]

@@ -31,9 +31,10 @@ KNOWN = frozenset(
     }
 )  # fmt: skip
 VXLAN_KEYS = ("VNI", "Port", "DirectRouting", "GBP", "Learning")
-"""Keys that mean something to the vxlan backend alone."""
+"""Keys that mean something to a backend with devices; each of the others refuses those that are not its own."""
 BACKEND_KEYS = {
     "vxlan": frozenset(name.lower() for name in (*VXLAN_KEYS, "Type", "MTU", "MacPrefix")),
+    "ipip": frozenset({"type", "directrouting"}),
     "host-gw": frozenset({"type"}),
     "alloc": frozenset({"type"}),
 }
@@ -115,6 +116,8 @@ def encode_netconf(conf: NetConf) -> bytes:
             "GBP": backend.gbp,
             "Learning": backend.learning,
         }
+    elif backend.type == "ipip":
+        out["Backend"] = {"Type": backend.type, "DirectRouting": backend.direct_routing}
     return msgspec.json.encode(out)
 
 
@@ -174,7 +177,7 @@ def _bound(fields: Fields, name: str, network: Network, length: int, default: in
 
 
 def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
-    """The Backend object. Keys that only vxlan knows are contradictory on host-gw and refused."""
+    """The Backend object. Keys of vxlan that a backend we know has not are contradictory on it and refused."""
     backend = fields.members("Backend")
     if backend is None:
         return BackendConf(type=DEFAULT_BACKEND)
@@ -182,10 +185,11 @@ def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
     if not kind:
         raise backend.error("Type", "expected the name of a backend")
     if kind != "vxlan":
-        for name in VXLAN_KEYS if kind in BACKEND_KEYS else ():
-            if backend.given(name):
+        known = BACKEND_KEYS.get(kind)
+        for name in VXLAN_KEYS if known is not None else ():
+            if backend.given(name) and name.lower() not in (known or ()):
                 raise backend.error(name, f"means nothing to backend {kind}")
-        return BackendConf(type=kind)
+        return BackendConf(type=kind, direct_routing=kind == "ipip" and backend.flag("DirectRouting"))
     # RFC 791: every host takes 576 bytes. RFC 8200 section 5: every IPv6 link carries 1280.
     mtu = backend.integer("MTU", 0, 65535)
     least = 1280 if ipv6 else 576

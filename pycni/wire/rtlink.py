@@ -37,6 +37,7 @@ VETH_INFO_PEER = 1
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 15, 17, 23
+IFLA_IPTUN_LINK, IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE = 1, 2, 3
 IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_MODE_NONE = 1
 
@@ -59,6 +60,16 @@ class Vxlan(NamedTuple):
     gbp: bool
 
 
+class Ipip(NamedTuple):
+    """What an IPv4-in-IPv4 device is (IFLA_INFO_DATA). Addresses are packed, empty when none is set."""
+
+    parent: int
+    """Index of the underlay link, 0 when none."""
+    local: bytes
+    remote: bytes = b""
+    """Empty: whatever gateway the route names."""
+
+
 class Link(NamedTuple):
     """A link as RTM_NEWLINK describes it."""
 
@@ -77,6 +88,7 @@ class Link(NamedTuple):
     vxlan: Vxlan | None
     hairpin: bool
     isolated: bool
+    ipip: Ipip | None = None
 
     @property
     def up(self) -> bool:
@@ -125,6 +137,22 @@ def new_vxlan(name: str, vxlan: Vxlan, *, mac: bytes, mtu: int, alias: str = "")
     if alias:
         attrs.append(link_alias(alias))
     return new_link(name, "vxlan", *attrs, data=data)
+
+
+def new_ipip(name: str, ipip: Ipip, *, mtu: int) -> bytes:
+    """Create an IPv4-in-IPv4 device (down). The kernel refuses a second one with the same ends (EEXIST)."""
+    return new_link(name, "ipip", attr_u32(IFLA_MTU, mtu), data=_ipip_data(ipip))
+
+
+def change_ipip(index: int, ipip: Ipip, *, mtu: int) -> bytes:
+    """Give a living IPv4-in-IPv4 device other ends; its routes stay. Without the MTU the kernel would choose one."""
+    info = attr_str(IFLA_INFO_KIND, "ipip") + nested(IFLA_INFO_DATA, _ipip_data(ipip))
+    return set_link(index, attr_u32(IFLA_MTU, mtu), nested(IFLA_LINKINFO, info))
+
+
+def _ipip_data(ipip: Ipip) -> bytes:
+    data = attr_u32(IFLA_IPTUN_LINK, ipip.parent) + attr(IFLA_IPTUN_LOCAL, ipip.local)
+    return data + (attr(IFLA_IPTUN_REMOTE, ipip.remote) if ipip.remote else b"")
 
 
 def set_link(index: int, *attrs: bytes, up: bool | None = None, name: str = "") -> bytes:
@@ -189,6 +217,7 @@ def parse_link(msg: Message) -> Link:
         vxlan=_parse_vxlan(info.get(IFLA_INFO_DATA, b"")) if kind == "vxlan" else None,
         hairpin=port.get(IFLA_BRPORT_MODE, b"\0") != b"\0",
         isolated=port.get(IFLA_BRPORT_ISOLATED, b"\0") != b"\0",
+        ipip=_parse_ipip(info.get(IFLA_INFO_DATA, b"")) if kind == "ipip" else None,
     )
 
 
@@ -201,6 +230,14 @@ def _parse_vxlan(data: bytes) -> Vxlan:
         port=int.from_bytes(attrs.get(IFLA_VXLAN_PORT, b"\0\0"), "big"),
         learning=attrs.get(IFLA_VXLAN_LEARNING, b"\0") != b"\0",
         gbp=IFLA_VXLAN_GBP in attrs,
+    )
+
+
+def _parse_ipip(data: bytes) -> Ipip:
+    attrs = parse_attrs(data)
+    local, remote = attrs.get(IFLA_IPTUN_LOCAL, b""), attrs.get(IFLA_IPTUN_REMOTE, b"")
+    return Ipip(
+        _u32(attrs.get(IFLA_IPTUN_LINK)), local if any(local) else b"", remote if any(remote) else b""
     )
 
 

@@ -131,8 +131,9 @@ class FakeKernel:
     def _new_link(self, msg: Message) -> int:
         if any(attrs[rtlink.IFLA_IFNAME] == _name(msg) for _, attrs in self.links.values()):
             return errno.EEXIST
-        vxlan = rtlink.parse_link(msg).vxlan
-        if vxlan is not None and vxlan.parent not in self.links:
+        made = rtlink.parse_link(msg)
+        tunnel = made.vxlan or made.ipip
+        if tunnel is not None and tunnel.parent not in self.links:
             return errno.ENODEV
         attrs = parse_attrs(msg.payload, 16)
         attrs.pop(rtlink.IFLA_IFALIAS, None)  # rtnl_newlink_create passes over it

@@ -21,7 +21,7 @@ def leases(draw, kind):
     """Leases on few subnets, MACs and addresses, so that they clash often."""
     number = draw(st.integers(1, 6))
     length = draw(st.sampled_from([22, 24, 24, 24, 26]))
-    families = draw(st.sampled_from(["4", "46"]))
+    families = "4" if kind == "ipip" else draw(st.sampled_from(["4", "46"]))
     data = b'{"VtepMAC":"%s"}' % mac(draw(st.integers(1, 4))).encode()
     changes = {"public_ip": IPv4Address(f"192.0.2.{draw(st.integers(1, 4))}")}
     if kind == "vxlan":
@@ -34,8 +34,8 @@ def sets(kind):
     return st.lists(leases(kind), max_size=7).map(lambda items: {item.key: item for item in items})
 
 
-KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
-SITES = {kind: site("46", kind) for kind in ("vxlan", "host-gw")}
+KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip"])
+SITES = {kind: site("4" if kind == "ipip" else "46", kind) for kind in ("vxlan", "host-gw", "ipip")}
 
 
 def tables(state):

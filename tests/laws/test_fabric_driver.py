@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pycni.errors import TRANSIENT_ERRNOS
 from pycni.kernel.fabric import FabricDriver
 from pycni.kernel.netlink import NetlinkSocket
-from pycni.model.fabric import FabricState, VxlanLink
+from pycni.model.fabric import FabricState, IpipLink, Link, VxlanLink
 from pycni.model.family import Family
 from pycni.model.tables import FdbEntry, FdbKey, Neighbour, NeighbourKey, Route, RouteKey
 from pycni.wire import rtnl
 from tests.laws.fakes import FakeKernel, KilledError
 
-DEVICES = ("flannel.1", "flannel-v6.1", "flannel.2")
+DEVICES = ("flannel.1", "flannel-v6.1", "flannel.2", "flannel.ipip")
 NUMBERS = st.integers(1, 3)
 LAW = settings(deadline=None, max_examples=60)
 
@@ -35,9 +35,18 @@ def mac(number: int) -> bytes:
 
 
 @st.composite
-def links(draw: st.DrawFn, name: str) -> VxlanLink:
+def links(draw: st.DrawFn, name: str) -> Link:
+    """``flannel.2`` may be of either kind, as after a change of the backend with one name."""
     family = Family.V6 if "v6" in name else Family.V4
     own = st.tuples(NUMBERS.map(lambda n: address(family, n)), st.just(family.bits))
+    if name == "flannel.ipip" or (name == "flannel.2" and draw(st.booleans())):
+        return IpipLink(
+            name=name,
+            parent=draw(st.sampled_from(["eth0", "eth1"])),
+            local=address(family, draw(NUMBERS)),
+            mtu=draw(st.sampled_from([1480, 8980])),
+            addresses=tuple(sorted(draw(st.sets(own, max_size=2)))),
+        )
     return VxlanLink(
         name=name,
         vni=draw(NUMBERS),
@@ -69,7 +78,7 @@ def fabrics(draw: st.DrawFn) -> FabricState:
                 routes[key] = Route(address(family, draw(NUMBERS)), draw(places), draw(st.booleans()))
     neighbours: dict[NeighbourKey, Neighbour] = {}
     fdb: dict[FdbKey, FdbEntry] = {}
-    for name in made:
+    for name in (name for name, link in made.items() if isinstance(link, VxlanLink)):
         family = Family.V6 if "v6" in name else Family.V4
         for number in draw(st.sets(NUMBERS)):
             neighbours[NeighbourKey(name, address(family, number))] = Neighbour(mac(draw(NUMBERS)))

@@ -50,6 +50,26 @@ COMPILED = [
         [*VXLAN4[:3], "link flannel.1 type vxlan id 1 dstport 4789 mtu 1350"],
         id="vxlan with Port and MTU",
     ),
+    pytest.param(
+        "4",
+        "ipip",
+        {},
+        [
+            "10.5.2.0/24 via 192.0.2.2 dev flannel.ipip proto 112 onlink",
+            "link flannel.ipip type ipip local 192.0.2.1 mtu 1480",
+        ],
+        id="ipip",
+    ),
+    pytest.param(
+        "4",
+        "ipip",
+        {"direct_routing": True},
+        [
+            "10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112",
+            "link flannel.ipip type ipip local 192.0.2.1 mtu 1480",
+        ],
+        id="ipip with DirectRouting, peer on our link",
+    ),
     pytest.param("46", "alloc", {}, [], id="alloc"),
     pytest.param("4", "host-gw", {}, ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112"], id="host-gw ipv4"),
     pytest.param(
@@ -243,6 +263,7 @@ PUBLISHED = [
     pytest.param("6", "vxlan", None, {"VNI": 1, "VtepMAC": "02:aa:00:00:06:01"}, id="vxlan ipv6"),
     pytest.param("4", "host-gw", None, None, id="host-gw"),
     pytest.param("4", "alloc", None, None, id="alloc"),
+    pytest.param("4", "ipip", None, None, id="ipip"),
 ]
 
 
@@ -267,7 +288,7 @@ def test_host_gw_refuses_a_public_address_that_is_not_the_interfaces():
         backend("host-gw").published(node(public_ip=IPv4Address("203.0.113.9")), conf(kind="host-gw"))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind != "ipip"])
 def test_a_family_the_underlay_does_not_have_is_an_error_naming_it(kind):
     with pytest.raises(
         ConfigError, match=r"underlay eth0: ipv6 address=None: the cluster network fd00:5::/48"
@@ -275,7 +296,41 @@ def test_a_family_the_underlay_does_not_have_is_an_error_naming_it(kind):
         backend(kind).published(node("4"), conf("46", kind))
 
 
+def test_ipip_refuses_a_network_with_ipv6_by_name():
+    message = r"Backend.Type='ipip': carries IPv4 only, the cluster network fd00:5::/48 is IPv6"
+    with pytest.raises(ConfigError, match=message):
+        backend("ipip").published(node("46"), conf("46", "ipip"))
+
+
+def test_the_ipip_device_has_the_subnets_base_address_alone_and_no_far_end():
+    (link,) = backend("ipip").links(site(kind="ipip", own=3)).values()
+    assert (link.name, link.parent) == ("flannel.ipip", "eth0")
+    assert link.local == IPv4Address("192.0.2.1").packed
+    assert link.addresses == ((IPv4Address("10.5.3.0").packed, 32),)
+
+
+def test_ipip_with_direct_routing_tunnels_to_a_peer_behind_a_router():
+    here = site(kind="ipip", direct_routing=True)
+    far = lease(2, kind="ipip", public_ip=IPv4Address("198.51.100.2"))
+    state = compile_fabric(backend("ipip"), by_key(here.own, far, lease(3, kind="ipip")), here)
+    assert state.text()[:2] == [
+        "10.5.2.0/24 via 198.51.100.2 dev flannel.ipip proto 112 onlink",
+        "10.5.3.0/24 via 192.0.2.3 dev eth0 proto 112",
+    ]
+
+
+def test_an_ipip_node_does_not_take_vxlan_peers():
+    here = site(kind="ipip")
+    compiler = FabricCompiler(backend("ipip"), here)
+    compiler.update(by_key(lease(2, kind="vxlan"), lease(3, kind="ipip")))
+    assert [refusal.reason for refusal in compiler.refusals.values()] == [
+        "its backend is 'vxlan', this network's is 'ipip'"
+    ]
+    assert [key for key, _ in compiler.peers] == ["10.5.3.0-24"]
+
+
 MTUS = [
+    pytest.param("4", "ipip", 1500, 0, 1480, id="ipip pays one more IPv4 header"),
     pytest.param("4", "vxlan", 1500, 0, 1450, id="vxlan ipv4"),
     pytest.param("6", "vxlan", 1500, 0, 1430, id="vxlan ipv6 pays 20 more"),
     pytest.param("46", "vxlan", 1500, 0, 1430, id="dual-stack pods take the smaller one"),
@@ -301,7 +356,7 @@ def test_an_underlay_too_small_for_ipv6_is_an_error():
 
 
 def test_an_unknown_backend_is_an_error_naming_the_known_ones():
-    with pytest.raises(ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, alloc"):
+    with pytest.raises(ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, alloc"):
         backend("udp")
 
 

@@ -68,6 +68,8 @@ GOOD = [
     ("other backends keep their name", V4 | {"Backend": {"Type": "wireguard", "PSK": "x", "MTU": 9}},
      {"backend": BackendConf(type="wireguard")}),
     ("host-gw", V4 | {"Backend": {"Type": "host-gw"}}, {"backend": BackendConf(type="host-gw")}),
+    ("ipip", V4 | {"Backend": {"Type": "ipip", "DirectRouting": True}},
+     {"backend": BackendConf(type="ipip", direct_routing=True)}),
     ("Port 0 is the kernel's", V4 | {"Backend": {"Type": "vxlan", "Port": 0}}, {"backend": BackendConf(port=8472)}),
     ("every vxlan key",
      V4 | {"Backend": {"Type": "vxlan", "VNI": 4096, "Port": 4789, "MTU": 1400, "DirectRouting": True,
@@ -154,6 +156,8 @@ BAD = [
     ("MTU too large", V4 | {"Backend": {"MTU": 65536}}, "Backend.MTU"),
     ("DirectRouting a string", V4 | {"Backend": {"DirectRouting": "true"}}, "Backend.DirectRouting"),
     ("Learning a number", V4 | {"Backend": {"Learning": 0}}, "Backend.Learning"),
+    ("VNI means nothing to ipip", V4 | {"Backend": {"Type": "ipip", "VNI": 1}}, "Backend.VNI"),
+    ("DirectRouting a number on ipip", V4 | {"Backend": {"Type": "ipip", "DirectRouting": 1}}, "Backend.DirectRouting"),
     ("VNI means nothing to host-gw", V4 | {"Backend": {"Type": "host-gw", "VNI": 1}}, "Backend.VNI"),
 ]  # fmt: skip
 
