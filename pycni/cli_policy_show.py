@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pycni.policy.effective import Count, Overview, PodRules, PolicyRules, PolicyStatus, RuleText, SideRules
+from pycni.policy.effective import Count, Overview, PodRules, PolicyRules, PolicyStatus, SideRules
+from pycni.policy.effective_texts import RuleText
 from pycni.policy.explain import KERNEL, EndText, Explanation, Side, Together
 
 _WIDEST = 2000

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pycni.agent.metrics import Registry, Sample
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.policy.base import Denied
-from pycni.policy.effective import SIDES
+from pycni.policy.effective_texts import SIDES
 from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.policy.nft.layout import CHAINS
 from pycni.view.policy_stages import CLOSED, GROUPS, SUBJECTS

@@ -34,6 +34,7 @@ from pycni.policy.base import Decision, Denied, Drop, DropReader, Packet
 from pycni.policy.drops import DropHub, Work
 from pycni.policy.drops_nft import NftDrops
 from pycni.policy.effective import Count, Facts
+from pycni.policy.effective_texts import SIDES
 from pycni.policy.ends import AskError, Objects
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.nft import BRIDGED
@@ -118,8 +119,8 @@ class Routes:
             planes(engine),
             counts([*denied(engine), *self._refused()]),
             self._problems(),
-            frozenset((show(address), effective.SIDES[side]) for address, side in closed),
-            frozenset((show(address), effective.SIDES[side]) for address, side in view[SUBJECTS]),
+            frozenset((show(address), SIDES[side]) for address, side in closed),
+            frozenset((show(address), SIDES[side]) for address, side in view[SUBJECTS]),
             self._trouble(),
             self._all_notes(engine),
             None if engine.fast is None else {hit[:2]: hit.connections for hit in engine.fast.hits()},
