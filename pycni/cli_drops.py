@@ -80,13 +80,14 @@ def _together(agents: Sequence[Agent], target: str) -> Iterator[bytes]:
     """Lines of all agents as they come. Raises AgentError when one cannot be listened to."""
     if len(agents) == 1:
         yield from agents[0].lines(target)
-        return
+        raise _ended(agents[0])
     lines: queue.Queue[Any] = queue.Queue(4096)
 
     def read(agent: Agent) -> None:
         try:
             for line in agent.lines(target):
                 lines.put(line)
+            lines.put(_ended(agent))
         except AgentError as exc:
             lines.put(exc)
         lines.put(_END)
@@ -104,6 +105,10 @@ def _together(agents: Sequence[Agent], target: str) -> Iterator[bytes]:
                 raise AgentError("no agent is left to listen to")
         else:
             yield item
+
+
+def _ended(agent: Agent) -> AgentError:
+    return AgentError(f"{agent.node or agent.path}: the agent has ended")
 
 
 def text(row: Mapping[str, Any], *, colours: bool = False) -> str:

@@ -211,7 +211,7 @@ def explanations(found: Sequence[Together], notes: Sequence[str], silent: Sequen
         )
         for side in (told.egress, told.ingress):
             console.print(_verdict(side))
-        console.print(_kernels(item))
+        console.print(_kernels(item, "did not answer" if silent else "was not asked"))
         for line in item.differences:
             console.print(Text(f"  {line}", "red"))
     for line in notes:
@@ -226,8 +226,8 @@ def _verdict(side: Side) -> Text:
     return Text.assemble(f"  {side.direction:<8} ", (f"{word:<8}", _STYLES[word]), f" {side.why}{where}")
 
 
-def _kernels(item: Together) -> Text:
-    """Whether what judges agrees with all this."""
+def _kernels(item: Together, absent: str) -> Text:
+    """Whether what judges agrees with all this; ``absent``: what to say of nodes that have not said anything."""
     line = Text("  kernel   ")
     if not item.by_node and not item.not_asked:
         return line.append("nobody has to judge this")
@@ -238,7 +238,7 @@ def _kernels(item: Together) -> Text:
             parts.append((f"{node} does something else", "red"))
         else:
             parts.append((f"{node} agrees ({planes})", "green"))
-    parts += ((f"{node} was not asked", "yellow") for node in item.not_asked)
+    parts += ((f"{node} {absent}", "yellow") for node in item.not_asked)
     for number, (text, style) in enumerate(parts):
         line.append("; " if number else "").append(text, style)
     return line

@@ -94,7 +94,7 @@ EXPLAINED = [
     ("denied on another node", ("x/a", "y/b", "80"), 1, "x/a (10.244.1.11) -> y/b (10.244.2.22), TCP port 80: denied\n  egress   allowed  by rule egress[0] of NetworkPolicy x/out (on n1)\n  ingress  denied   by rule ingress[1] of ClusterNetworkPolicy guard (on n2)\n  kernel   n1 agrees (nftables); n2 agrees (nftables)\n"),
     ("a node's own pods", ("node/n1", "x/a", "80/udp"), 0, "node n1 (192.168.0.1) -> x/a (10.244.1.11), UDP port 80: allowed\n  egress   allowed  policies are not for nodes and pods on their network\n  ingress  allowed  a node and its own pods reach each other (on n1)\n"),
     ("ICMP", ("x/a", "10.9.1.1", "icmp"), 1, "x/a (10.244.1.11) -> 10.9.1.1, ICMP: denied\n  egress   denied   no rule of NetworkPolicy x/out allows it (on n1)\n  ingress  allowed  no pod\n"),
-    ("a node that is silent", ("192.0.2.1", "y/c", "80"), 1, "n3 was not asked"),
+    ("a node that is silent", ("192.0.2.1", "y/c", "80"), 1, "n3 did not answer"),
     ("nobody to judge", ("192.0.2.1", "192.0.2.2", "80"), 0, "  kernel   nobody has to judge this\n"),
 ]  # fmt: skip
 

@@ -86,6 +86,18 @@ def test_one_pods_drops(source, capsys):
     assert "x/none: not a pod that this agent knows of" in err
 
 
+def test_an_agent_that_ends_is_told(tmp_path, capsys):
+    async def brief():
+        yield '{"node":"n1","listening":true}\n'
+
+    async def answer(_query):
+        return Response(200, stream=brief)
+
+    with serving(tmp_path / "s", {"/drops": answer}):
+        code, _, err = pycnictl(capsys, "drops", "-f", "--socket", str(tmp_path / "s"))
+    assert (code, err) == (1, f"listening on n1\npycnictl: {tmp_path / 's'}: the agent has ended\n")
+
+
 def test_a_source_that_cannot_be_opened_is_said(source, capsys, monkeypatch):
     path, _, routes = source
 
