@@ -14,7 +14,7 @@ import time
 import pytest
 
 from pycni.errors import ConfigError, KernelError
-from pycni.kernel import bpf, bpf_build, bpf_xdp
+from pycni.kernel import bpf, bpf_build
 from pycni.kernel import netns as namespaces
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.kube import TCP
@@ -32,7 +32,7 @@ from tests.netns.fabric_nodes import run
 from tests.netns.policy_ebpf_rig import NO_GRACE, in_node, local_pods, pins
 from tests.netns.policy_rig import EVERY, Rig, Try, block, policy, rule, web
 from tests.netns.test_policy_xdp_law import BLOCKS, CLOSED, PEER, POD_IP, bare, payload, shop
-from tests.netns.xdp_rig import Judge, Wire, first_packet, plain, sending, vxlan, wire
+from tests.netns.xdp_rig import Judge, Wire, first_packet, ifindex, look, plain, sending, vxlan, wire
 from tests.proxy.topology import topology
 from tests.proxy.traffic import Traffic
 
@@ -83,23 +83,27 @@ def other_program(made: Wire) -> int:
         os.close(program)
 
 
-def ifindex(made: Wire, name: str = "eth0") -> int:
-    found = made.inside(lambda: look(name))
-    assert found is not None
-    return found.ifindex
-
-
-def look(name: str) -> bpf_xdp.Device | None:
-    with NetlinkSocket() as sock:
-        return bpf_xdp.device(sock, name)
-
-
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
 def marked(packet_of, count=3):
     """Frames that can be told apart, by the tokens in them."""
     return {token: packet_of(token) for token in (os.urandom(8) for _ in range(count))}
+
+
+def kinds(family, outer):
+    """Frames that are denied, and frames that are not; outer: the family VXLAN has around them, 0: none."""
+
+    def wrap(destination, protocol, data):
+        packet = f.ip(PEER[family], destination, protocol, data)
+        return vxlan(packet, outer) if outer else plain(packet)
+
+    pod, echo = POD_IP[family], {4: f.ICMP, 6: f.ICMPV6}[family]
+    denied = marked(lambda token: wrap(pod, f.TCP, f.tcp(80, token)))
+    denied |= marked(lambda token: wrap(pod, echo, payload(echo) + token))
+    passing = marked(lambda token: wrap(pod, f.TCP, f.tcp(80, token, flags=16)))
+    passing |= marked(lambda token: wrap(pod[:-1] + "3", f.TCP, f.tcp(80, token)))
+    return denied, passing
 
 
 @MODES
@@ -112,19 +116,10 @@ def test_denied_frames_end_before_the_stack(made, lives, mode, closed):
     denied, passing = {}, {}
     with sending(made) as (sock, catcher):
         for family in (4, 6):
-            for wrap in (plain, lambda packet: vxlan(packet, 4), lambda packet: vxlan(packet, 6)):
-                syn = marked(lambda token: wrap(bare(family, f.TCP, f.tcp(80, token))))  # noqa: B023
-                echo = marked(
-                    lambda token: wrap(
-                        bare(family, {4: 1, 6: 58}[family], payload({4: 1, 6: 58}[family]) + token)
-                    )
-                )
-                data = marked(lambda token: wrap(bare(family, f.TCP, f.tcp(80, token, flags=16))))  # noqa: B023
-                other = marked(
-                    lambda token: wrap(f.ip(PEER[family], POD_IP[family][:-1] + "3", f.TCP, f.tcp(80, token)))
-                )
-                denied |= {**syn, **echo}
-                passing |= {**data, **other}
+            for outer in (0, 4, 6):
+                refused, others = kinds(family, outer)
+                denied |= refused
+                passing |= others
         for frame in [*denied.values(), *passing.values()]:
             sock.send(frame)
         assert catcher.wait(*passing, seconds=5) == set(passing)

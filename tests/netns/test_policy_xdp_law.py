@@ -342,7 +342,7 @@ def test_datagrams_that_may_be_answers_pass(judge, tracking):
 
 def test_layout_of_what_the_node_says():
     tunnel = Tunnel(b"\xc0\xa8\0\1", 8472, 0x010203)
-    assert tunnel.pack() == bytes(10) + b"\xff\xff\xc0\xa8\0\1" + b"\1\2\3\0" + b"\x21\x18" + b"\1\0"
+    assert tunnel.pack() == bytes(10) + b"\xff\xff\xc0\xa8\0\1" + b"\1\2\3\0" + b"\x21\x18" + b"\3\0"
     setup = Setup((MAC,), (tunnel,), frozenset({b"\xc0\xa8\0\1"}), tracked=True).pack()
     assert len(setup) == 32 + 96 + 64 + 8
     assert sum(byte.bit_count() for byte in setup[128:192]) == 1

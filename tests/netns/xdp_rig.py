@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from pycni.kernel import bpf, netns
+from pycni.kernel import bpf, bpf_xdp, netns
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.policy.ebpf.driver import Places
 from pycni.policy.xdp import xdp
@@ -86,6 +86,17 @@ def wire() -> Iterator[Wire]:
                 made.close()
     finally:
         netns.delete(name)
+
+
+def ifindex(made: Wire, name: str = "eth0") -> int:
+    found = made.inside(lambda: look(name))
+    assert found is not None
+    return found.ifindex
+
+
+def look(name: str) -> bpf_xdp.Device | None:
+    with NetlinkSocket() as sock:
+        return bpf_xdp.device(sock, name)
 
 
 class Judge:

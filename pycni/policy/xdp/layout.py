@@ -22,7 +22,7 @@ MACS, TUNNELS, OWN_WORDS, SLOTS = 4, 4, 8, 512
 NO_MAC = 1 << 63
 """More bits than a MAC has."""
 TRACKED = 1
-_TUNNEL_SET = 1
+_TUNNEL_SET, _TUNNEL_IPV4 = 1, 2
 _ARRAY, _PERCPU_ARRAY = 2, 6
 _TUNNEL = struct.Struct("=16s4s2sH")
 _SETUP = struct.Struct(f"={MACS}Q{MACS * _TUNNEL.size}s{OWN_WORDS}QQ")
@@ -49,11 +49,12 @@ class Tunnel(NamedTuple):
 
     def pack(self) -> bytes:
         """24 bytes."""
+        flags = _TUNNEL_SET | (_TUNNEL_IPV4 if len(self.local) == 4 else 0)
         return _TUNNEL.pack(
             pack_address(self.local),
             (self.vni << 8).to_bytes(4, "big"),
             self.port.to_bytes(2, "big"),
-            _TUNNEL_SET,
+            flags,
         )
 
 

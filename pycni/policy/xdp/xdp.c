@@ -18,7 +18,7 @@
 #define SECOND 1000000000ull
 #define FLUSH (SECOND / 10)    /* how long what an entry counts may wait for the next drop */
 #define MAC_BITS 0xffffffffffffull
-#define ANY 0xffff
+#define ANY (1 << 17)
 #define MAPPED 0xffff0000ull   /* the second half of an IPv4 address before the address itself */
 #define INSIDE 30              /* from the UDP header to the IP header inside VXLAN */
 #define VXLAN_FLAGS 0x00000008 /* a VNI and nothing else */
@@ -27,7 +27,7 @@
 #define PLAIN4 0xff3f0000000000ffull /* of an IPv4 header's first eight bytes: version, size, fragment */
 
 enum { XDP_ABORT, XDP_DROPPED, XDP_GO };
-enum { TUNNEL_SET = 1 };
+enum { TUNNEL_SET = 1, TUNNEL_IPV4 = 2 };
 enum { TRACKED = 1 };                 /* of the node: its programs at pods know of every connection */
 enum { SILENT = 1 };                  /* of a denial: UDP to this pod can be no answer */
 
@@ -309,33 +309,86 @@ INLINE int decide(struct xdp_setup *setup, struct ends *e, u32 state) {
     return drop(d, e);
 }
 
-/* The short way for floods: TCP over IPv4, by what is remembered. 0: nothing is, or the packet is another. room: bytes. */
-INLINE int is_flood(struct xdp_setup *setup, struct ethernet *eth, void *end, u32 room, u32 state) {
-    u8 *ip = (u8 *)(eth + 1);
-    if ((void *)(ip + 40) > end || eth->protocol != IPV4)
-        return 0;
-    u64 first = *(u64 *)ip, second = *(u64 *)(ip + 8);
-    u8 hops = second, protocol = second >> 8;
-    u32 size = __builtin_bswap16(first >> 16), zero = 0;
-    if (protocol != TCP || (first & PLAIN4) != 0x45 || hops < 2 || size < 40 || size > room || ip + size > (u8 *)end ||
-        ip[32] < 0x50 || (ip[33] & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) != TCP_SYN)
-        return 0;
-    struct ends e = {.size = size, .protocol = TCP, .from_port = *(u16 *)(ip + 20), .port = *(u16 *)(ip + 22)};
-    e.from[1] = MAPPED | (second & 0xffffffff00000000ull);
-    e.to[1] = MAPPED | (u64)*(u32 *)(ip + 16) << 32;
-    u64 to = spread(0, e.to[1]), from = spread(0, e.from[1]);
+/* A beginning of TCP by what is remembered. 0: nothing is. family: 0 or IPV6_BIT. */
+INLINE int is_remembered(struct xdp_setup *setup, struct ends *e, u64 family, u32 state) {
+    u64 to = spread(e->to[0], e->to[1]), from = spread(e->from[0], e->from[1]), pod = state | family;
     u32 slot = to >> (64 - SLOT_BITS);
     struct xdp_denial *d = map_lookup(MAP(XDP_DENIED), &slot);
     if (!d)
         return 0;
-    if (d->what != state || halves(&d->to)[1] != e.to[1] || e.from[1] == e.to[1] || may_be_own(setup, from)) {
-        u64 exact = state | (u64)e.port << 32 | (u64)TCP << 48;
+    if (d->what != pod || !is(&d->to, e->to[0], e->to[1]) || (e->from[0] == e->to[0] && e->from[1] == e->to[1]) ||
+        may_be_own(setup, from)) {
+        u64 exact = pod | (u64)e->port << 32 | (u64)TCP << 48;
         slot = slot_of(to, from, exact);
         d = map_lookup(MAP(XDP_DENIED), &slot);
-        if (!d || d->what != exact || halves(&d->to)[1] != e.to[1] || halves(&d->from)[1] != e.from[1])
+        if (!d || d->what != exact || !is(&d->to, e->to[0], e->to[1]) || !is(&d->from, e->from[0], e->from[1]))
             return 0;
     }
-    return drop(d, &e);
+    return drop(d, e);
+}
+
+INLINE int is_syn(u8 *tcp) {
+    return tcp[12] >= 0x50 && (tcp[13] & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN;
+}
+
+/* The short way for floods of TCP, by what is remembered. 0: nothing is, or the packet is another. room: bytes. */
+INLINE int is_flood(struct xdp_setup *setup, struct ethernet *eth, void *end, u32 room, u32 state) {
+    u8 *ip = (u8 *)(eth + 1);
+    struct ends e;
+    e.protocol = TCP;
+    if ((void *)(ip + 40) > end)
+        return 0;
+    if (eth->protocol == IPV4) {
+        u64 first = *(u64 *)ip, second = *(u64 *)(ip + 8);
+        e.size = __builtin_bswap16(first >> 16);
+        if ((second & 0xff00) != TCP << 8 || (first & PLAIN4) != 0x45 || (second & 0xff) < 2 || e.size < 40 ||
+            e.size > room || ip + e.size > (u8 *)end || !is_syn(ip + 20))
+            return 0;
+        e.from_port = *(u16 *)(ip + 20);
+        e.port = *(u16 *)(ip + 22);
+        e.from[0] = e.to[0] = 0;
+        e.from[1] = MAPPED | (second & 0xffffffff00000000ull);
+        e.to[1] = MAPPED | (u64)*(u32 *)(ip + 16) << 32;
+        return is_remembered(setup, &e, 0, state);
+    }
+    if (eth->protocol != IPV6 || (void *)(ip + 60) > end)
+        return 0;
+    u64 first = *(u64 *)ip;
+    e.size = 40 + __builtin_bswap16(first >> 32);
+    if ((first >> 48 & 0xff) != TCP || (first & 0xf0) != 0x60 || first >> 56 < 2 || e.size < 60 || e.size > room ||
+        ip + e.size > (u8 *)end || !is_syn(ip + 40))
+        return 0;
+    e.from_port = *(u16 *)(ip + 40);
+    e.port = *(u16 *)(ip + 42);
+    e.from[0] = *(u64 *)(ip + 8);
+    e.from[1] = *(u64 *)(ip + 16);
+    e.to[0] = *(u64 *)(ip + 24);
+    e.to[1] = *(u64 *)(ip + 32);
+    return is_remembered(setup, &e, IPV6_BIT, state);
+}
+
+/* The short way into VXLAN over IPv4; as ``unwrap``, 0 for everything else. */
+INLINE struct ethernet *inside4(struct xdp_setup *setup, struct ethernet *eth, void *end, u32 *room) {
+    u8 *ip = (u8 *)(eth + 1);
+    struct udp *udp = (void *)(ip + 20);
+    struct vxlan *vxlan = (void *)(udp + 1);
+    struct ethernet *inner = (void *)(vxlan + 1);
+    if (eth->protocol != IPV4 || (void *)(inner + 1) > end || ip[9] != UDP)
+        return 0;
+    u64 first = *(u64 *)ip;
+    u32 size = __builtin_bswap16(first >> 16), to = *(u32 *)(ip + 16);
+    if ((first & PLAIN4) != 0x45 || size < 20 + INSIDE || ip + size > (u8 *)end ||
+        udp->size != __builtin_bswap16(size - 20) || vxlan->flags != VXLAN_FLAGS)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < TUNNELS; i++) {
+        struct tunnel *t = &setup->tunnels[i];
+        if (t->flags == (TUNNEL_SET | TUNNEL_IPV4) && t->local.w[3] == to && t->port == udp->to && t->vni == vxlan->vni) {
+            *room = size - 20 - INSIDE;
+            return inner;
+        }
+    }
+    return 0;
 }
 
 int pycni_xdp(struct xdp_md *ctx) {
@@ -350,23 +403,25 @@ int pycni_xdp(struct xdp_md *ctx) {
     u64 mac = *(u64 *)data & MAC_BITS;
     if (mac != setup->macs[0] && mac != setup->macs[1] && mac != setup->macs[2] && mac != setup->macs[3])
         return XDP_GO;
-    int found = is_flood(setup, eth, end, ANY, state);
+    u32 room = ANY;
+    struct ethernet *inner = inside4(setup, eth, end, &room);
+    if (inner)
+        eth = inner;
+    int found = is_flood(setup, eth, end, room, state);
     if (found)
         return found;
     struct ends e;
-    struct udp *udp = plain_ip(eth + 1, end, eth->protocol, &e);
-    if (!udp)
+    void *l4 = plain_ip(eth + 1, end, eth->protocol, &e);
+    if (!l4 || e.size > room)
         return XDP_GO;
-    void *l4 = udp;
-    u32 room = e.size - (l4 - (void *)(eth + 1));
-    eth = e.protocol == UDP ? unwrap(setup, e.to[0], e.to[1], udp, end, &room) : 0;
-    if (eth) {
-        found = is_flood(setup, eth, end, room, state);
-        if (found)
-            return found;
-        l4 = plain_ip(eth + 1, end, eth->protocol, &e);
-        if (!l4 || e.size > room)
-            return XDP_GO;
+    if (!inner && e.protocol == UDP) {
+        room = e.size - (l4 - (void *)(eth + 1));
+        inner = unwrap(setup, e.to[0], e.to[1], l4, end, &room);
+        if (inner) {
+            l4 = plain_ip(inner + 1, end, inner->protocol, &e);
+            if (!l4 || e.size > room)
+                return XDP_GO;
+        }
     }
     if (!begins(l4, end, &e))
         return XDP_GO;
