@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pycni.model.family import Family
 from pycni.model.kube import (
@@ -145,3 +149,21 @@ def test_a_pod_is_found_by_key_name_and_address():
     for text in ("192.0.2.1", "y/none", "host"):
         with pytest.raises(AskError):
             pod_named(OBJECTS, text)
+
+
+TEXT = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["x/a", "web", "10.96.0.7", "node/n1", "::1", "fe80::1%eth0", "[", "/", "0", "²"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXT, TEXT, TEXT, st.one_of(TEXT, st.sampled_from(["TCP", "icmp", "132", "²"])))
+def test_whatever_is_typed_means_something_or_is_refused(source, destination, port, protocol):
+    with contextlib.suppress(AskError):
+        for way in ways(OBJECTS, source, destination, port, protocol):
+            assert len(way.source.address) == len(way.destination.address)
+            assert 0 <= way.port < 65536
+            assert 0 <= way.protocol < 256
+    with contextlib.suppress(AskError):
+        pod_named(OBJECTS, source)
