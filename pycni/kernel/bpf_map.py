@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -139,33 +139,34 @@ class BpfMap:
 
     def items(self) -> dict[bytes, bytes]:
         """Everything in it. Entries that come or go meanwhile may be missed. Raises KernelError."""
-        found = self._items_by_batch()
-        return self._items_by_key() if found is None else found
+        found: dict[bytes, bytes] = {}
+        for keys, values in self.batches():
+            found.update(zip(_pieces(keys, self.spec.key), _pieces(values, self.width), strict=True))
+        return found
 
-    def _items_by_batch(self) -> dict[bytes, bytes] | None:
-        size, room = self.spec, BATCH_ENTRIES
+    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """The same as keys one after the other and values one after the other, some thousand at a time."""
+        size, room, start = self.spec, BATCH_ENTRIES, 0
+        cursor = ctypes.create_string_buffer(max(size.key, 8))
+        at = ctypes.addressof(cursor)
         while True:
-            cursor = ctypes.create_string_buffer(max(size.key, 8))
-            at = ctypes.addressof(cursor)
             keys = ctypes.create_string_buffer(room * size.key)
             values = ctypes.create_string_buffer(room * self.width)
-            found: dict[bytes, bytes] = {}
-            start = 0
-            while True:
-                where = (start, at, ctypes.addressof(keys), ctypes.addressof(values))
-                done, code = bpf.batch(bpf.MAP_LOOKUP_BATCH, self.fd, where, room)
-                if code in _NO_BATCH:
-                    return None
-                if code == errno.ENOSPC:  # one bucket holds more than there was room for
-                    room *= 4
-                    break
-                if code not in {0, errno.ENOENT}:
-                    self._check(code, "list", b"")
-                left, right = keys.raw[: done * size.key], values.raw[: done * self.width]
-                found.update(zip(_pieces(left, size.key), _pieces(right, self.width), strict=True))
-                if code == errno.ENOENT:
-                    return found
-                start = at
+            where = (start, at, ctypes.addressof(keys), ctypes.addressof(values))
+            done, code = bpf.batch(bpf.MAP_LOOKUP_BATCH, self.fd, where, room)
+            if code in _NO_BATCH:
+                found = self._items_by_key()
+                yield b"".join(found), b"".join(found.values())
+                return
+            if code == errno.ENOSPC:  # one bucket holds more than there was room for
+                room *= 4
+                continue
+            if code not in {0, errno.ENOENT}:
+                self._check(code, "list", b"")
+            yield keys.raw[: done * size.key], values.raw[: done * self.width]
+            if code == errno.ENOENT:
+                return
+            start = at
 
     def _items_by_key(self) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,31 +177,16 @@ class FastDriver:
     def sweep(self, devices: Collection[int]) -> int:
         """Forget connections that are over, and those of interfaces that are not there any more. Raises KernelError."""
         now, times = time.monotonic_ns(), self.times
-        gone = 0
-        table = self.maps[flows.FLOWS]
-        for key in flows.ended(table.items(), now, times, devices):
-            raw = table.take(key)
-            # A connection may have begun anew since it was looked at.
-            if raw is not None and not any(flows.ended({key: raw}, now, times, devices)):
-                table.put(key, raw, bpf.NOEXIST)
-            else:
-                gone += 1
-        table = self.maps[flows.SEEN]
-        for key in flows.forgotten(table.items(), now, times):
-            raw = table.take(key)
-            if raw is not None and not any(flows.forgotten({key: raw}, now, times)):
-                table.put(key, raw, bpf.NOEXIST)
+        gone = _forget(
+            self.maps[flows.FLOWS], lambda keys, rows: flows.ended(keys, rows, now, times, devices)
+        )
+        _forget(self.maps[flows.SEEN], lambda keys, rows: flows.forgotten(keys, rows, now, times))
         return gone
 
     def drop_flows(self, devices: Collection[int]) -> None:
         """Forget the connections of these interfaces. Raises KernelError."""
         table, gone = self.maps[flows.FLOWS], set(devices)
-        keys = []
-        for key, raw in table.items().items():
-            flow = flows.Flow.unpack(raw)
-            if flow.low_ifindex in gone or flow.high_ifindex in gone:
-                keys.append(key)
-        table.remove(keys)
+        table.remove([key for keys, rows in table.batches() for key in flows.of_devices(keys, rows, gone)])
 
     # --- denials -------------------------------------------------------------------------------------------------
 
@@ -258,6 +243,19 @@ class _Live(Mapping[bytes, bytes]):
 
     def __len__(self) -> int:
         return len(self._table.items())
+
+
+def _forget(table: BpfMap, over: Callable[[bytes, bytes], Iterator[bytes]]) -> int:
+    gone = 0
+    for keys, values in table.batches():
+        for key in over(keys, values):
+            raw = table.take(key)
+            # A connection may have begun anew since it was looked at.
+            if raw is not None and not any(over(key, raw)):
+                table.put(key, raw, bpf.NOEXIST)
+            else:
+                gone += 1
+    return gone
 
 
 def _count(raw: bytes) -> Count:

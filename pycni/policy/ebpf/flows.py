@@ -12,7 +12,7 @@ of an echo are its number, on the side that asked, and 0.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from pycni.policy.ebpf.layout import Field, Layout
@@ -117,6 +117,7 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
 
 _POD_FORMAT = struct.Struct("=IIQ6sH")
 _FLOW_FORMAT = struct.Struct("=QII6s6sBBHB7x")
+_FLOW_STATE = struct.Struct("=QII12xBB10x")
 _SEEN_FORMAT = struct.Struct("=QBB6x")
 _TIMES_FORMAT = struct.Struct("=9Q")
 _PROTOCOL = 36
@@ -209,25 +210,38 @@ def lasts(protocol: int, low: int, high: int, times: Times) -> int:
     return times.datagrams if low and high else times.datagram
 
 
-def ended(flows: Mapping[bytes, bytes], now: int, times: Times, devices: Collection[int]) -> Iterator[bytes]:
-    """Keys of the connections that are over, or of pods that are gone: ``devices`` are the interfaces there are."""
-    there = {0, *devices}
-    for key, raw in flows.items():
-        used, low, high, _, _, low_seen, high_seen, _, _ = _FLOW_FORMAT.unpack(raw)
-        if (
-            low not in there
-            or high not in there
-            or now - used > lasts(key[_PROTOCOL], low_seen, high_seen, times)
-        ):
+def ended(keys: bytes, flows: bytes, now: int, times: Times, devices: Collection[int]) -> Iterator[bytes]:
+    """Keys of the connections that are over, or of pods that are gone: ``devices`` are the interfaces there are.
+
+    ``keys`` and ``flows`` are those of many, one after the other.
+    """
+    there, size = {0, *devices}, _FLOW_KEY.size
+    youngest = now - min(times)
+    for at, (used, low, high, low_seen, high_seen) in enumerate(_FLOW_STATE.iter_unpack(flows)):
+        if used > youngest and low in there and high in there:
+            continue
+        key = keys[at * size : (at + 1) * size]
+        gone = low not in there or high not in there
+        if gone or now - used > lasts(key[_PROTOCOL], low_seen, high_seen, times):
             yield key
 
 
-def forgotten(seen: Mapping[bytes, bytes], now: int, times: Times) -> Iterator[bytes]:
-    """Keys of ``seen`` that the stack has forgotten as well."""
-    for key, raw in seen.items():
-        used, low, high = _SEEN_FORMAT.unpack(raw)
-        if now - used > remembered(key[_PROTOCOL], low, high, times):
-            yield key
+def of_devices(keys: bytes, flows: bytes, devices: Collection[int]) -> Iterator[bytes]:
+    """Keys of the connections of these interfaces; as ``ended``."""
+    size = _FLOW_KEY.size
+    for at, (_, low, high, _, _) in enumerate(_FLOW_STATE.iter_unpack(flows)):
+        if low in devices or high in devices:
+            yield keys[at * size : (at + 1) * size]
+
+
+def forgotten(keys: bytes, seen: bytes, now: int, times: Times) -> Iterator[bytes]:
+    """Keys of ``seen`` that the stack has forgotten as well; as ``ended``."""
+    size, youngest = _FLOW_KEY.size, now - min(times)
+    for at, (used, low, high) in enumerate(_SEEN_FORMAT.iter_unpack(seen)):
+        if used <= youngest:
+            key = keys[at * size : (at + 1) * size]
+            if now - used > remembered(key[_PROTOCOL], low, high, times):
+                yield key
 
 
 def remembered(protocol: int, low: int, high: int, times: Times) -> int:
