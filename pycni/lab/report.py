@@ -53,7 +53,20 @@ def tree(status: Mapping[str, Any]) -> str:
         for pod in pods:
             corner = "└" if pod is pods[-1] else "├"
             lines.append(f"{' ' if last else '│'}   {corner}─ {pod['name']}  {' '.join(pod['ips'])}")
-    return "\n".join([*lines, *services(status.get("services", ()))])
+    return "\n".join([*lines, *services(status.get("services", ())), *policies(status)])
+
+
+def policies(status: Mapping[str, Any]) -> list[str]:
+    """Which policies there are and what enforces them; nothing where nothing does and there are none."""
+    found = [
+        f"   {item['kind']} {item['namespace']}{'/' if item['namespace'] else ''}{item['name']}"
+        for item in status.get("policies", ())
+    ]
+    plane = status.get("policy", "none")
+    if plane == "none" and not found:
+        return []
+    head = "policies, which nothing enforces here" if plane == "none" else f"policies, by {plane}"
+    return [head if found else f"{head}: none yet", *found]
 
 
 def services(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -26,6 +26,7 @@ from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec, pod_key
 from pycni.model.family import Family
+from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 
 SHOTS = 1500
 """Connections tried at once to see what policies do."""
@@ -203,6 +204,11 @@ def status(
         ],
         "pods": [pod_status(pod) for pod in pods],
         "services": apply_tables.services(objects),
+        "policies": [
+            {"kind": key.kind, "namespace": key.namespace, "name": key.name}
+            for key in objects
+            if key.kind in {NETWORK_POLICY, CLUSTER_NETWORK_POLICY}
+        ],
     }
 
 

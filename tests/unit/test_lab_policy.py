@@ -10,6 +10,7 @@ from pycni.lab.objects import Mappings, key_of
 from pycni.lab.policy_matrix import Pair, PolicyMatrix, Snapshot, grid, judge, plan, port_of, summary
 from pycni.lab.policy_probe import REFUSED, Outcome
 from pycni.lab.policy_station import Target
+from pycni.lab.report import policies
 from pycni.lab.topology import LabError, LabSpec, check_spec, component_flags
 from pycni.model.family import Family
 from pycni.model.kube import SCTP, TCP, UDP
@@ -57,6 +58,23 @@ def test_the_flag_alone_means_nftables() -> None:
     assert parser.parse_args(["up"]).policy is None
     assert parser.parse_args(["up", "--policy"]).policy == "nftables"
     assert parser.parse_args(["up", "--policy", "ebpf"]).policy == "ebpf"
+
+
+@pytest.mark.parametrize(
+    ("plane", "count", "lines"),
+    [
+        ("none", 0, []),
+        ("none", 1, ["policies, which nothing enforces here", "   NetworkPolicy a/p"]),
+        ("ebpf", 0, ["policies, by ebpf: none yet"]),
+        ("ebpf", 2, ["policies, by ebpf", "   NetworkPolicy a/p", "   ClusterNetworkPolicy c"]),
+    ],
+)
+def test_the_picture_of_a_lab_tells_its_policies(plane: str, count: int, lines: list[str]) -> None:
+    there = [
+        {"kind": "NetworkPolicy", "namespace": "a", "name": "p"},
+        {"kind": "ClusterNetworkPolicy", "namespace": "", "name": "c"},
+    ]
+    assert policies({"policy": plane, "policies": there[:count]}) == lines
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
