@@ -166,15 +166,23 @@ class PolicyLab:
             )
 
 
+_KNOWN: dict[tuple[str, int | None], dict[Way, bool]] = {}
+
+
 def verdicts(oracle: Oracle, step: Step, turn: int | None = None) -> dict[Way, bool]:
-    """Of every way. Where no addresses are named both families fare alike.
+    """Of every way. Where no addresses are named both families fare alike, and so do all labs with the same pods.
 
     ``turn``: of IPv6 only one protocol then, another one each time.
     """
-    if "ipBlock" in str(step) or "networks" in str(step):
+    text = str(step)
+    if "ipBlock" in text or "networks" in text:
         return {way: oracle.allowed(way) for way in ways()}
-    found = {way: oracle.allowed(way) for way in ways((Family.V4,))}
-    protocols = PROTOCOLS if turn is None else (PROTOCOLS[turn % len(PROTOCOLS)],)
-    return found | {
-        way._replace(family=Family.V6): allowed for way, allowed in found.items() if way.protocol in protocols
-    }
+    if (text, turn) not in _KNOWN:
+        found = {way: oracle.allowed(way) for way in ways((Family.V4,))}
+        protocols = PROTOCOLS if turn is None else (PROTOCOLS[turn % len(PROTOCOLS)],)
+        _KNOWN[text, turn] = found | {
+            way._replace(family=Family.V6): allowed
+            for way, allowed in found.items()
+            if way.protocol in protocols
+        }
+    return _KNOWN[text, turn]
