@@ -402,7 +402,7 @@ def test_no_request_fails_and_no_connection_breaks_while_a_pod_ends(lab: Lab) ->
             victim.name,
         ]
         with subprocess.Popen(
-            [*command, "-n", "shop", "--grace", "2"], env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/usr/sbin:/bin:/sbin"},
+            [*command, "-n", "shop", "--grace", "4"], env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/usr/sbin:/bin:/sbin"},
             stdout=subprocess.PIPE, text=True,
         ) as deleting:  # fmt: skip
             assert within(10, lambda: "deletionTimestamp" in cluster.objects()[victim]["metadata"])
