@@ -14,6 +14,7 @@ import yaml
 
 from pycni.lab import settle
 from pycni.lab.apply import Cluster
+from pycni.lab.apply_settle import bare
 from pycni.lab.objects import Key
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
@@ -133,6 +134,17 @@ def test_a_change_that_an_agent_cannot_take_in_is_told(lab: Lab, monkeypatch: py
     cluster = Cluster(lab)
     cluster.label([key], {"late": None})
     assert cluster.problems == [], "it has made up for it"
+
+
+def test_a_pod_that_was_only_announced_is_forgotten(lab: Lab) -> None:
+    """As after a command that was killed between telling the agents of a pod and making it."""
+    cluster, key = Cluster(lab), Key("Pod", "default", "ghost")
+    cluster.announce(bare("ghost"), "node1")
+    assert cluster.objects()[key]["status"] == {"phase": "Pending"}
+    cluster.label([Key("Namespace", "", "default")], {"again": "yes"})
+    assert key not in cluster.objects()
+    assert lab.add_pod("node1", "ghost", manifest=bare("ghost")).ips, "its name is free"
+    lab.remove_pod("ghost")
 
 
 def test_a_node_takes_its_programs_along(lab: Lab) -> None:
