@@ -68,6 +68,11 @@ class Kernel:
                         raise KernelError(code, "change table", f"{name} {key!r}")
 
 
+def whole(kernel):
+    """Its tables, the empty ones too."""
+    return {**{name: {} for name in NftCompiler().tables}, **kernel.tables}
+
+
 class World:
     """Pods p0 ... in namespace ``a`` and q0 ... in ``b``, all on node n1, and an engine."""
 
@@ -93,8 +98,7 @@ class World:
         return self.engine.sync(self.store.current(), self.tracker.take(), **more)
 
     def allowed(self, source, destination, port=80):
-        tables = self.kernel.tables
-        return NftCompiler().decide(tables, Packet(ip(source), ip(destination), TCP, port)).allowed
+        return NftCompiler().decide(whole(self.kernel), Packet(ip(source), ip(destination), TCP, port)).allowed
 
     def open_from_outside(self):
         names = [f"{letter}{number}" for letter in "pq" for number in range(4)]
@@ -152,7 +156,7 @@ def test_the_node_reaches_pods_that_are_closed(world):
     world.put(policy("a/bad", ingress=(ALLOW,)))
     world.kernel.refuses = chain_of("np-ingress4-a/bad")
     world.sync()
-    decided = NftCompiler().decide(world.kernel.tables, Packet(NODE_IP, ip("p0"), TCP, 80))
+    decided = NftCompiler().decide(whole(world.kernel), Packet(NODE_IP, ip("p0"), TCP, 80))
     assert decided.allowed
     assert not world.allowed("out", "p0")
 
@@ -291,5 +295,5 @@ def test_an_empty_selector_and_pods_of_two_families_are_closed_whole():
     world.kernel.refuses = chain_of("pods-ingress6")
     world.sync()
     assert list(world.engine.closed) == ["a/dual"]
-    assert not NftCompiler().decide(world.kernel.tables, Packet(OUT, bytes((10, 0, 1, 9)), TCP, 80)).allowed
+    assert not NftCompiler().decide(whole(world.kernel), Packet(OUT, bytes((10, 0, 1, 9)), TCP, 80)).allowed
     assert world.allowed("out", "p0")
