@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,8 +118,8 @@ def fetch(path: str, target: str, kind: str = "agent") -> bytes:
     """Body of the agent's answer. Raises AgentError; ``kind`` says of whom there is none."""
     connection = _UnixConnection(path)
     try:
-        answer = _asked(connection, path, target)
-        return answer.read()
+        with closing(_asked(connection, path, target)) as answer:
+            return answer.read()
     except (OSError, http.client.HTTPException) as exc:
         raise _unreachable(path, exc, kind) from exc
     finally:
@@ -129,9 +130,9 @@ def lines(path: str, target: str) -> Iterator[bytes]:
     """Lines of an answer as they come. Raises AgentError."""
     connection = _UnixConnection(path)
     try:
-        answer = _asked(connection, path, target)
-        connection.patient()
-        yield from answer
+        with closing(_asked(connection, path, target)) as answer:
+            connection.patient()
+            yield from answer
     except (OSError, http.client.HTTPException) as exc:
         raise _unreachable(path, exc) from exc
     finally:
