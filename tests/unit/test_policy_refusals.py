@@ -98,7 +98,9 @@ class World:
         return self.engine.sync(self.store.current(), self.tracker.take(), **more)
 
     def allowed(self, source, destination, port=80):
-        return NftCompiler().decide(whole(self.kernel), Packet(ip(source), ip(destination), TCP, port)).allowed
+        return (
+            NftCompiler().decide(whole(self.kernel), Packet(ip(source), ip(destination), TCP, port)).allowed
+        )
 
     def open_from_outside(self):
         names = [f"{letter}{number}" for letter in "pq" for number in range(4)]
