@@ -466,6 +466,48 @@ def test_removing_leaves_nothing(proxy):
         assert "static" not in run(rig.spaces.names["node"], "bridge fdb show dev pa")
 
 
+@pytest.mark.parametrize("leftover", [False, True], ids=["by its owner", "of an earlier life"])
+def test_connections_go_on_when_the_programs_are_taken_away(proxy, leftover):
+    """Those whose one side only listens too: a packet from their middle is not taken for a first one."""
+    with pins() as bpffs, contextlib.ExitStack() as stack:
+        rig = FastRig(proxy.spaces, proxy.traffic, bpffs)
+        stack.callback(rig.engine.plane.driver.close)
+        stack.callback(rig.engine.plane.driver.remove)
+        rig.only(*ONE_WAY)
+        ends = []
+        for family in (0, 1):
+            for number, protocol in enumerate((TCP, UDP)):
+                port = 29900 + number
+                server = stack.enter_context(Socket(rig.spaces, "b", protocol, PODS["b"][family], port))
+                client = stack.enter_context(Socket(rig.spaces, "a", protocol, PODS["a"][family], port))
+                if protocol == TCP:
+                    server.sock.listen()
+                client.connect(PODS["b"][family], port)
+                client.sock.send(b"hello")
+                if protocol == TCP:
+                    speaker, _ = server.sock.accept()
+                    stack.callback(speaker.close)
+                else:
+                    speaker = server.sock
+                    assert server.receive() == b"hello"
+                    speaker.connect((PODS["a"][family], port))
+                ends.append((speaker, client))
+        for speaker, client in ends:
+            speaker.send(b"one")
+            assert client.receive() == b"one"
+        if leftover:
+            rig.fast.close()
+            assert in_node(rig.spaces, lambda: fastpath.leftovers(Places(bpffs=bpffs)))
+        else:
+            rig.fast.remove()
+            rig.fast.close()
+        assert programs_on(rig, "pa") == []
+        for speaker, client in ends:
+            speaker.send(b"two")
+            assert client.receive() == b"two"
+        assert answers(rig, [Try("b", "a", 0, TCP, 80)], 0.3) == ["silence"]
+
+
 def test_what_lacks_is_said(proxy, monkeypatch, tmp_path):
     places = Places(cache=str(tmp_path))
     assert fastpath.missing(places) == ""

@@ -20,6 +20,8 @@ from pycni.errors import KernelError
 from pycni.kernel import bpf, bpf_build, bpf_places
 from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source
+from pycni.kernel.conntrack_new import Connection, remember
+from pycni.kernel.netlink import NetlinkSocket
 from pycni.policy.base import JUDGED_MARK
 from pycni.policy.ebpf import flows, layout
 from pycni.policy.ebpf.flows import Times
@@ -188,6 +190,10 @@ class FastDriver:
         table, gone = self.maps[flows.FLOWS], set(devices)
         table.remove([key for keys, rows in table.batches() for key in flows.of_devices(keys, rows, gone)])
 
+    def hand_over(self, sock: NetlinkSocket) -> int:
+        """Have the stack know the connections that are open, before the programs go. Raises KernelError."""
+        return give_to_stack(self.maps[flows.FLOWS], self.times, sock)
+
     # --- denials -------------------------------------------------------------------------------------------------
 
     def denials(self) -> dict[bytes, Count]:
@@ -243,6 +249,35 @@ class _Live(Mapping[bytes, bytes]):
 
     def __len__(self) -> int:
         return len(self._table.items())
+
+
+def give_to_stack(table: BpfMap, times: Times, sock: NetlinkSocket) -> int:
+    """Have connection tracking remember the connections of a table of flows. Raises KernelError."""
+    now = time.monotonic_ns()
+    return remember(
+        sock,
+        [
+            Connection(*item)
+            for keys, rows in table.batches()
+            for item in flows.open_ones(keys, rows, now, times)
+        ],
+    )
+
+
+def give_back(folder: str, sock: NetlinkSocket) -> None:
+    """``give_to_stack`` with what an earlier life left in a folder of pins. Raises KernelError."""
+    spec = next(item for item in SPECS if item.name == flows.FLOWS)
+    try:
+        table = BpfMap(spec, bpf.get(f"{folder}/maps/{spec.name}"))
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return
+    try:
+        if spec.fits(bpf.map_info(table.fd)):
+            give_to_stack(table, Times(), sock)
+    finally:
+        table.close()
 
 
 def _forget(table: BpfMap, over: Callable[[bytes, bytes], Iterator[bytes]]) -> int:

@@ -19,10 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel import bpf_build, bpf_places
 from pycni.kernel.bpf_map import BpfMap
-from pycni.kernel.bpf_ring import RingReader
-from pycni.kernel.netlink import NetlinkSocket
-from pycni.model.policy import Direction
-from pycni.policy.base import Decision, Denied, Drop, DropReader, Hits, LocalPod, Packet
+from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from pycni.policy.base import Decision, Denied, DropReader, Hits, LocalPod, Packet
 from pycni.policy.ebpf import devices as _devices
 from pycni.policy.ebpf import evaluate, flows
 from pycni.policy.ebpf.classes import RuleName
@@ -36,11 +34,13 @@ from pycni.policy.ebpf.driver import (
     UPLINK_OUT,
     FastDriver,
     Places,
+    give_back,
     programs,
     source,
 )
+from pycni.policy.ebpf.events import Events
 from pycni.policy.ebpf.flows import PodRow, Times
-from pycni.policy.ebpf.layout import pack_address, unpack_address
+from pycni.policy.ebpf.layout import pack_address
 from pycni.view.policy_stages import RowDiff
 
 NAME = "ebpf"
@@ -93,14 +93,18 @@ def make(
 
 def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008 - immutable
     """Detach and remove what an earlier life left for the node this thread is in; says what went."""
-    if _release() < LINKS_SINCE and bpf_places.existing(PART, places.bpffs):
+    found = bpf_places.existing(PART, places.bpffs)
+    if _release() < LINKS_SINCE and found:
         with NetlinkSocket() as sock:
             _devices.take_filters_off(sock)
-    return [
-        f"{os.path.basename(os.path.dirname(folder))}: {name}"
-        for folder in bpf_places.existing(PART, places.bpffs)
-        for name in bpf_places.remove_tree(folder)
-    ]
+    gone = []
+    for folder in found:
+        with NetlinkSocket(NETLINK_NETFILTER) as sock:
+            give_back(folder, sock)
+        gone += [
+            f"{os.path.basename(os.path.dirname(folder))}: {name}" for name in bpf_places.remove_tree(folder)
+        ]
+    return gone
 
 
 class EbpfFastPath:
@@ -129,10 +133,12 @@ class EbpfFastPath:
         self._looked = time.monotonic()
         self._sweep_from = 0.0
         self._sock = NetlinkSocket()
+        self._conntrack = NetlinkSocket(NETLINK_NETFILTER)
         try:
             self.driver = FastDriver(node, places, times, spoof_check=spoof_check, tcx=tcx)
         except BaseException:
             self._sock.close()
+            self._conntrack.close()
             raise
         obj = self.driver.object
         self._hooks: Hooks = Links(obj) if tcx else Filters(obj, self._sock)
@@ -182,7 +188,7 @@ class EbpfFastPath:
 
     def pods(self, pods: Sequence[LocalPod]) -> None:
         """See ``base.FastPath``. A pod must be given only after its policies have been: it is judged from here on."""
-        wanted = dict.fromkeys(pods)
+        wanted = dict.fromkeys(pod for pod in pods if pod.addresses)
         self._drop([pod for pod in self._pods if pod not in wanted])
         new: dict[LocalPod, Device] = {}
         failed: KernelError | None = None
@@ -340,7 +346,7 @@ class EbpfFastPath:
 
     def drops(self) -> DropReader:
         """See ``base.FastPath``. There can be one reader at a time."""
-        return _Drops(self.driver, self.compiled)
+        return Events(self.driver, self.compiled)
 
     def figures(self) -> Mapping[str, float]:
         """See ``base.FastPath``."""
@@ -351,8 +357,9 @@ class EbpfFastPath:
         return [*self.compiled.problems(), *self._trouble.values()]
 
     def remove(self) -> list[str]:
-        """See ``base.FastPath``. Connections it carried go on through the stack as that finds them."""
+        """See ``base.FastPath``. Connections it carried are made known to connection tracking, and go on."""
         self.driver.aside()
+        self.driver.hand_over(self._conntrack)
         self._drop(list(self._pods))
         self._hooks.detach(sorted(self._places))
         self._places = set()
@@ -363,67 +370,7 @@ class EbpfFastPath:
         self._hooks.close()
         self.driver.close()
         self._sock.close()
-
-
-class _Drops:
-    """Live denials from the ring buffer."""
-
-    def __init__(self, driver: FastDriver, compiled: Maps) -> None:
-        self._driver = driver
-        self._compiled = compiled
-        self._fd = os.dup(driver.maps[flows.EVENTS].fd)
-        self._before = driver.lost()
-        try:
-            self._ring = RingReader(self._fd, flows.EVENT_BYTES)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._epoch = time.time() - time.monotonic()
-
-    def fileno(self) -> int:
-        """See ``base.DropReader``."""
-        return self._fd
-
-    def read(self) -> Sequence[Drop]:
-        """See ``base.DropReader``."""
-        names = self._compiled.rule_names()
-        return [self._drop(raw, names) for raw in self._ring.read()]
-
-    @property
-    def lost(self) -> int:
-        """See ``base.DropReader``."""
-        return self._driver.lost() - self._before
-
-    def close(self) -> None:
-        """See ``base.DropReader``."""
-        self._ring.close()
-        os.close(self._fd)
-
-    def _drop(self, raw: bytes, names: Mapping[bytes, RuleName]) -> Drop:
-        told, rule, source_, destination, source_port, port, protocol, side, reason, by = flows.EVENT.unpack(
-            raw
-        )
-        policies: tuple[str, ...] = (flows.REASONS[reason],)
-        if not reason:
-            name = names.get(rule)
-            policies = ("a policy that is gone",) if name is None else name.policies
-        has_ports = protocol in {flows.TCP, flows.UDP, flows.SCTP}
-        return Drop(
-            self._epoch + told / 1e9,
-            unpack_address(source_),
-            unpack_address(destination),
-            protocol,
-            _swapped(source_port) if has_ports else 0,
-            _swapped(port) if has_ports else 0,
-            Direction(side).name.lower(),
-            policies[0],
-            len(policies) - 1,
-            ("ebpf", "xdp")[by],
-        )
-
-
-def _swapped(port: int) -> int:
-    return int.from_bytes(port.to_bytes(2, "little"), "big")
+        self._conntrack.close()
 
 
 def _side(name: RuleName | None) -> str:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from pycni.policy.ebpf.layout import Field, Layout
+from pycni.policy.ebpf.layout import Field, Layout, unpack_address
 
 PODS, DEVICES, FLOWS, SEEN, TIMES, GRACE, DENIALS, REFUSED, LOST, EVENTS, WORK = (
     "pods",
@@ -118,6 +118,7 @@ MAPS: tuple[tuple[str, int, int, int, int, int], ...] = (
 _POD_FORMAT = struct.Struct("=IIQ6sH")
 _FLOW_FORMAT = struct.Struct("=QII6s6sBBHB7x")
 _FLOW_STATE = struct.Struct("=QII12xBB10x")
+_KEY_FORMAT = struct.Struct(">16s16sHHB3x")
 _SEEN_FORMAT = struct.Struct("=QBB6x")
 _TIMES_FORMAT = struct.Struct("=9Q")
 _PROTOCOL = 36
@@ -232,6 +233,19 @@ def of_devices(keys: bytes, flows: bytes, devices: Collection[int]) -> Iterator[
     for at, (_, low, high, _, _) in enumerate(_FLOW_STATE.iter_unpack(flows)):
         if low in devices or high in devices:
             yield keys[at * size : (at + 1) * size]
+
+
+def open_ones(
+    keys: bytes, flows: bytes, now: int, times: Times
+) -> Iterator[tuple[bytes, int, bytes, int, int, int]]:
+    """TCP and UDP connections that are open: two ends, address and port each, protocol, seconds they have left."""
+    size = _FLOW_KEY.size
+    for at, (used, _, _, low_seen, high_seen) in enumerate(_FLOW_STATE.iter_unpack(flows)):
+        low, high, low_port, high_port, protocol = _KEY_FORMAT.unpack_from(keys, at * size)
+        left = (lasts(protocol, low_seen, high_seen, times) - (now - used)) // SECOND
+        over = (low_seen | high_seen) & (ENDED | RESET)
+        if protocol in {TCP, UDP} and low_seen & high_seen & ANSWERED and left > 0 and not over:
+            yield unpack_address(low), low_port, unpack_address(high), high_port, protocol, left
 
 
 def forgotten(keys: bytes, seen: bytes, now: int, times: Times) -> Iterator[bytes]:
