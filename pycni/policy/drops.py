@@ -117,7 +117,7 @@ class DropHub:
 
     def _readable(self, reader: DropReader) -> None:
         try:
-            drops = reader.read()
+            drops, told = reader.read(), reader.lost
         except PycniError as error:
             log.warning("drops: %s", error)
             asyncio.get_running_loop().remove_reader(reader.fileno())
@@ -127,7 +127,7 @@ class DropHub:
                 listener.troubles.append(str(error))
                 listener.woken.set()
             return
-        lost, self._readers[reader] = reader.lost - self._readers[reader], reader.lost
+        lost, self._readers[reader] = told - self._readers[reader], told
         if drops or lost:
             for listener in self._listeners:
                 listener.put(drops, lost)

@@ -138,10 +138,24 @@ def test_a_slow_listener_is_told_what_it_missed_and_others_miss_nothing():
     asyncio.run(story())
 
 
-def test_a_source_that_breaks_is_told_and_the_others_go_on():
+@pytest.mark.parametrize("way", ["read", "lost"])
+def test_a_source_that_breaks_is_told_and_the_others_go_on(way):
     class Broken(FakeReader):
         def read(self):
-            raise KernelError(74, "read packet log", "group 100", "nonsense")
+            if way == "read":
+                raise KernelError(74, "read packet log", "group 100", "nonsense")
+            self.opened = True
+            return []
+
+        @property
+        def lost(self):
+            if getattr(self, "opened", False):
+                raise KernelError(74, "read packet log", "group 100", "nonsense")
+            return 0
+
+        @lost.setter
+        def lost(self, _):
+            pass
 
     async def story():
         broken, fine = Broken(), FakeReader([drop()])
