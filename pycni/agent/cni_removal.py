@@ -127,15 +127,18 @@ class Remover:
         if endpoint is not None and endpoint.state != "dying":
             _attempt(failed, lambda: self._endpoints.put(msgspec.structs.replace(endpoint, state="dying")))
         outcome: list[Exception] = []
+        cut_off = True
         if self.pending.begin(owner):
             addresses = endpoint.addresses if endpoint is not None else ()
             finish = partial(self._finish, owner, () if keep_addresses else tuple(pools.values()), outcome)
-            _attempt(failed, partial(self._detach, owner, netns_fd, addresses, finish))
+            cut_off = _attempt(failed, partial(self._detach, owner, netns_fd, addresses, finish))
             if wait and not self.pending.wait(owner):
                 failed.append(
                     CniError(CniError.TRY_AGAIN_LATER, f"{_show(owner)}: its devices are still there")
                 )
-        self._tell_gates(owner, endpoint, failed)
+        if cut_off:
+            # A pod that could not be cut off goes on sending: what checks it stays until somebody has managed to.
+            self._tell_gates(owner, endpoint, failed)
         for plugin in sorted({found.ipam.type for found in confs if found.ipam.type}):
             _attempt(failed, partial(self._delegates.delete, plugin, request))
         if failed or outcome:
@@ -207,13 +210,16 @@ def as_cni_error(exc: Exception) -> CniError:
     return CniError(CniError.INTERNAL, f"internal error: {type(exc).__name__}", str(exc))
 
 
-def _attempt(failed: list[Exception], action: Callable[[], object]) -> None:
+def _attempt(failed: list[Exception], action: Callable[[], object]) -> bool:
+    """Whether it went well."""
     try:
         action()
     except Exception as exc:
         if not isinstance(exc, PycniError | OSError):
             log.exception("removal: unexpected error")
         failed.append(exc)
+        return False
+    return True
 
 
 def _show(owner: Owner) -> str:
