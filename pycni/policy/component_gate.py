@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pycni.errors import KernelError
-from pycni.kernel import conntrack
+from pycni.kernel import bpf_places, conntrack
 from pycni.model.endpoint import Endpoint
 from pycni.model.kube import POD
 from pycni.policy import spoof
@@ -123,8 +123,13 @@ class Gate:
 
     def _forget_connections(self, endpoint: Endpoint) -> None:
         """What was allowed to this pod is not to be inherited by the next one with its addresses."""
+        addresses = addresses_of(endpoint)
         try:
-            forgotten = conntrack.forget_host(addresses_of(endpoint))
+            if bpf_places.existing("policy"):
+                from pycni.policy.ebpf import fastpath  # noqa: PLC0415 - only where there are programs
+
+                fastpath.forget(addresses)
+            forgotten = conntrack.forget_host(addresses)
         except KernelError as error:
             log.warning("%s: its connections stay tracked: %s", endpoint.owner, error)
         else:

@@ -398,6 +398,22 @@ def test_a_gone_pods_programs_and_rows_go(rig):
     assert rig.carried(SAME_NODE[0])
 
 
+def test_a_pod_that_is_cut_off_leaves_nothing_to_the_next_one(rig):
+    """Without the fast path's owner: it may be in the middle of a long pass."""
+    rig.only(policy("shop/p", web(app="web"), ingress=(rule(),)))
+    ways = [Try("x", "a", 0, TCP, 80), Try("b", "a", 0, UDP, 80), Try("b", "a", 1, TCP, 80)]
+    assert answers(rig, [*ways, Try("c", "b", 0, TCP, 80)]) == ["answer"] * 4
+    assert [rig.carried(one) for one in ways] == [True] * 3
+    address = ipaddress.ip_address(PODS["a"][0]).packed
+    assert in_node(rig.spaces, lambda: fastpath.forget([address], Places(bpffs=rig.bpffs))) == 2
+    assert [rig.carried(one) for one in ways] == [False, False, True]
+    assert rig.carried(Try("c", "b", 0, TCP, 80))
+    assert answers(rig, ways[:1], 0.3) == ["silence"], "it may not send any more"
+    rig.fast.pods(local_pods(rig.spaces))
+    assert answers(rig, ways[:1]) == ["answer"]
+    assert rig.carried(ways[0])
+
+
 def test_a_pod_of_the_node_that_is_not_served_is_no_remote_one(rig):
     rig.only(policy("shop/p", ingress=(rule(Peer(pods=web(app="db"))),)))
     rig.fast.pods(local_pods(rig.spaces, ("a", "c")))

@@ -266,16 +266,40 @@ def give_to_stack(table: BpfMap, times: Times, sock: NetlinkSocket) -> int:
 
 def give_back(folder: str, sock: NetlinkSocket) -> None:
     """``give_to_stack`` with what an earlier life left in a folder of pins. Raises KernelError."""
-    spec = next(item for item in SPECS if item.name == flows.FLOWS)
+    with _pinned(folder, flows.FLOWS) as table:
+        if table is not None:
+            give_to_stack(table, Times(), sock)
+
+
+def forget_hosts(folder: str, addresses: Collection[bytes]) -> int:
+    """Forget pods of a folder of pins, and how they were connected: these addresses. Raises KernelError."""
+    hosts = {layout.pack_address(address) for address in addresses}
+    with _pinned(folder, flows.PODS) as table:
+        if table is not None:
+            table.remove(hosts)
+    count = 0
+    for name in (flows.FLOWS, flows.SEEN):
+        with _pinned(folder, name) as table:
+            if table is not None:
+                keys = [key for some, _ in table.batches() for key in flows.of_hosts(some, hosts)]
+                table.remove(keys)
+                count += len(keys)
+    return count
+
+
+@contextlib.contextmanager
+def _pinned(folder: str, name: str) -> Iterator[BpfMap | None]:
+    """A map of an earlier life; None: there is none, or it is another version's."""
+    spec = next(item for item in SPECS if item.name == name)
     try:
-        table = BpfMap(spec, bpf.get(f"{folder}/maps/{spec.name}"))
+        table = BpfMap(spec, bpf.get(f"{folder}/maps/{name}"))
     except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
+        yield None
         return
     try:
-        if spec.fits(bpf.map_info(table.fd)):
-            give_to_stack(table, Times(), sock)
+        yield table if spec.fits(bpf.map_info(table.fd)) else None
     finally:
         table.close()
 

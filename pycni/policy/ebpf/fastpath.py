@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel import bpf_build, bpf_places
@@ -34,6 +34,7 @@ from pycni.policy.ebpf.driver import (
     UPLINK_OUT,
     FastDriver,
     Places,
+    forget_hosts,
     give_back,
     programs,
     source,
@@ -105,6 +106,15 @@ def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008 - immutable
             f"{os.path.basename(os.path.dirname(folder))}: {name}" for name in bpf_places.remove_tree(folder)
         ]
     return gone
+
+
+def forget(addresses: Collection[bytes], places: Places = Places()) -> int:  # noqa: B008 - immutable
+    """Forget a pod that is cut off, before another one can get its addresses; says how many connections it had.
+
+    For the node whose network namespace this thread is in; on any thread, whoever has the fast path.
+    Raises KernelError.
+    """
+    return sum(forget_hosts(folder, addresses) for folder in bpf_places.existing(PART, places.bpffs))
 
 
 class EbpfFastPath:
@@ -200,7 +210,12 @@ class EbpfFastPath:
                 else:
                     new[pod] = device
         # What was goes before what is new comes, which may have an address of it.
-        self._clear_away({**self._pods, **new})
+        rows = self._clear_away({**self._pods, **new})
+        new |= {
+            pod: device
+            for pod, device in self._pods.items()
+            if not all(pack_address(address) in rows for address in pod.addresses)
+        }
         for name in self._trouble.keys() - {pod.ifname for pod in wanted} - {*self._uplinks}:
             del self._trouble[name]
         for pod, device in new.items():
@@ -251,8 +266,11 @@ class EbpfFastPath:
             device = self._pods.pop(pod)
             _devices.settle(self._sock, device, pod.mac, static=False)
 
-    def _clear_away(self, keep: Mapping[LocalPod, Device]) -> None:
-        """Bring rows and programs down to these pods', whoever left the others. Raises KernelError."""
+    def _clear_away(self, keep: Mapping[LocalPod, Device]) -> Collection[bytes]:
+        """Bring rows and programs down to these pods', whoever left the others; says which addresses have rows.
+
+        Raises KernelError.
+        """
         maps = self.driver.maps
         indexes = {device.ifindex for device in keep.values()}
         addresses = {
@@ -273,6 +291,7 @@ class EbpfFastPath:
         maps[flows.DEVICES].remove([key for key, number in there.items() if number in gone])
         if gone:
             self.driver.drop_flows(gone)
+        return rows.keys() - {*stale}
 
     # --- exits ---------------------------------------------------------------------------------------------------
 

@@ -235,6 +235,13 @@ def of_devices(keys: bytes, flows: bytes, devices: Collection[int]) -> Iterator[
             yield keys[at * size : (at + 1) * size]
 
 
+def of_hosts(keys: bytes, hosts: Collection[bytes]) -> Iterator[bytes]:
+    """Keys, of many one after the other, with one of these addresses (16 bytes each)."""
+    for at in range(0, len(keys), _FLOW_KEY.size):
+        if keys[at : at + 16] in hosts or keys[at + 16 : at + 32] in hosts:
+            yield keys[at : at + _FLOW_KEY.size]
+
+
 def open_ones(
     keys: bytes, flows: bytes, now: int, times: Times
 ) -> Iterator[tuple[bytes, int, bytes, int, int, int]]:
