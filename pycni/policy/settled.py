@@ -58,11 +58,13 @@ class Settled:
         asked = {name: values[-1] for name, values in parse_qs(query).items()}
         wanted = asked.get("generation", "0")
         try:
-            patience = min(MOST_S, max(0.0, float(asked.get("patience", PATIENCE_S))))
+            patience = float(asked.get("patience", PATIENCE_S))
         except ValueError:
             patience = -1.0
         if not wanted.isdecimal() or not 0 <= patience <= MOST_S:
-            return Response(400, body=f"generation {wanted!r} or patience: expected numbers\n")
+            return Response(
+                400, body=f"generation {wanted!r} or patience: expected numbers, of seconds 0..{MOST_S:g}\n"
+            )
         if not await self._wait(int(wanted), patience):
             why = self._trouble() or f"the store is at {self.seen()}, the kernel at {self._number}"
             return Response(503, body=f"change {wanted} is not in the kernel after {patience:g} s: {why}\n")
