@@ -210,6 +210,7 @@ class Gate:
         guard = self._checking()
         self._guard_due = False
         if guard is None:
+            self._forget_check()
             return
         try:
             rows = guard.apply([pod for pod in self._pods.pods() if pod.addresses])
@@ -220,6 +221,20 @@ class Gate:
         self._report.trouble("check of pods' own addresses", "")
         if rows:
             log.info("policies: %d rows of the check of pods' own addresses set right", rows)
+
+    def _forget_check(self) -> None:
+        """Take away what an earlier agent left that checked senders: this one does not."""
+        try:
+            guard = spoof.Guard()
+            try:
+                gone = guard.remove()
+            finally:
+                guard.close()
+        except KernelError as error:
+            log.debug("no check of senders to take away: %s", error)
+            return
+        if gone:
+            log.info("policies: senders are not checked any more: removed %s", ", ".join(gone))
 
     def held(self) -> frozenset[bytes]:
         """Addresses that are shut. Raises KernelError."""

@@ -106,6 +106,8 @@ class PolicyAgent:
         self.folder = folder
         self.wrap: Callable[[Dataplane], Dataplane] = lambda plane: plane
         self.flags: list[str] = []
+        self.checks = "false"
+        """Whether senders are checked."""
         self.records = EndpointStore(str(state))
         self.health = Health()
         self.component: PolicyComponent
@@ -120,7 +122,9 @@ class PolicyAgent:
         begun = threading.Event()
         self.health = Health()
         settings = load(
-            ["--components=policy", "--node-name=n1", "--policy-spoof-check=false", *self.flags], {}, "n1"
+            ["--components=policy", "--node-name=n1", f"--policy-spoof-check={self.checks}", *self.flags],
+            {},
+            "n1",
         ).settings
 
         async def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.kernel import nft_names
 from pycni.model.kube import TCP, UDP
-from pycni.policy import cleanup, nft
+from pycni.policy import cleanup, nft, spoof_rules
 from pycni.policy.nft.layout import TABLE
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_agent import policy_agent, wait_for
@@ -364,6 +364,26 @@ def test_programs_are_made_taken_over_and_taken_away(agent, reaches):
     assert agent.pins() == []
     assert not reaches("b", "a")
     assert reaches("c", "a", timeout=2)
+
+
+def test_senders_are_checked_from_the_gate_on_until_that_is_switched_off(agent):
+    agent.checks = "true"
+    agent.start()
+    agent.add("a")
+    assert spoof_rules.TABLE in agent.tables_now()
+    guard = agent.component.gate._guard
+    assert guard.devices() == {"pa"}
+    agent.delete("a")
+    assert guard.devices() == set()
+    agent.add("b")
+    agent.stop()
+    agent.start()
+    wait_for(lambda: agent.component.gate._guard is not None, "the check")
+    wait_for(lambda: agent.component.gate._guard.devices() == {"pb"}, "records to be taken over")
+    agent.stop()
+    agent.checks = "false"
+    agent.start()
+    wait_for(lambda: spoof_rules.TABLE not in agent.tables_now(), "the check to go")
 
 
 def test_cleanup_leaves_nothing(agent, spaces):
