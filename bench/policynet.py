@@ -187,7 +187,7 @@ class PathNet:
         if fast:
             from pycni.policy.ebpf import fastpath
 
-            path = netns.run_in(fd, lambda: fastpath.make(node, uplinks=("eth0", "cni0")))
+            path = netns.run_in(fd, lambda: fastpath.make(node, uplinks=("eth0",)))
             self._stack.callback(path.close)
             self._stack.callback(netns.run_in, fd, path.remove)
         engine = PolicyEngine(node, plane, path)
