@@ -62,9 +62,8 @@ class Settled:
         except ValueError:
             patience = -1.0
         if not wanted.isdecimal() or not 0 <= patience <= MOST_S:
-            return Response(
-                400, body=f"generation {wanted!r} or patience: expected numbers, of seconds 0..{MOST_S:g}\n"
-            )
+            text = f"generation {wanted!r} or patience: expected numbers, of seconds 0..{MOST_S:g}\n"
+            return Response(400, body=text)
         if not await self._wait(int(wanted), patience):
             why = self._trouble() or f"the store is at {self.seen()}, the kernel at {self._number}"
             return Response(503, body=f"change {wanted} is not in the kernel after {patience:g} s: {why}\n")

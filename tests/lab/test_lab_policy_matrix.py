@@ -126,7 +126,10 @@ def test_programs_judge_what_goes_from_pod_to_pod(plane: PolicyLab) -> None:
         plane.lab.exec(node.name, ["nft", UNJUDGED])
     try:
         if plane.plane == "ebpf":
-            plane.check(one, oracle, said)
+            # Programs leave to the stack what looks like an earlier connection of the stack's.
+            found = plane.shoot(said)
+            assert not [way for way, outcome in found.items() if outcome.arrived and not said[way]]
+            assert sum(outcome.answered for outcome in found.values()) > 0.97 * sum(said.values())
         else:
             outcomes = plane.shoot(dict.fromkeys(said, False))
             assert not any(outcome.arrived for outcome in outcomes.values())
