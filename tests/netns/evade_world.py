@@ -17,12 +17,16 @@ from pycni.model.kube import Pod as KubePod
 from pycni.model.policy import NETWORK_POLICY, NetworkPolicy, Peer, PortRange, Rule, Selector
 from pycni.policy import nft
 from pycni.policy.base import LocalPod
+from pycni.policy.ebpf import fastpath
+from pycni.policy.ebpf.driver import Places
+from pycni.policy.ebpf.fastpath import EbpfFastPath
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.spoof import Guard
 from pycni.store import Store
 from pycni.view.policies import KINDS
 from tests.netns import frames as f
 from tests.netns.podenv import Env, Pod, links, node
+from tests.netns.policy_ebpf_rig import NO_GRACE, pins
 
 NAMES = ("a", "b", "c", "e", "p")
 GATEWAY = {4: "10.1.2.1", 6: "fd00:1:2::1"}
@@ -66,7 +70,8 @@ class Judged:
     e: Pod
     p: Pod
 
-    def __init__(self, env: Env, exits: ExitStack) -> None:
+    def __init__(self, env: Env, exits: ExitStack, *, programs: bool) -> None:
+        """``programs``: the eBPF fast path stands above the table."""
         self.env = env
         self.out = env.outside((4, 6))
         for name in NAMES:
@@ -74,7 +79,12 @@ class Judged:
         self.gateway = f.mac(links()["cni0"]["address"])
         self.guard = Guard()
         exits.callback(self.guard.close)
-        self.engine = PolicyEngine("n1", nft.make())
+        self.fast: EbpfFastPath | None = None
+        if programs:
+            where = exits.enter_context(pins())
+            self.fast = fastpath.make("n1", uplinks=("eth1",), places=Places(bpffs=where), times=NO_GRACE)
+            exits.callback(self.fast.close)
+        self.engine = PolicyEngine("n1", nft.make(), self.fast)
         exits.callback(self.engine.plane.driver.close)
         self.store = Store()
         self.tracker = self.store.track(*KINDS)
@@ -94,6 +104,9 @@ class Judged:
             self.store.put(NETWORK_POLICY, key, policy)
         self.sync()
         self.guard.apply([local(getattr(self, name)) for name in NAMES])
+        if self.fast is not None:
+            self.fast.pods([local(getattr(self, name)) for name in NAMES])
+            assert not self.fast.problems()
         self._senders = {
             name: exits.enter_context(getattr(self, name).inside(lambda: f.wire("eth0"))) for name in NAMES
         }
@@ -118,6 +131,6 @@ class Judged:
 
 
 @contextmanager
-def judged(make: Callable[[], str]) -> Iterator[Judged]:
+def judged(make: Callable[[], str], *, programs: bool = False) -> Iterator[Judged]:
     with node(make) as env, ExitStack() as exits:
-        yield Judged(env, exits)
+        yield Judged(env, exits, programs=programs)

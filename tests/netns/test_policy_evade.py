@@ -24,8 +24,8 @@ AH, ESP, GRE, IPIP, IP6IN, SCTP, UDPLITE, NONE = 51, 50, 47, 4, 41, 132, 136, 59
 HBH, ROUTING, DESTINATION = 0, 43, 60
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[Judged]:
+@pytest.fixture(scope="module", params=["nftables", "ebpf"])
+def world(request: pytest.FixtureRequest) -> Iterator[Judged]:
     made: list[str] = []
 
     def make() -> str:
@@ -35,7 +35,7 @@ def world() -> Iterator[Judged]:
         return name
 
     try:
-        with judged(make) as found:
+        with judged(make, programs=request.param == "ebpf") as found:
             yield found
     finally:
         for name in made:
@@ -216,6 +216,19 @@ def send(
     for packet in make(address(ends[0], family), address(ends[1], family), port, mark):
         world.send(source, f.ether(to, ends[0].plan.mac, packet))
     return mark
+
+
+def test_the_plane_that_is_meant_has_judged(world: Judged):
+    """The programs, where there are some, and the table elsewhere."""
+    judge = world.fast or world.engine.plane.driver
+
+    def denied() -> int:
+        return sum(item.packets for item in judge.denied())
+
+    before = denied()
+    for family in (4, 6):
+        send(world, ATTACKS["v4 UDP"][1], family, "a", "b", 9999, direct=True)
+    assert denied() == before + 2
 
 
 def test_a_forged_answer_opens_nothing(world: Judged):
