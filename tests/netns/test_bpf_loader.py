@@ -130,6 +130,37 @@ def test_a_full_map_names_itself_and_its_size(small: Callable[..., BpfMap]) -> N
         table.update({number(key): bytes(8) for key in range(9)})
 
 
+def test_values_of_each_processor_are_read_apart(small: Callable[..., BpfMap]) -> None:
+    table = small(bpf.PERCPU_HASH)
+    content = {number(key): number(key, 8) for key in range(5)}
+    table.update(content)
+    table.put(number(9), number(9, 8))
+    found = table.items()
+    assert found.keys() == {*content, number(9)}
+    for key, raw in found.items():
+        assert set(table.parts(raw)) == {number(int.from_bytes(key, "little"), 8)}
+        assert table.get(key) == raw
+
+
+def test_an_entry_is_taken_once(small: Callable[..., BpfMap]) -> None:
+    table = small()
+    table.put(number(1), number(5, 8))
+    assert table.take(number(1)) == number(5, 8)
+    assert table.take(number(1)) is None
+
+
+def test_a_bucket_with_more_than_a_batch_is_read_whole(
+    small: Callable[..., BpfMap], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pycni.kernel.bpf_map.BATCH_ENTRIES", 1)
+    table = small(entries=64)
+    content = {number(key): number(key, 8) for key in range(60)}
+    for key, value in content.items():
+        table.put(key, value)
+    assert table.items() == content
+    assert b"".join(keys for keys, _ in table.batches()) == b"".join(table.items())
+
+
 def test_prefix_maps_are_made_for_policies() -> None:
     table = BpfMap.create(MapSpec("lpm", bpf.LPM_TRIE, 8, 4, 16, bpf.NO_PREALLOC))
     try:

@@ -183,6 +183,26 @@ def test_denials_are_counted_and_told(rig):
     assert any(item.packets == 1 for item in rig.fast.driver.decided().values())
 
 
+def test_denials_nobody_reads_are_lost_in_number_and_reading_goes_on(rig):
+    rig.only(policy("shop/in", web(app="web"), ingress=()))
+    room = flows.EVENT_BYTES // 64 - 1
+    with (
+        contextlib.closing(rig.fast.drops()) as drops,
+        Socket(rig.spaces, "b", UDP, PODS["b"][0], 29950) as sock,
+    ):
+        for sent, more in ((0, room + 500), (room + 500, 700)):
+            for number in range(more):
+                sock.send(b"x", PODS["a"][0], 1024 + number % 60000)
+            told = drops.read()
+            assert len(told) == min(more, room)
+            assert drops.lost == 500
+            ports = [drop.port for drop in told]
+            assert ports == [1024 + number % 60000 for number in range(len(told))]
+        assert not drops.read()
+    [found] = rig.fast.denied()
+    assert found.packets == room + 1200
+
+
 @pytest.mark.parametrize(
     "setup",
     [

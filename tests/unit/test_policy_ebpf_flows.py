@@ -70,3 +70,27 @@ def test_both_directions_have_one_key() -> None:
     assert upper is not lower
     assert there != flows.flow_key((ONE, 40000), (OTHER, 80), UDP)[0]
     assert there != flows.flow_key((ONE, 80), (OTHER, 40000), TCP)[0]
+
+
+def test_open_connections_are_told_with_the_time_they_have_left() -> None:
+    states = [
+        (TCP, ANSWERED, ANSWERED),
+        (TCP, BEGAN, 0),
+        (TCP, ANSWERED, ANSWERED | ENDED),
+        (UDP, ANSWERED, ANSWERED),
+    ]
+    parts = [entry(*state, 20) for state in states] + [entry(UDP, ANSWERED, ANSWERED, 500)]
+    keys, rows = (b"".join(part) for part in zip(*parts, strict=True))
+    ends = (b"\x0a\xf4\x01\x0b", 1, b"\x0a\xf4\x01\x0c", 2)
+    found = list(flows.open_ones(keys, rows, 10**15, TIMES))
+    assert found == [(*ends, TCP, 431980), (*ends, UDP, 100)]
+
+
+def test_connections_of_hosts_are_found_at_both_ends() -> None:
+    third = pack_address(b"\x0a\xf4\x01\x0d")
+    keys = b"".join(
+        flows.flow_key((one, 1), (other, 2), TCP)[0]
+        for one, other in ((ONE, OTHER), (OTHER, third), (third, ONE))
+    )
+    found = list(flows.of_hosts(keys, {ONE}))
+    assert found == [keys[:40], keys[80:]]
