@@ -6,7 +6,9 @@
     services      which addresses of Services this node announces
     rib           what is told to whom, what is accepted, which paths are best
     engine        what carries it out: a plan in, sessions and learned routes out
-    bird          BIRD 2 as an engine
+    engines       which there are: ``exabgp``, ``bird``
+    view          from objects and leases to a plan
+    component     the part of the agent
 
-All but ``bird.control`` and ``bird.daemon`` is pure. The agent's component is not here yet.
+All but the engines' daemons, the relay, ``files``, ``configured`` and ``component`` is pure.
 """

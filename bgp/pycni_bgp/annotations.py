@@ -18,7 +18,7 @@ import yaml
 
 from pycni.model.family import Network
 from pycni.model.kube import KubeNode
-from pycni_bgp.model import BFD_PORT, MAX_ASN, PORT, Bfd, Secret
+from pycni_bgp.model import BFD_PORT, MAX_ASN, PORT, WELL_KNOWN, Bfd, Secret
 
 PREFIX = "kube-router.io/"
 SHOWN = 80
@@ -157,9 +157,6 @@ def _cluster_id(text: str) -> bytes:
         return int(text).to_bytes(4, "big") if text.isdigit() else ipaddress.IPv4Address(text).packed
     except (ValueError, OverflowError):
         raise UnusableError("not a cluster id (a number of 32 bits or dotted)") from None
-
-
-WELL_KNOWN = frozenset({"internet", "no-export", "no-advertise", "local-as", "no-peer", "graceful-shutdown"})
 
 
 def community(text: str) -> str:

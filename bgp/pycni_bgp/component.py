@@ -31,7 +31,7 @@ from pycni.model.service import NodeFacts
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
-from pycni_bgp.bird.daemon import Bird, missing
+from pycni_bgp import engines
 from pycni_bgp.configured import bgp_settings
 from pycni_bgp.engine import BgpError, Engine, Session
 from pycni_bgp.metrics import BgpMetrics
@@ -45,7 +45,8 @@ LEASE = "lease"
 RESYNC_S = 60.0
 LOOK_S = 3.0
 """Between two looks at sessions."""
-PODNET_LOOK_S = 0.2
+TROUBLED_S = 0.2
+"""The same while the engine is not as it should be, and for the pod network while it is waited for."""
 
 FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]
 
@@ -78,10 +79,10 @@ class BgpComponent:
         self._health.expect(PART)
         self._metrics = BgpMetrics(metrics or Registry())
         if engine is None:
-            reason = missing()
+            reason = engines.missing(settings.bgp_engine)
             if reason:
                 raise ConfigError("settings", "bgp-engine", settings.bgp_engine, reason)
-            engine = Bird(settings.bgp_dir)
+            engine = engines.make(settings.bgp_engine, settings.bgp_dir)
         self.engine = engine
         self._kinds = ((SERVICE, ENDPOINT_SLICE, NODE) if objects else ()) + ((LEASE,) if podnet else ())
         self._tracker = store.track(*self._kinds)
@@ -91,6 +92,8 @@ class BgpComponent:
         self._draft: Draft | None = None
         self._said: tuple[str, ...] = ()
         self._sessions: Sequence[Session] = ()
+        self._trouble = ""
+        """The engine's, as health was told last."""
         self._runner = Runner(
             PART,
             self._reconcile,
@@ -123,7 +126,7 @@ class BgpComponent:
         reason = self._waiting()
         if reason:
             self._health.set(PART, ok=False, reason=reason)
-            asyncio.get_running_loop().call_later(PODNET_LOOK_S, self._runner.poke)
+            asyncio.get_running_loop().call_later(TROUBLED_S, self._runner.poke)
             return
         underlay = await asyncio.to_thread(self._find_underlay, self._settings, ())
         pods = self._podnet() if self._podnet is not None else None
@@ -170,7 +173,7 @@ class BgpComponent:
     def passed(self, _component: str, _seconds: float) -> None:
         """Runner: a pass succeeded."""
         if not self._waiting():
-            trouble = self.engine.trouble
+            trouble = self._trouble = self.engine.trouble
             self._health.set(PART, not trouble, trouble, valid_for=RESYNC_S * 3)
 
     def failed(self, _component: str, error: Exception, _failures: int) -> None:
@@ -181,16 +184,14 @@ class BgpComponent:
 
     async def _look(self) -> NoReturn:
         """Keep metrics, health and the log true."""
-        trouble = ""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(TROUBLED_S if self._trouble else LOOK_S)
             before = {item.address: item for item in self._sessions}
             try:
                 self._sessions = await self.engine.sessions()
             except BgpError:
                 self._sessions = ()
-            if self.engine.trouble != trouble:
-                trouble = self.engine.trouble
+            if self.engine.trouble != self._trouble:
                 self._runner.poke()
             for item in self._sessions:
                 was = before.get(item.address)

@@ -84,8 +84,10 @@ class Engine(Protocol):
     """One engine. On one event loop."""
 
     name: str
-    trouble: str
-    """Why it does not do what it was told last; "" when it does."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not do what it was told last; "" when it does."""
 
     async def put(self, plan: Plan) -> None:
         """Go by this plan from now on; an engine that is down takes it when it is up.

@@ -9,6 +9,7 @@ Numbers are those of RFC 4271 (attributes), RFC 1997 and 8092 (communities), RFC
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -58,6 +59,22 @@ class Prefix(NamedTuple):
 def prefix(text: str) -> Prefix:
     """A prefix by its text. ValueError."""
     return Prefix.of(ipaddress.ip_network(text))
+
+
+WELL_KNOWN: Mapping[str, tuple[int, int]] = {
+    "internet": (0, 0),
+    "graceful-shutdown": (65535, 0),
+    "no-export": (65535, 65281),
+    "no-advertise": (65535, 65282),
+    "local-as": (65535, 65283),
+    "no-peer": (65535, 65284),
+}
+"""Communities with names (RFC 1997, 3765, 8326)."""
+
+
+def community_numbers(text: str) -> tuple[int, ...]:
+    """Two numbers, three of a large one."""
+    return WELL_KNOWN.get(text) or tuple(int(part) for part in text.split(":"))
 
 
 class Secret:

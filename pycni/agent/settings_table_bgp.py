@@ -22,9 +22,10 @@ def _number(low: int, high: int, what: str) -> kinds.Kind:
 ROWS: tuple[Setting, ...] = (
     Setting(
         "bgp-engine",
-        kinds.choice("bird"),
-        "bird",
-        "Who speaks BGP: bird is BIRD 2, which has to be installed.",
+        kinds.choice("exabgp", "bird"),
+        "exabgp",
+        "Who speaks BGP. exabgp is in Python, for up to some thousand routes; bird is BIRD 2, for more, for BFD and "
+        "OSPF.",
     ),
     Setting(
         "bgp-dir",

@@ -179,8 +179,12 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bgp",
-        action="store_true",
-        help="nodes announce pods and services by BGP to each other and to a router, where the client is",
+        nargs="?",
+        choices=("exabgp", "bird", "none"),
+        const="exabgp",
+        default="none",
+        help="nodes announce pods and services by BGP to each other and to a router, where the client is "
+        "(--bgp alone: exabgp)",
     )
     parser.add_argument(
         "--chain",

@@ -21,6 +21,8 @@ from pycni.model.tables import ROUTE_PROTOCOL
 from pycni.wire import rtnl
 
 RTPROT_BIRD = 12
+LEARNED_PROTOCOL = 113
+"""Of routes the agent itself learned by BGP."""
 
 HTTP_TIMEOUT_S = 2.0
 
@@ -55,7 +57,7 @@ def routes(namespace: str, families: Sequence[int]) -> list[str]:
         found = [
             rtnl.parse_route(message)
             for family in families
-            for protocol in (ROUTE_PROTOCOL, RTPROT_BIRD)
+            for protocol in (ROUTE_PROTOCOL, LEARNED_PROTOCOL, RTPROT_BIRD)
             for message in sock.dump(rtnl.dump_routes(family, protocol=protocol))
         ]
     return [f"{ip_address(route.destination)}/{route.prefix_len}" for route in found]

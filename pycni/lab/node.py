@@ -109,7 +109,7 @@ class LabNode:
             "healthz-port": str(topology.HEALTH_PORT),
             "log-level": "info",
             **topology.component_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
-            **(router.flags(self.spec) if self.spec.bgp else {}),
+            **(router.flags(self.spec) if self.spec.bgp != "none" else {}),
         }
         for family, address in self.addresses.items():
             flags["public-ip" if family is Family.V4 else "public-ipv6"] = str(address.ip)

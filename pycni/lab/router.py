@@ -62,6 +62,7 @@ def configuration(spec: LabSpec) -> str:
 def flags(spec: LabSpec) -> dict[str, str]:
     """Flags of agents that have it for a neighbour."""
     return {
+        "bgp-engine": spec.bgp,
         "peer-router-ips": str(topology.client_address(spec.families[0]).ip),
         "peer-router-asns": str(ASN),
         "cluster-asn": str(NODES_ASN),

@@ -104,7 +104,7 @@ class Lab:
                 self._begin_node(index)
             if spec.has_client:
                 netns.make_client(spec)
-            if spec.bgp:
+            if spec.bgp != "none":
                 self._remember("router", router.start(spec, self.state))
         cluster = Cluster(self, held=True)
         cluster.begin()

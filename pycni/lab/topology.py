@@ -45,6 +45,7 @@ MAX_MTU = 65000
 
 PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
 """Data planes of services; without one the lab has no Services, no DNS and no outside client."""
+BGP_ENGINES = ("none", "exabgp", "bird")
 POLICIES = ("none", "nftables", "ebpf")
 """Data planes of network policies."""
 DEFAULT_PROXY = {"netns": "nftables", "uml": "ipvs"}
@@ -111,13 +112,13 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Data plane of services: one of ``PROXIES``."""
     policy: str = "none"
     """Data plane of network policies: one of ``POLICIES``."""
-    bgp: bool = False
-    """Nodes announce pods and services to each other and to a router in the client's namespace."""
+    bgp: str = "none"
+    """Engine by which nodes announce pods and services to each other and to a router in the client's namespace."""
 
     @property
     def has_client(self) -> bool:
         """Whether there is somebody outside the cluster."""
-        return self.proxy != "none" or self.bgp
+        return self.proxy != "none" or self.bgp != "none"
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -150,9 +151,11 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--policy {spec.policy!r}: not one of {', '.join(POLICIES)}", usage=True)
     if spec.driver == "uml" and spec.policy != "none":
         raise LabError(f"--policy {spec.policy!r}: the guests' kernel has no nftables for IP", usage=True)
-    if spec.backend == "alloc" and not spec.bgp:
+    if spec.bgp not in BGP_ENGINES:
+        raise LabError(f"--bgp {spec.bgp!r}: not one of {', '.join(BGP_ENGINES)}", usage=True)
+    if spec.backend == "alloc" and spec.bgp == "none":
         raise LabError("--backend 'alloc': makes no routes between nodes; take --bgp too", usage=True)
-    if spec.driver == "uml" and spec.bgp:
+    if spec.driver == "uml" and spec.bgp != "none":
         raise LabError("--bgp: the guests have no BIRD", usage=True)
     if spec.family not in FAMILY_CHOICES:
         raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
@@ -262,7 +265,7 @@ def dns_addresses(spec: LabSpec) -> tuple[str, ...]:
 def component_flags(spec: LabSpec, manifests: str) -> dict[str, str]:
     """Flags of an agent that gets its objects from a folder of manifests; none without a data plane for them."""
     planes = {"proxy": spec.proxy, "policy": spec.policy}
-    components = [name for name, plane in planes.items() if plane != "none"] + ["bgp"] * spec.bgp
+    components = [name for name, plane in planes.items() if plane != "none"] + ["bgp"] * (spec.bgp != "none")
     if not components:
         return {}
     flags = {"components": ",".join(["network", *components]), "manifest-dir": manifests}

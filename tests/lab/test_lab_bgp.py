@@ -32,9 +32,10 @@ spec:
 """
 
 
-def test_pods_and_balanced_services_are_reached_by_routes_of_bgp(make_lab: LabMaker) -> None:
+@pytest.mark.parametrize("engine", ["bird", "exabgp"])
+def test_pods_and_balanced_services_are_reached_by_routes_of_bgp(make_lab: LabMaker, engine: str) -> None:
     """Also while an agent is dead; an address with traffic policy Local leads to the node that has the endpoint."""
-    lab = make_lab(nodes=2, pods=1, family="dual", backend="alloc", bgp=True, proxy="nftables")
+    lab = make_lab(nodes=2, pods=1, family="dual", backend="alloc", bgp=engine, proxy="nftables")
     assert not lab.missing_routes()
     assert not lab.matrix().failed()
     done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=WEB)
@@ -69,7 +70,7 @@ def test_pods_and_balanced_services_are_reached_by_routes_of_bgp(make_lab: LabMa
     ("spec", "words"),
     [
         (LabSpec(backend="alloc"), "--bgp"),
-        (LabSpec(driver="uml", proxy="ipvs", bgp=True), "no BIRD"),
+        (LabSpec(driver="uml", proxy="ipvs", bgp="bird"), "no BIRD"),
     ],
     ids=["no routes at all", "guests"],
 )

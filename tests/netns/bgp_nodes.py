@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import json
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from pycni.kernel import netns as namespaces
+from pycni.kernel.hops import HopRoutes
 from pycni_bgp.annotations import NodeSettings, PeerWish
 from pycni_bgp.bird.control import ask
 from pycni_bgp.bird.daemon import Bird
 from pycni_bgp.engine import BgpError, Plan
+from pycni_bgp.exabgp.daemon import PROTOCOL, ExaBgp
 from pycni_bgp.model import Local, Prefix, prefix
 from pycni_bgp.neighbours import neighbours
 from pycni_bgp.settings import BgpSettings
@@ -77,19 +81,38 @@ class Switch:
     def routes(where: str) -> dict[str, tuple[str, ...]]:
         """Routes BGP brought into a namespace's kernel, with their next hops."""
         found = {}
-        for family in ("-4", "-6"):
-            for route in json.loads(execute(where, f"ip -j {family} route show proto bird") or "[]"):
+        for family, protocol in itertools.product(("-4", "-6"), ("bird", PROTOCOL)):
+            for route in json.loads(execute(where, f"ip -j {family} route show proto {protocol}") or "[]"):
                 hops = [hop["gateway"] for hop in route.get("nexthops", ())] or [route.get("gateway", "")]
                 found[route["dst"]] = tuple(sorted(hops))
         return found
 
 
-class Node:
-    """A node with BIRD as its engine."""
+def make_engine(kind: str, where: str, folder: Path) -> Any:
+    """An engine for a node that is a namespace."""
+    prefix = namespaces.exec_prefix(where)
+    if kind == "bird":
+        return Bird(str(folder), command=[*prefix, "bird"])
 
-    def __init__(self, switch: Switch, number: int, folder: Path, **settings: object) -> None:
+    def routes() -> HopRoutes:
+        fd = namespaces.open_netns(namespaces.path(where))
+        try:
+            return namespaces.run_in(fd, lambda: HopRoutes(PROTOCOL))
+        finally:
+            os.close(fd)
+
+    return ExaBgp(str(folder), prefix=prefix, make_routes=routes)
+
+
+class Node:
+    """A node with an engine."""
+
+    def __init__(
+        self, switch: Switch, number: int, folder: Path, kind: str = "bird", **settings: object
+    ) -> None:
         self.where = switch.join(number)
         self.number = number
+        self.kind = kind
         self.folder = folder / f"node{number}"
         self.settings = msgspec.structs.replace(
             NodeSettings(
@@ -106,8 +129,8 @@ class Node:
         self._task: asyncio.Task[None] | None = None
         self.engine = self._engine()
 
-    def _engine(self) -> Bird:
-        return Bird(str(self.folder), command=[*namespaces.exec_prefix(self.where), "bird"])
+    def _engine(self) -> Any:
+        return make_engine(self.kind, self.where, self.folder)
 
     def plan(self, nodes: Iterable[Node], settings: BgpSettings) -> Plan:
         """What the component would make of it."""

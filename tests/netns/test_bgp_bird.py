@@ -43,21 +43,22 @@ def switch(netns_factory: Callable[[], str]) -> Switch:
     return Switch(netns_factory)
 
 
-def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_path: Path) -> None:
-    """Through a kill of BIRD, a new agent that takes BIRD over, and a node that joins; other sessions stay as they are."""
+@pytest.mark.parametrize("engine", ["bird", "exabgp"])
+def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_path: Path, engine: str) -> None:
+    """Through a kill of the engine, and a node that joins; other sessions stay as they are."""
 
     async def story() -> None:
         one, two, three = (Node(switch, number, tmp_path) for number in (1, 2, 3))
         expected = {"10.1.2.0/24": ("192.0.2.2",), "2001:db8:2::/64": ("2001:db8::2",)}
         async with running_nodes(one, two):
             await until(lambda: one.routes() == expected, f"routes of node 1: {one.routes()}")
-            # BIRD is killed: routes stay on both sides, and it comes back.
+            # The engine is killed: routes stay on both sides, and it comes back.
             os.kill(int(Path(one.engine.pid_file).read_text()), 9)
             for _ in range(20):
                 assert one.routes() == expected
                 assert "10.1.1.0/24" in two.routes()
                 await asyncio.sleep(0.05)
-            await until(lambda: one.engine.starts == 2, "BIRD started again")
+            await until(lambda: one.engine.starts == 2, "it was started again")
             await _up(one, 1)
             assert one.routes() == expected
             # A third node: nothing happens to the session of the other two.
@@ -76,9 +77,10 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
     asyncio.run(story())
 
 
-def test_a_new_agent_takes_over_a_running_bird(switch: Switch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["bird", "exabgp"])
+def test_a_new_agent_takes_over_a_running_engine(switch: Switch, tmp_path: Path, engine: str) -> None:
     async def story() -> None:
-        one, two = (Node(switch, number, tmp_path) for number in (1, 2))
+        one, two = (Node(switch, number, tmp_path, engine) for number in (1, 2))
         async with running_nodes(one, two):
             since = (await _up(two, 1))[0].since
             old, one.engine = one.engine, one._engine()

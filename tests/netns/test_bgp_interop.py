@@ -20,11 +20,15 @@ MARKS = frozenset({"64512:7", "no-export", "noExport", "65535:65281"})
 """As the programs write them."""
 
 
-@pytest.mark.parametrize("kind", [Frr, GoBgp])
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [(Frr, "bird"), (GoBgp, "bird"), (Frr, "exabgp")],
+    ids=["BIRD with FRR", "BIRD with GoBGP", "exabgp with FRR"],
+)
 def test_routes_go_both_ways_and_outlive_a_restart(
-    netns_factory: Callable[[], str], tmp_path: Path, kind: type[Frr | GoBgp]
+    netns_factory: Callable[[], str], tmp_path: Path, kind: type[Frr | GoBgp], engine: str
 ) -> None:
-    """MD5, communities, a longer path, both families over one session; BIRD killed; a service withdrawn."""
+    """MD5, communities, a longer path, both families over one session; engine killed; a service withdrawn."""
 
     async def story() -> None:
         switch = Switch(netns_factory)
@@ -32,6 +36,7 @@ def test_routes_go_both_ways_and_outlive_a_restart(
             switch,
             1,
             tmp_path,
+            engine,
             peers=(router(11, 65011, password=Secret(PASSWORD)),),
             communities=("64512:7", "no-export"),
             prepend=(64999, 2),
@@ -52,7 +57,7 @@ def test_routes_go_both_ways_and_outlive_a_restart(
                 starts = one.engine.starts
                 while one.engine.starts == starts or not await asyncio.to_thread(fabric.up):
                     assert set(await asyncio.to_thread(fabric.routes)) == set(hops), (
-                        "kept while BIRD restarts"
+                        "kept while the engine restarts"
                     )
                     assert one.routes() == {ROUTE: ("192.0.2.11",)}
                 one.services.clear()
@@ -66,12 +71,15 @@ def _when(routes: dict[str, Seen], count: int) -> dict[str, Seen]:
     return routes if len(routes) == count else {}
 
 
-def test_two_kinds_of_routers_share_the_load(netns_factory: Callable[[], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["exabgp"])
+def test_two_kinds_of_routers_share_the_load(
+    netns_factory: Callable[[], str], tmp_path: Path, engine: str
+) -> None:
     """What both announce has two next hops, one when a router is gone for longer than it is waited for."""
 
     async def story() -> None:
         switch = Switch(netns_factory)
-        one = Node(switch, 1, tmp_path, peers=(router(11, 65011), router(12, 65012)))
+        one = Node(switch, 1, tmp_path, engine, peers=(router(11, 65011), router(12, 65012)))
         settings = BgpSettings(graceful=False)
         with running(
             lambda: [Frr(switch, 11, tmp_path, 1, 65011), GoBgp(switch, 12, tmp_path, 1, 65012)]
@@ -86,16 +94,16 @@ def test_two_kinds_of_routers_share_the_load(netns_factory: Callable[[], str], t
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("kind", [Frr, GoBgp])
+@pytest.mark.parametrize(("kind", "engine"), [(Frr, "bird"), (GoBgp, "exabgp")])
 def test_a_wrong_password_makes_no_session(
-    netns_factory: Callable[[], str], tmp_path: Path, kind: type[Frr | GoBgp]
+    netns_factory: Callable[[], str], tmp_path: Path, kind: type[Frr | GoBgp], engine: str
 ) -> None:
     async def story() -> None:
         switch = Switch(netns_factory)
-        one = Node(switch, 1, tmp_path, peers=(router(11, 65011, password=Secret("another")),))
+        one = Node(switch, 1, tmp_path, engine, peers=(router(11, 65011, password=Secret("another")),))
         with running(lambda: [kind(switch, 11, tmp_path, 1, 65011, PASSWORD)]) as (fabric,):
             async with running_nodes(one):
-                await until(lambda: one.engine.starts, "BIRD")
+                await until(lambda: one.engine.starts, "the engine")
                 for _ in range(8):
                     await asyncio.sleep(0.5)
                     assert fabric.process.poll() is None

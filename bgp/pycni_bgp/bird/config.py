@@ -16,18 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pycni.errors import ConfigError
 from pycni.model.family import FAMILIES, Family, show
 from pycni_bgp.engine import Plan
-from pycni_bgp.model import BFD_PORT, Bfd, Local, Neighbour, Prefix, Secret
+from pycni_bgp.model import BFD_PORT, Bfd, Local, Neighbour, Prefix, Secret, community_numbers
 from pycni_bgp.settings import OspfSettings
 
-WELL_KNOWN = {
-    "internet": (0, 0),
-    "graceful-shutdown": (65535, 0),
-    "no-export": (65535, 65281),
-    "no-advertise": (65535, 65282),
-    "local-as": (65535, 65283),
-    "no-peer": (65535, 65284),
-}
-"""RFC 1997, 3765, 8326."""
 MAX_PATHS = 64
 KNOWN = 20
 """Preference of connected networks: less than of what is announced (200) and learned (100), more than the kernel's."""
@@ -188,7 +179,7 @@ def _out(plan: Plan, family: Family, to: str) -> Iterator[str]:
 
 def _marks(plan: Plan) -> Iterator[str]:
     for text in plan.own.communities:
-        values = WELL_KNOWN.get(text) or tuple(int(part) for part in text.split(":"))
+        values = community_numbers(text)
         kind = "bgp_large_community" if len(values) == 3 else "bgp_community"
         yield f"    {kind}.add(({','.join(map(str, values))}));"
     if plan.own.prepend:

@@ -14,16 +14,15 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Sequence
 
-from pycni.errors import ConfigError
 from pycni.reconcile.backoff import Backoff
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import config
 from pycni_bgp.bird.control import ask
 from pycni_bgp.engine import Adjacency, BgpError, Plan, Route, Session
+from pycni_bgp.files import write_private
 
 log = logging.getLogger("pycni.bgp")
 
@@ -33,11 +32,6 @@ END_S = 5.0
 """How long BIRD may take to end."""
 LIVED_S = 10.0
 """A BIRD that ran so long was well: the next delay is the first one again."""
-
-
-def missing() -> str:
-    """What this machine lacks, in words; "" when BIRD can run."""
-    return "" if shutil.which("bird") else "there is no BIRD (Debian: bird2) on this machine"
 
 
 class Bird:
@@ -81,7 +75,7 @@ class Bird:
         if plan == self._plan and not self.trouble:
             return
         text = config(plan, self.log_file)
-        await asyncio.to_thread(self._write, text)
+        await asyncio.to_thread(write_private, self._file, text)
         self._plan = plan
         self._planned.set()
         self.trouble = "BIRD is not running yet"
@@ -199,20 +193,6 @@ class Bird:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.control)
         return os.path.exists(self.pid_file)
-
-    def _write(self, text: str) -> None:
-        """Raises ConfigError when the folder cannot be written to."""
-        new = f"{self._file}.new"
-        try:
-            os.makedirs(self._folder, 0o700, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(new)
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(new, self._file)
-        except OSError as error:
-            raise ConfigError("bgp", "folder", self._folder, error.strerror or str(error)) from error
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
