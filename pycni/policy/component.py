@@ -222,8 +222,8 @@ class PolicyComponent:
             engine = self._engine
             if engine is None:
                 engine = self._begin()
-            elif full and self._see_bridged():
-                log.warning("policies: bridged packets did not pass the filters: switched on again")
+            elif full:
+                self._watch_bridges()
             result, holders = self.gate.take_in(engine, full=full, again=again)
             if result is not None:
                 sizes = {kind: len(self._store.snapshot().of(kind)) for kind in KINDS[:3]} if full else {}
@@ -310,8 +310,20 @@ class PolicyComponent:
                 self._read_at = now
                 await self._owned(self._read)
 
+    def _watch_bridges(self) -> None:
+        """Somebody may switch off what shows bridged packets to the table, as ``sysctl --system`` can: nobody tells."""
+        try:
+            if self._see_bridged():
+                log.warning("policies: bridged packets did not pass the filters: switched on again")
+        except KernelError as error:
+            self.report.trouble("bridged packets", str(error))
+        else:
+            self.report.trouble("bridged packets", "")
+
     def _sweep(self) -> None:
         engine = self._engine
+        if engine is not None:
+            self._watch_bridges()
         if engine is None or engine.fast is None:
             return
         try:

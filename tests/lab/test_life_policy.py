@@ -26,7 +26,7 @@ from tests.lab.policy_flood import MARK, PORT, Ear, Flood
 from tests.netns import frames as f
 
 from .conftest import unique_name
-from .small_fabric import until
+from .small_fabric import sh, until
 
 ROUNDS, AT_ONCE = {"nftables": 7, "ebpf": 2}, 8
 _NUMBERS = itertools.count(1)
@@ -275,6 +275,15 @@ def test_policies_are_replaced_without_a_moment_in_between(world: World) -> None
                 [Key("NetworkPolicy", "shut", f"{name}{turn}") for name in ("more", "again")]
             )
     world.apply(ISOLATED)
+
+
+def test_a_switch_that_hides_bridged_packets_is_put_back(world: World) -> None:
+    """Somebody loads other sysctls: pods of one node would reach each other whatever policies say."""
+    name = world.lab.node("node1").namespace
+    switches = [f"net.bridge.bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables")]
+    for switch in switches:
+        sh(name, f"sysctl -qw {switch}=0")
+    until(lambda: sh(name, f"sysctl -n {' '.join(switches)}").split() == ["1", "1"], seconds=15)
 
 
 SAYS = {"ebpf": "policies: ebpf judges", "nftables": "of an earlier fast path"}
