@@ -26,8 +26,8 @@ from tests.netns.policy_rig import EVERY, Try, policy, rule, web
 from tests.netns.test_policy_ebpf_hazards import ONE_WAY, answers, checksum, frame, packet4
 from tests.netns.test_policy_nft import WORLDS
 from tests.proxy.cases import VIP, eps, svc
-from tests.proxy.dataplanes import plain
-from tests.proxy.topology import PODS
+from tests.proxy.dataplanes import plain, sockets
+from tests.proxy.topology import NODE, PODS
 
 ALL = Selector()
 SAME_NODE = [Try("a", "b", family, protocol, 80) for family in (0, 1) for protocol in (TCP, UDP)]
@@ -575,3 +575,32 @@ def test_ours_come_before_programs_that_translate(rig):
             os.close(link)
     finally:
         os.close(fd)
+
+
+def test_services_by_sockets_and_by_the_uplink_work_with_it():
+    """A socket's connection to a service is one to its endpoint: carried. A node port's is the proxy's, then nftables'."""
+    with sockets() as proxy:
+        proxy.apply({}, {})
+        service = svc(type="NodePort")
+        with fast_rig(proxy) as rig:
+            proxy.apply({service.meta.key: service}, {piece.meta.key: piece for piece in eps("b")})
+            assert len(programs_on(rig, "eth0")) == 2
+            port = service.ports[0].node_port
+
+            def verdicts(family, patience):
+                dials = [
+                    rig.dial(Try(client, "b", family, TCP, 80), wait)._replace(address=address, port=number)
+                    for client, address, number, wait in (
+                        ("a", VIP[family], 80, 3),
+                        ("c", VIP[family], 80, patience),
+                        ("out", NODE[family], port, patience),
+                    )
+                ]
+                return [item.verdict for item in rig._traffic.dial(dials)]
+
+            for closed, told in ((False, ["answer"] * 3), (True, ["answer", "silence", "silence"])):
+                rig.only(*(ONE_WAY if closed else ()))
+                assert [verdicts(family, 0.5 if closed else 3) for family in (0, 1)] == [told] * 2
+            for family in (0, 1):
+                assert rig.carried(Try("a", "b", family, TCP, 80))
+                assert not rig.carried(Try("out", "b", family, TCP, 80))
