@@ -16,7 +16,17 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from pycni.kernel.monitor import Event, Lost
-from pycni.model.fabric import FabricState, IpipLink, Link, VxlanLink
+from pycni.model.fabric import (
+    IPIP,
+    VXLAN,
+    WIREGUARD,
+    WIREGUARD_GO,
+    FabricState,
+    IpipLink,
+    Link,
+    VxlanLink,
+    WireguardLink,
+)
 from pycni.model.family import Family
 from pycni.model.node import Underlay
 from pycni.model.tables import (
@@ -30,6 +40,7 @@ from pycni.model.tables import (
 )
 from pycni.wire import rtlink, rtnl
 
+_KINDS = frozenset({VXLAN, IPIP, WIREGUARD, WIREGUARD_GO})
 _LEFT_TO_KERNEL = frozenset({2, 9})
 """rtm_protocol ``kernel`` and ``ra``."""
 _IPV6_DEFAULT_METRIC = 1024
@@ -121,7 +132,7 @@ class Watchman:
             return self._own_link(removed, link, wanted)
         if link.name == self._underlay:
             return self._underlay_link(removed, link)
-        if not removed and (link.vxlan or link.ipip) is not None and link.alias == LINK_ALIAS:
+        if not removed and link.kind in _KINDS and link.alias == LINK_ALIAS:
             return self._say(f"{link.name}: a device of ours that is not wanted", Concern.FABRIC)
         return Concern.NOTHING
 
@@ -211,6 +222,8 @@ def _deviation(wanted: Link, link: rtlink.Link) -> str:
     if isinstance(wanted, VxlanLink) and (link.vxlan is None or link.vxlan.vni != wanted.vni):
         return "replaced by another device"
     if isinstance(wanted, IpipLink) and (link.ipip is None or link.ipip.local != wanted.local):
+        return "replaced by another device"
+    if isinstance(wanted, WireguardLink) and link.kind not in {WIREGUARD, WIREGUARD_GO}:
         return "replaced by another device"
     if not link.up:
         return "taken down"

@@ -26,6 +26,7 @@ from pycni.kernel.nft import Nft
 from pycni.kernel.nft_elements import NftElements
 from pycni.model.fabric import FabricState, Link
 from pycni.model.family import Family
+from pycni.model.wireguard import WireguardSecrets
 from pycni.reconcile.delta import Delta, diff, diff_keys
 from pycni.wire import rtlink
 
@@ -50,7 +51,7 @@ class FabricSync:
         """Open sockets in the calling thread's namespace. Raises KernelError."""
         self._driver = FabricDriver()
         self._opened: tuple[Nft, NftElements, Firewall] | None = None
-        self._tables: tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]] | None = None
+        self._tables: tuple[dict[Any, Any], ...] | None = None
 
     def close(self) -> None:
         """Close the sockets."""
@@ -78,6 +79,10 @@ class FabricSync:
         """The devices of the fabric that are ours or have one of these names."""
         return self._driver.read(names).links
 
+    def take_secrets(self, secrets: WireguardSecrets) -> None:
+        """What WireGuard devices need; before any is wanted."""
+        self._driver.wireguard.secrets = secrets
+
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
         """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""
         forwarding(families, underlay)
@@ -90,25 +95,26 @@ class FabricSync:
         actual = self._driver.read(desired.links.keys())
         changed = sum(
             diff(getattr(desired, table), getattr(actual, table)).size
-            for table in ("links", "routes", "neighbours", "fdb")
+            for table in ("links", "routes", "neighbours", "fdb", "wireguard")
         )
         failures: list[Failure] = []
         changed += self._admit(firewall, desired.vtep_peers, failures)
         failures += self._driver.apply(desired, actual) if changed else []
         self._guarded(lambda: self._firewall.dismiss(self._firewall.peers - desired.vtep_peers), failures)
         if not failures:
-            self._tables = dict(desired.neighbours), dict(desired.fdb), dict(desired.routes)
+            self._tables = tuple(dict(getattr(desired, table)) for table in Tables._fields)
         return Outcome(failures, changed, dict(desired.links) != dict(actual.links), link_names())
 
     def part(self, desired: FabricState, touched: Touched, remotes: Mapping[bytes, int]) -> Outcome:
         """Change what was touched; only while ``known``."""
         assert self._tables is not None, "part before full"
-        neighbours, fdb, routes = self._tables
+        known = self._tables
         self._tables = None
         tables = Tables(
-            diff_keys(desired.neighbours, neighbours, touched.neighbours),
-            diff_keys(desired.fdb, fdb, touched.fdb),
-            diff_keys(desired.routes, routes, touched.routes),
+            *(
+                diff_keys(getattr(desired, table), there, getattr(touched, table))
+                for table, there in zip(Tables._fields, known, strict=True)
+            )
         )
         failures: list[Failure] = []
         come = [remote for remote in touched.remotes if remote in remotes]
@@ -116,10 +122,9 @@ class FabricSync:
         failures += self._driver.apply_tables(tables)
         self._guarded(lambda: self._firewall.dismiss(touched.remotes.difference(come)), failures)
         if not failures:
-            _patch(neighbours, tables.neighbours)
-            _patch(fdb, tables.fdb)
-            _patch(routes, tables.routes)
-            self._tables = neighbours, fdb, routes
+            for table, there in zip(Tables._fields, known, strict=True):
+                _patch(there, getattr(tables, table))
+            self._tables = known
         return Outcome(failures, sum(delta.size for delta in tables), links_changed=False, names=None)
 
     def check_firewall(self, plan: FirewallPlan, peers: frozenset[bytes]) -> bool:

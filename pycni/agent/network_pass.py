@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from pycni.agent import memory
+from pycni.agent import memory, wireguard_key
 from pycni.agent.drift import Concern, Watchman
 from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
 from pycni.agent.identity import choose_macs, machine_id
@@ -190,9 +190,15 @@ class NetworkPass:
             return
         macs = await self._choose_macs(conf)
         try:
+            public_key = await self._take_wireguard_key(conf)
+        except ConfigError as error:  # a file can be set right meanwhile: the next pass tries again
+            self._plan_trouble = str(error)
+            self.planned.set()
+            return
+        try:
             if lease is not None and self.acquired:
                 need_fit(conf, lease)
-            plan = make_plan(self._options, underlay, conf, macs, lease)
+            plan = make_plan(self._options, underlay, conf, macs, lease, wireguard_key=public_key)
         except ConfigError as error:
             self._plan_trouble = str(error)
         else:
@@ -222,6 +228,19 @@ class NetworkPass:
             )
             known = {**chosen, **known}
         return known
+
+    async def _take_wireguard_key(self, conf: NetConf) -> bytes:
+        """Our public key when this net-conf needs one, and the driver given what goes with it. Raises ConfigError."""
+        if conf.backend.type != "wireguard":
+            return b""
+        state_dir = self._settings.state_dir
+
+        def job() -> bytes:
+            secrets = wireguard_key.secrets(state_dir, conf.backend.psk)
+            self._sync.take_secrets(secrets)
+            return secrets.public_key
+
+        return await self._work(job)
 
     # --- effects --------------------------------------------------------------------------------------------
 

@@ -51,7 +51,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(
-    options: NodeOptions, underlay: Underlay, conf: NetConf, macs: Mapping[str, bytes], lease: Lease | None
+    options: NodeOptions,
+    underlay: Underlay,
+    conf: NetConf,
+    macs: Mapping[str, bytes],
+    lease: Lease | None,
+    *,
+    wireguard_key: bytes = b"",
 ) -> Plan:
     """The plan. Raises ConfigError naming what does not go together."""
     how = backend(conf.backend.type)
@@ -61,6 +67,7 @@ def make_plan(
         public_ip=options.public_ip or (underlay.address.ip if underlay.address is not None else None),
         public_ipv6=options.public_ipv6 or (underlay.address6.ip if underlay.address6 is not None else None),
         macs=macs,
+        wireguard_key=wireguard_key,
     )
     attrs = how.published(node, conf)
     mtu = pod_mtu(how, node, conf)

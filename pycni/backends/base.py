@@ -26,6 +26,7 @@ from pycni.model.tables import (
     Route,
     RouteKey,
 )
+from pycni.model.wireguard import WireguardKey, WireguardPeer
 
 MAIN_TABLE = 254
 """RT_TABLE_MAIN."""
@@ -51,6 +52,7 @@ class PeerEntries(NamedTuple):
     fdb: tuple[tuple[FdbKey, FdbEntry], ...] = ()
     remote: bytes | None = None
     """Underlay address encapsulated packets may come from."""
+    wireguard: tuple[tuple[WireguardKey, WireguardPeer], ...] = ()
 
 
 class Refusal(NamedTuple):

@@ -5,14 +5,15 @@ Life: ``FabricCompiler`` belongs to one ``Site`` (another own lease, underlay or
 entries are exchanged in the tables, whose keys it returns, so that one more lease among thousands costs as much
 as among few. ``compile_fabric`` is the same from nothing; the result never depends on the way there.
 
-Two peers with one VTEP MAC (cloned machines) would fight over one forwarding entry: the one with the smaller
-key has it, the other one is refused with the reason.
+Two leases with one VTEP MAC or one public key (cloned machines) would fight over one forwarding entry or WireGuard
+peer: the one with the smaller key has it, the other one is refused with the reason. The families of one lease may
+share a WireGuard peer; it has the networks of both.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -29,7 +30,11 @@ from pycni.model.tables import (
     Route,
     RouteKey,
 )
+from pycni.model.wireguard import WireguardKey, WireguardPeer, key_text
 from pycni.view.fabric import FabricView, PeerKey
+
+Claim = FdbKey | WireguardKey
+"""What only one lease can have."""
 
 
 class Touched(msgspec.Struct):
@@ -38,6 +43,7 @@ class Touched(msgspec.Struct):
     routes: set[RouteKey] = msgspec.field(default_factory=set)
     neighbours: set[NeighbourKey] = msgspec.field(default_factory=set)
     fdb: set[FdbKey] = msgspec.field(default_factory=set)
+    wireguard: set[WireguardKey] = msgspec.field(default_factory=set)
     remotes: set[bytes] = msgspec.field(default_factory=set)
     """Underlay addresses that came into use or went out of it."""
     peers: set[PeerKey] = msgspec.field(default_factory=set)
@@ -46,7 +52,7 @@ class Touched(msgspec.Struct):
     @property
     def empty(self) -> bool:
         """Whether the kernel needs nothing."""
-        return not (self.routes or self.neighbours or self.fdb or self.remotes)
+        return not (self.routes or self.neighbours or self.fdb or self.wireguard or self.remotes)
 
 
 class FabricCompiler:
@@ -58,16 +64,22 @@ class FabricCompiler:
         self._site = site
         self._view = FabricView(site.own, site.conf)
         self._answers: dict[PeerKey, PeerEntries | Refusal] = {}
-        self._claims: dict[FdbKey, set[PeerKey]] = {}
+        self._claims: dict[Claim, set[PeerKey]] = {}
         self._in_force: dict[PeerKey, PeerEntries] = {}
         self._refused: dict[PeerKey, Refusal] = {}
         self._links = dict(backend.links(site))
         self._routes: dict[RouteKey, Route] = {}
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
         self._fdb: dict[FdbKey, FdbEntry] = {}
+        self._wireguard: dict[WireguardKey, WireguardPeer] = {}
+        self._parts: dict[WireguardKey, dict[PeerKey, WireguardPeer]] = {}
         self._remotes: Counter[bytes] = Counter()
         self.tables = FabricState(
-            links=self._links, routes=self._routes, neighbours=self._neighbours, fdb=self._fdb
+            links=self._links,
+            routes=self._routes,
+            neighbours=self._neighbours,
+            fdb=self._fdb,
+            wireguard=self._wireguard,
         )
         """Desired devices and tables, always as the last update left them (``vtep_peers`` is not filled in)."""
 
@@ -83,8 +95,8 @@ class FabricCompiler:
             answer = self._backend.peer(lease, key[1], self._site)
             self._answers[key] = answer
             if isinstance(answer, PeerEntries):
-                for fdb_key, _ in answer.fdb:
-                    claims = self._claims.setdefault(fdb_key, set())
+                for claim in _claimed(answer):
+                    claims = self._claims.setdefault(claim, set())
                     affected |= claims
                     claims.add(key)
         return self._exchange(affected)
@@ -110,15 +122,15 @@ class FabricCompiler:
         return self._refused
 
     def _withdraw_claims(self, key: PeerKey, affected: set[PeerKey]) -> None:
-        """Forget which forwarding entries a peer claimed; others that claim them are affected."""
+        """Forget what a peer claimed; others that claim it are affected."""
         answer = self._answers.get(key)
         if isinstance(answer, PeerEntries):
-            for fdb_key, _ in answer.fdb:
-                claims = self._claims[fdb_key]
+            for claim in _claimed(answer):
+                claims = self._claims[claim]
                 claims.discard(key)
                 affected |= claims
                 if not claims:
-                    del self._claims[fdb_key]
+                    del self._claims[claim]
 
     def _exchange(self, affected: Iterable[PeerKey]) -> Touched:
         """Put the answers of affected peers into the tables in place of what is there of them."""
@@ -135,6 +147,7 @@ class FabricCompiler:
                     table.pop(entry_key, None)
                     keys.add(entry_key)
             self._count(old, -1, touched.remotes)
+        self._exchange_wireguard(moved, touched.wireguard)
         for key, (_, new) in moved.items():
             for (table, keys), entries in zip(tables, new[:3] if new is not None else (), strict=False):
                 for entry_key, value in entries:
@@ -151,11 +164,39 @@ class FabricCompiler:
             touched.peers.add(key)
         return touched
 
+    def _exchange_wireguard(
+        self,
+        moved: Mapping[PeerKey, tuple[PeerEntries | None, PeerEntries | None]],
+        touched: set[WireguardKey],
+    ) -> None:
+        """WireGuard peers, put together from the families of a lease."""
+        for key, (old, _) in moved.items():
+            for name, _ in old.wireguard if old is not None else ():
+                self._parts[name].pop(key)
+                touched.add(name)
+        for key, (_, new) in moved.items():
+            for name, part in new.wireguard if new is not None else ():
+                self._parts.setdefault(name, {})[key] = part
+                touched.add(name)
+        for name in touched:
+            parts = self._parts[name]
+            if not parts:
+                del self._parts[name]
+                self._wireguard.pop(name, None)
+                continue
+            first = parts[min(parts)]
+            allowed = sorted(net for part in parts.values() for net in part.allowed)
+            self._wireguard[name] = first._replace(allowed=tuple(allowed))
+
+    def _winner(self, claim: Claim) -> str:
+        """Key of the lease that has what several may claim."""
+        return min(self._claims[claim])[0]
+
     def _winning(self, key: PeerKey) -> PeerEntries | None:
         answer = self._answers.get(key)
         if not isinstance(answer, PeerEntries):
             return None
-        return answer if all(min(self._claims[fdb_key]) == key for fdb_key, _ in answer.fdb) else None
+        return answer if all(self._winner(claim) == key[0] for claim in _claimed(answer)) else None
 
     def _refusal(self, key: PeerKey) -> Refusal | None:
         """Why a lease has no entries; None when it has, or is gone."""
@@ -166,9 +207,14 @@ class FabricCompiler:
         answer = self._answers.get(key)
         if not isinstance(answer, PeerEntries):
             return answer
-        rivals = ((fdb_key, min(self._claims[fdb_key])) for fdb_key, _ in answer.fdb)
-        fdb_key, first = next((fdb_key, first) for fdb_key, first in rivals if first != key)
-        return Refusal(f"its VtepMAC {show_mac(fdb_key.mac)} is announced by lease {first[0]} too")
+        rivals = ((claim, self._winner(claim)) for claim in _claimed(answer))
+        claim, first = next((claim, first) for claim, first in rivals if first != key[0])
+        what = (
+            f"VtepMAC {show_mac(claim.mac)}"
+            if isinstance(claim, FdbKey)
+            else f"PublicKey {key_text(claim.public_key)}"
+        )
+        return Refusal(f"its {what} is announced by lease {first} too")
 
     def _count(self, entries: PeerEntries | None, step: int, touched: set[bytes]) -> None:
         """Several leases may name one underlay address; it counts while any does."""
@@ -178,6 +224,13 @@ class FabricCompiler:
         if not self._remotes[entries.remote]:
             del self._remotes[entries.remote]
         touched.add(entries.remote)
+
+
+def _claimed(entries: PeerEntries) -> Iterator[Claim]:
+    for fdb_key, _ in entries.fdb:
+        yield fdb_key
+    for peer_key, _ in entries.wireguard:
+        yield peer_key
 
 
 def compile_fabric(backend: Backend, leases: Mapping[str, Lease], site: Site) -> FabricState:

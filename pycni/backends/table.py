@@ -13,6 +13,7 @@ BACKENDS: Mapping[str, str] = {
     "vxlan": "pycni.backends.vxlan:Vxlan",
     "host-gw": "pycni.backends.hostgw:HostGw",
     "ipip": "pycni.backends.ipip:Ipip",
+    "wireguard": "pycni.backends.wireguard:Wireguard",
     "alloc": "pycni.backends.alloc:Alloc",
 }
 """``Backend.Type`` -> module:class. The only place that knows them."""

@@ -4,10 +4,10 @@ Life: the network component compiles a ``FabricState``; ``read`` lists the kerne
 makes the kernel agree and returns what could not be done, object by object. Between full reads the component
 remembers what was applied and uses ``apply_tables`` with the few entries that changed.
 
-Ours are: routes of protocol 112; VXLAN and IP-in-IP devices with our alias or with a name the desired state uses, and
-everything permanent on them. A route on such a device that another program made (flannel, before a takeover) is
-listed with kind ``adopted``, so that it differs from the desired one and is replaced in place. A foreign route in the
-way of a desired one is taken over when it leads the same way, else it stays and is reported.
+Ours are: routes of protocol 112; VXLAN, IP-in-IP and WireGuard devices with our alias or with a name the desired
+state uses, and everything permanent on them. A route on such a device that another program made (flannel, before a
+takeover) is listed with kind ``adopted``, so that it differs from the desired one and is replaced in place. A foreign
+route in the way of a desired one is taken over when it leads the same way, else it stays and is reported.
 
 Everything happens in the network namespace the driver was made in. ``vtep_peers`` is the firewall's business
 (``agent/firewall``): neither read nor applied here.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
@@ -37,7 +37,8 @@ from pycni.kernel.entries import (
 from pycni.kernel.errors import Verdict, judge
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.tunnel import Lost, PutSysctl, find
-from pycni.model.fabric import FabricState, Link
+from pycni.kernel.wireguard import Wireguard
+from pycni.model.fabric import WIREGUARD, WIREGUARD_GO, FabricState, Link
 from pycni.model.family import Family
 from pycni.model.tables import (
     LINK_ALIAS,
@@ -50,14 +51,19 @@ from pycni.model.tables import (
     RouteKey,
     route_text,
 )
+from pycni.model.wireguard import WireguardKey, WireguardPeer, wireguard_text
 from pycni.reconcile.delta import Delta, diff
 from pycni.reconcile.order import Action, Step, steps
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import Message
 
+_WIREGUARD = frozenset({WIREGUARD, WIREGUARD_GO})
+_KINDS = tunnel_kinds.KINDS | _WIREGUARD
+_NO_PEERS: Delta[WireguardKey, WireguardPeer] = Delta({}, {}, {})
+
 
 class Failure(NamedTuple):
-    """One entry the kernel refused. ``table`` is links, neighbours, fdb or routes."""
+    """One entry the kernel refused. ``table`` is links, neighbours, fdb, wireguard or routes."""
 
     table: str
     key: Any
@@ -65,11 +71,12 @@ class Failure(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Differences of the three hot tables."""
+    """Differences of the hot tables."""
 
     neighbours: Delta[NeighbourKey, Neighbour]
     fdb: Delta[FdbKey, FdbEntry]
     routes: Delta[RouteKey, Route]
+    wireguard: Delta[WireguardKey, WireguardPeer] = _NO_PEERS
 
 
 class FabricDriver:
@@ -84,6 +91,8 @@ class FabricDriver:
             os.close(self._home)
             raise
         self._put_sysctl = put_sysctl or self._put_at_home
+        self.wireguard = Wireguard(self._at_home)
+        """Driver of WireGuard devices; it needs the secrets before any is wanted."""
         self._indexes: dict[str, int] = {}
         self._ours: set[str] = set()
         """Names of our devices as last seen."""
@@ -91,6 +100,7 @@ class FabricDriver:
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""
         self._sock.close()
+        self.wireguard.close()
         if self._home >= 0:
             os.close(self._home)
             self._home = -1
@@ -106,17 +116,25 @@ class FabricDriver:
         by_index = {link.ifindex: link.name for link in links}
         self._indexes = {link.name: link.ifindex for link in links}
         ours = [
-            link
-            for link in links
-            if link.kind in tunnel_kinds.KINDS and (link.name in names or link.alias == LINK_ALIAS)
+            link for link in links if link.kind in _KINDS and (link.name in names or link.alias == LINK_ALIAS)
         ]
+        secure = [link for link in ours if link.kind in _WIREGUARD]
+        plain = [link for link in ours if link.kind not in _WIREGUARD]
+        devices: dict[str, Link] = {
+            link.name: tunnel_kinds.read(self._sock, link, by_index) for link in plain
+        }
+        peers: dict[WireguardKey, WireguardPeer] = {}
+        for link in secure:
+            devices[link.name], found = self.wireguard.read(self._sock, link)
+            peers |= found
         self._ours = {link.name for link in ours}
         indexes = {link.ifindex: link.name for link in ours}
         return FabricState(
-            links={link.name: tunnel_kinds.read(self._sock, link, by_index) for link in ours},
+            links=devices,
             routes=self._read_routes(by_index, indexes),
             neighbours=self._read_neighbours(indexes),
             fdb=self._read_fdb([link.ifindex for link in ours if link.vxlan], indexes),
+            wireguard=peers,
         )
 
     def _read_routes(self, by_index: Mapping[int, str], ours: Mapping[int, str]) -> dict[RouteKey, Route]:
@@ -182,6 +200,7 @@ class FabricDriver:
                 diff(want.neighbours, have.neighbours),
                 diff(want.fdb, have.fdb),
                 diff(want.routes, have.routes),
+                diff(want.wireguard, have.wireguard),
             )
         )
         for name in actual.links.keys() - desired.links.keys():
@@ -194,7 +213,18 @@ class FabricDriver:
         return failures
 
     def apply_tables(self, tables: Tables) -> list[Failure]:
-        """Carry out differences of the hot tables in one stream of messages."""
+        """Carry out differences of the hot tables in one stream of messages, WireGuard's peers around it.
+
+        A peer is there before its route, and goes after it.
+        """
+        peers = tables.wireguard
+        failed = self.wireguard.put({**peers.add, **peers.change}) if peers.add or peers.change else {}
+        failures = self._apply_routes(tables)
+        failed |= self.wireguard.remove(peers.remove) if peers.remove else {}
+        return failures + [_wireguard_failure(peers, key, error) for key, error in failed.items()]
+
+    def _apply_routes(self, tables: Tables) -> list[Failure]:
+        """The tables that rtnetlink has."""
         failures: list[Failure] = []
         ready: list[tuple[Step, bytes]] = []
         for step in steps(
@@ -270,7 +300,7 @@ class FabricDriver:
             if have is not None and tunnel_kinds.same(link, have):
                 continue
             try:
-                lost[name] = tunnel_kinds.ensure(self._sock, link, have, self._put_sysctl)
+                lost[name] = tunnel_kinds.ensure(self._sock, self.wireguard, link, have, self._put_sysctl)
                 self._indexes[name] = find(self._sock, name).ifindex
                 self._ours.add(name)
             except KernelError as exc:
@@ -293,10 +323,10 @@ class FabricDriver:
 
     def _put_at_home(self, name: str, value: int) -> None:
         """Sysctls are those of the calling thread's namespace: go home for it when called from elsewhere."""
-        if netns.is_current(self._home):
-            sysctl.put(name, value)
-        else:
-            netns.run_in(self._home, lambda: sysctl.put(name, value))
+        self._at_home(lambda: sysctl.put(name, value))
+
+    def _at_home(self, job: Callable[[], Any]) -> Any:
+        return job() if netns.is_current(self._home) else netns.run_in(self._home, job)
 
 
 def _without(state: FabricState, devices: Collection[str], neighbour_devices: Collection[str]) -> FabricState:
@@ -308,4 +338,18 @@ def _without(state: FabricState, devices: Collection[str], neighbour_devices: Co
         routes={key: route for key, route in state.routes.items() if route.device not in devices},
         neighbours={k: value for k, value in state.neighbours.items() if k.device not in neighbour_devices},
         fdb={key: value for key, value in state.fdb.items() if key.device not in devices},
+        wireguard={key: value for key, value in state.wireguard.items() if key.device not in devices},
     )
+
+
+def _wireguard_failure(
+    peers: Delta[WireguardKey, WireguardPeer], key: WireguardKey, error: KernelError
+) -> Failure:
+    """A failure that names operation and peer."""
+    action, table = next(
+        (action, table)
+        for action, table in (("add", peers.add), ("change", peers.change), ("remove", peers.remove))
+        if key in table
+    )
+    words = wireguard_text(key, table[key])
+    return Failure("wireguard", key, KernelError(error.errno, f"{action} WireGuard", words, error.detail))

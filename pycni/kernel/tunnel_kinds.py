@@ -9,11 +9,12 @@ import msgspec
 from pycni.kernel import tunnel_ipip, vtep
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.tunnel import Lost, PutSysctl
-from pycni.model.fabric import IPIP, VXLAN, IpipLink, Link, VxlanLink
+from pycni.kernel.wireguard import Wireguard
+from pycni.model.fabric import IPIP, VXLAN, IpipLink, Link, VxlanLink, WireguardLink
 from pycni.wire import rtlink
 
 KINDS = frozenset({VXLAN, IPIP})
-"""IFLA_INFO_KIND of devices that can be ours."""
+"""IFLA_INFO_KIND of devices that can be ours; WireGuard's are ``kernel/wireguard``'s, which keeps a state."""
 
 
 def read(sock: NetlinkSocket, link: rtlink.Link, names: Mapping[int, str]) -> Link:
@@ -26,7 +27,9 @@ def same(desired: Link, actual: Link) -> bool:
     return msgspec.structs.replace(desired, addresses=tuple(sorted(desired.addresses))) == actual
 
 
-def ensure(sock: NetlinkSocket, desired: Link, actual: Link | None, put_sysctl: PutSysctl) -> Lost:
+def ensure(
+    sock: NetlinkSocket, wireguard: Wireguard, desired: Link, actual: Link | None, put_sysctl: PutSysctl
+) -> Lost:
     """Make the device what it should be; returns what has to be replayed on it. Raises KernelError.
 
     A device of ours that has the name and another kind goes first.
@@ -37,5 +40,8 @@ def ensure(sock: NetlinkSocket, desired: Link, actual: Link | None, put_sysctl: 
     if isinstance(desired, VxlanLink):
         assert actual is None or isinstance(actual, VxlanLink)
         return vtep.ensure(sock, desired, actual, put_sysctl)
+    if isinstance(desired, WireguardLink):
+        assert actual is None or isinstance(actual, WireguardLink)
+        return wireguard.ensure(sock, desired, actual, put_sysctl)
     assert actual is None or isinstance(actual, IpipLink)
     return tunnel_ipip.ensure(sock, desired, actual, put_sysctl)

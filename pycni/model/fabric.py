@@ -22,9 +22,10 @@ from pycni.model.tables import (
     neighbour_text,
     route_text,
 )
+from pycni.model.wireguard import WireguardKey, WireguardPeer, key_text, wireguard_text
 
-IPIP, VXLAN = "ipip", "vxlan"
-"""IFLA_INFO_KIND of the devices."""
+IPIP, VXLAN, WIREGUARD, WIREGUARD_GO = "ipip", "vxlan", "wireguard", "tun"
+"""IFLA_INFO_KIND of the devices; wireguard-go's is a TUN device."""
 
 
 class VxlanLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +71,25 @@ class IpipLink(msgspec.Struct, frozen=True, kw_only=True):
         return f"link {self.name} type {IPIP} local {show(self.local)} mtu {self.mtu}"
 
 
-Link = VxlanLink | IpipLink
+class WireguardLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A WireGuard device, of the kernel or of wireguard-go. Its private key is the driver's business."""
+
+    name: str
+    public_key: bytes
+    port: int
+    """UDP port peers send to."""
+    mtu: int
+    addresses: tuple[tuple[bytes, int], ...] = ()
+    """Own addresses as (packed, prefix length)."""
+
+    @property
+    def text(self) -> str:
+        """In the words of ip-link(8) and wg(8)."""
+        words = f"listen-port {self.port} public-key {key_text(self.public_key)} mtu {self.mtu}"
+        return f"link {self.name} type {WIREGUARD} {words}"
+
+
+Link = VxlanLink | IpipLink | WireguardLink
 """A device of the fabric, which all peers share."""
 
 
@@ -81,6 +100,7 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
     routes: Mapping[RouteKey, Route] = {}
     neighbours: Mapping[NeighbourKey, Neighbour] = {}
     fdb: Mapping[FdbKey, FdbEntry] = {}
+    wireguard: Mapping[WireguardKey, WireguardPeer] = {}
     vtep_peers: frozenset[bytes] = frozenset()
     """Underlay addresses VXLAN is accepted from; meaningful when ``links`` has VXLAN devices."""
 
@@ -90,4 +110,5 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
         lines += [route_text(*item) for item in self.routes.items()]
         lines += [neighbour_text(*item) for item in self.neighbours.items()]
         lines += [fdb_text(*item) for item in self.fdb.items()]
+        lines += [wireguard_text(*item) for item in self.wireguard.items()]
         return sorted(lines)

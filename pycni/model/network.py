@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import msgspec
 
 from pycni.model.family import Address, Family, Network
+from pycni.model.wireguard import Secret
 
 
 class BackendConf(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +22,14 @@ class BackendConf(msgspec.Struct, frozen=True, kw_only=True):
     direct_routing: bool = False
     gbp: bool = False
     learning: bool = False
+    psk: Secret | None = None
+    """WireGuard's pre-shared key."""
+    listen_port: int = 51820
+    listen_port_v6: int = 51821
+    """UDP port of the device for IPv6 when there is one per family."""
+    mode: str = "separate"
+    """WireGuard's devices: ``separate`` per family; ``ipv4``, ``ipv6`` or ``auto``: one, over that underlay."""
+    keepalive_s: int = 0
 
 
 class NetConf(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """What peers are told; differs from the interface address behind NAT (``--public-ip``)."""
     public_ipv6: IPv6Address | None = None
     macs: Mapping[str, bytes] = {}
+    wireguard_key: bytes = b""
+    """Our public key, in networks that need one (see agent.wireguard_key)."""
 
     def public(self, family: Family) -> Address | None:
         """The address published to peers."""

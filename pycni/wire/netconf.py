@@ -17,6 +17,7 @@ import msgspec
 from pycni.errors import ConfigError
 from pycni.model.family import Address, Family, Network
 from pycni.model.network import BackendConf, NetConf
+from pycni.model.wireguard import Secret, key_text, parse_key
 from pycni.wire.gojson import Fields, read_object
 
 OBJ = "net-conf"
@@ -35,10 +36,15 @@ VXLAN_KEYS = ("VNI", "Port", "DirectRouting", "GBP", "Learning")
 BACKEND_KEYS = {
     "vxlan": frozenset(name.lower() for name in (*VXLAN_KEYS, "Type", "MTU", "MacPrefix")),
     "ipip": frozenset({"type", "directrouting"}),
+    "wireguard": frozenset(
+        {"type", "psk", "listenport", "listenportv6", "mtu", "mode", "persistentkeepaliveinterval"}
+    ),
     "host-gw": frozenset({"type"}),
     "alloc": frozenset({"type"}),
 }
 """Keys by backend type; other types' keys are not judged."""
+WIREGUARD_PORTS = {"ListenPort": 51820, "ListenPortV6": 51821}
+WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 
 
 class _Rules(msgspec.Struct, frozen=True):
@@ -93,7 +99,10 @@ def unknown_keys(raw: bytes) -> tuple[str, ...]:
 
 
 def encode_netconf(conf: NetConf) -> bytes:
-    """Write a net-conf with everything spelled out, so that any reader's defaults give the same network."""
+    """Write a net-conf with everything spelled out, so that any reader's defaults give the same network.
+
+    A pre-shared key is in it: not for a log, nor for a file that others read.
+    """
     out: dict[str, object] = {"EnableIPv4": conf.network is not None, "EnableIPv6": conf.network6 is not None}
     for family, rules in _RULES.items():
         network = conf.of(family)
@@ -118,6 +127,15 @@ def encode_netconf(conf: NetConf) -> bytes:
         }
     elif backend.type == "ipip":
         out["Backend"] = {"Type": backend.type, "DirectRouting": backend.direct_routing}
+    elif backend.type == "wireguard":
+        out["Backend"] = {
+            "Type": backend.type,
+            "ListenPort": backend.listen_port,
+            "ListenPortV6": backend.listen_port_v6,
+            "MTU": backend.mtu,
+            "Mode": backend.mode,
+            "PersistentKeepaliveInterval": backend.keepalive_s,
+        } | ({"PSK": key_text(backend.psk.value)} if backend.psk is not None else {})
     return msgspec.json.encode(out)
 
 
@@ -189,18 +207,49 @@ def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
         for name in VXLAN_KEYS if known is not None else ():
             if backend.given(name) and name.lower() not in (known or ()):
                 raise backend.error(name, f"means nothing to backend {kind}")
+        if kind == "wireguard":
+            return _wireguard(backend, ipv6=ipv6)
         return BackendConf(type=kind, direct_routing=kind == "ipip" and backend.flag("DirectRouting"))
-    # RFC 791: every host takes 576 bytes. RFC 8200 section 5: every IPv6 link carries 1280.
-    mtu = backend.integer("MTU", 0, 65535)
-    least = 1280 if ipv6 else 576
-    if 0 < mtu < least:
-        raise backend.error("MTU", f"expected 0 (derived from the interface) or {least}..65535")
     return BackendConf(
         type=kind,
         vni=backend.integer("VNI", 0, (1 << 24) - 1, default=1),
         port=backend.integer("Port", 0, 65535) or VXLAN_PORT,
-        mtu=mtu,
+        mtu=_mtu(backend, ipv6=ipv6),
         direct_routing=backend.flag("DirectRouting"),
         gbp=backend.flag("GBP"),
         learning=backend.flag("Learning"),
+    )
+
+
+def _mtu(backend: Fields, *, ipv6: bool) -> int:
+    """RFC 791: every host takes 576 bytes. RFC 8200 section 5: every IPv6 link carries 1280."""
+    mtu = backend.integer("MTU", 0, 65535)
+    least = 1280 if ipv6 else 576
+    if 0 < mtu < least:
+        raise backend.error("MTU", f"expected 0 (derived from the interface) or {least}..65535")
+    return mtu
+
+
+def _wireguard(backend: Fields, *, ipv6: bool) -> BackendConf:
+    """Keys of flannel's wireguard backend. The pre-shared key is never in an error."""
+    mode = backend.text("Mode", "separate") or "separate"
+    if mode not in WIREGUARD_MODES:
+        raise backend.error("Mode", f"expected one of {', '.join(WIREGUARD_MODES)}")
+    ports = [backend.integer(name, 1, 65535, usual) for name, usual in WIREGUARD_PORTS.items()]
+    if ports[0] == ports[1] and mode == "separate":
+        raise backend.error("ListenPortV6", "the same as ListenPort: two devices need two")
+    written = backend.value("PSK")
+    psk = parse_key(written) if isinstance(written, str) and written else None
+    if psk is None and written:
+        raise ConfigError(
+            OBJ, "Backend.PSK", "(hidden)", "expected 32 bytes in base64, as wg genpsk writes them"
+        )
+    return BackendConf(
+        type="wireguard",
+        psk=Secret(psk) if psk is not None else None,
+        listen_port=ports[0],
+        listen_port_v6=ports[1],
+        mtu=_mtu(backend, ipv6=ipv6),
+        mode=mode,
+        keepalive_s=backend.integer("PersistentKeepaliveInterval", 0, 65535),
     )

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pycni.backends.compiler import FabricCompiler, compile_fabric
 from pycni.backends.table import backend
 from pycni.model.family import Family
+from pycni.model.wireguard import key_text
 from pycni.reconcile.delta import diff, diff_keys, patched
-from tests.unit.fabric_world import lease, mac, site
+from tests.unit.fabric_world import lease, mac, site, wg_key
 
-TABLES = ("routes", "neighbours", "fdb")
+TABLES = ("routes", "neighbours", "fdb", "wireguard")
 
 
 @st.composite
@@ -26,7 +27,11 @@ def leases(draw, kind):
     changes = {"public_ip": IPv4Address(f"192.0.2.{draw(st.integers(1, 4))}")}
     if kind == "vxlan":
         changes["backend_data"] = draw(st.sampled_from([data, data, None]))
-    made = lease(number, families, kind, **changes)
+    if kind.startswith("wireguard"):
+        key = b'{"PublicKey":"%s"}' % key_text(wg_key(draw(st.integers(1, 4)))).encode()
+        changes["backend_data"] = draw(st.sampled_from([key, key, None]))
+        changes["backend_v6_data"] = draw(st.sampled_from([key, changes["backend_data"]]))
+    made = lease(number, families, kind.split()[0], **changes)
     return msgspec.structs.replace(made, subnet=IPv4Network(f"10.5.{number}.0/{length}", strict=False))
 
 
@@ -34,8 +39,11 @@ def sets(kind):
     return st.lists(leases(kind), max_size=7).map(lambda items: {item.key: item for item in items})
 
 
-KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip"])
-SITES = {kind: site("4" if kind == "ipip" else "46", kind) for kind in ("vxlan", "host-gw", "ipip")}
+KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip", "wireguard", "wireguard auto"])
+SITES = {
+    kind: site("4" if kind == "ipip" else "46", kind) for kind in ("vxlan", "host-gw", "ipip", "wireguard")
+}
+SITES["wireguard auto"] = site("46", "wireguard", mode="auto")
 
 
 def tables(state):
@@ -47,7 +55,7 @@ def tables(state):
 def test_order_of_leases_does_not_count(kind, data):
     some = data.draw(sets(kind))
     shuffled = dict(data.draw(st.permutations(list(some.items()))))
-    where, how = SITES[kind], backend(kind)
+    where, how = SITES[kind], backend(kind.split()[0])
     assert tables(compile_fabric(how, some, where)) == tables(compile_fabric(how, shuffled, where))
 
 
@@ -55,7 +63,7 @@ def test_order_of_leases_does_not_count(kind, data):
 @settings(max_examples=200)
 @given(data=st.data())
 def test_step_by_step_gives_what_from_nothing_gives(kind, data):
-    where, how = SITES[kind], backend(kind)
+    where, how = SITES[kind], backend(kind.split()[0])
     compiler = FabricCompiler(how, where)
     for some in data.draw(st.lists(sets(kind), max_size=5)):
         compiler.update(some)
@@ -69,7 +77,7 @@ def test_step_by_step_gives_what_from_nothing_gives(kind, data):
 @KINDS
 @given(data=st.data())
 def test_touched_keys_are_enough_to_bring_the_kernel_along(kind, data):
-    compiler = FabricCompiler(backend(kind), SITES[kind])
+    compiler = FabricCompiler(backend(kind.split()[0]), SITES[kind])
     kernel = {name: {} for name in TABLES}
     allowed = set()
     for some in data.draw(st.lists(sets(kind), max_size=5)):
@@ -87,11 +95,15 @@ def test_touched_keys_are_enough_to_bring_the_kernel_along(kind, data):
 @given(data=st.data())
 def test_no_two_peers_share_an_entry_and_every_lease_is_served_or_refused(kind, data):
     some = data.draw(sets(kind))
-    compiler = FabricCompiler(backend(kind), SITES[kind])
+    compiler = FabricCompiler(backend(kind.split()[0]), SITES[kind])
     compiler.update(some)
     state = compiler.state
-    for index, name in enumerate(TABLES):
+    for index, name in enumerate(TABLES[:3]):
         assert sum(len(entries[index]) for entries in compiler.peers.values()) == len(getattr(state, name))
+    for peer_key, peer in state.wireguard.items():
+        holders = {key for key, entries in compiler.peers.items() if peer_key in dict(entries.wireguard)}
+        assert len({name for name, _ in holders}) == 1
+        assert {Family.of_packed(net) for net, _ in peer.allowed} == {family for _, family in holders}
     own = SITES[kind].own
     wanted = {(key, family) for key, item in some.items() for family in Family if item.of(family)}
     ours = {(own.key, family) for family in Family}

@@ -9,8 +9,10 @@ from pycni.backends.table import backend
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.node import Node, Underlay
+from pycni.model.wireguard import key_text
 
 OWN_MAC = bytes.fromhex("02aa00000001")
+OWN_KEY = bytes(range(1, 33))
 OWN_MAC6 = bytes.fromhex("02aa00000601")
 
 
@@ -40,6 +42,7 @@ def node(families="4", mtu=1500, vni=1, **changes):
         ),
         public_ip=changes.get("public_ip", have["4"].ip if "4" in have else None),
         public_ipv6=have["6"].ip if "6" in have else None,
+        wireguard_key=OWN_KEY,
         macs={f"flannel.{vni}": OWN_MAC, f"flannel-v6.{vni}": OWN_MAC6},
     )
 
@@ -54,10 +57,16 @@ def mac(number, family="4"):
     return f"02:00:00:00:0{family}:{number:02x}"
 
 
+def wg_key(number):
+    return bytes([number]) * 32
+
+
 def lease(number, families="4", kind="vxlan", attrs=None, **changes):
     """The lease of node ``number``: subnets and addresses carry its number; ``changes`` replace attributes."""
     if attrs is None:
         data = {f: {"VNI": 1, "VtepMAC": mac(number, f)} for f in families} if kind == "vxlan" else {}
+        if kind == "wireguard":
+            data = {f: {"PublicKey": key_text(wg_key(number))} for f in families}
         fields = {
             "public_ip": IPv4Address(f"192.0.2.{number}") if "4" in families else None,
             "public_ipv6": IPv6Address(f"2001:db8::{number:x}") if "6" in families else None,

@@ -11,7 +11,8 @@ from pycni.backends.table import BACKENDS, backend
 from pycni.backends.vxlan import device_name
 from pycni.errors import ConfigError
 from pycni.model.family import Family
-from tests.unit.fabric_world import OWN_MAC, by_key, conf, lease, node, site
+from pycni.model.wireguard import Secret, WireguardKey, key_text
+from tests.unit.fabric_world import OWN_KEY, OWN_MAC, by_key, conf, lease, node, site, wg_key
 
 VXLAN4 = [
     "02:00:00:00:04:02 dev flannel.1 dst 192.0.2.2 self permanent",
@@ -24,6 +25,16 @@ VXLAN6 = [
     "fd00:5:0:2:: dev flannel-v6.1 lladdr 02:00:00:00:06:02 PERMANENT",
     "fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 proto 112 onlink",
     "link flannel-v6.1 type vxlan id 1 dstport 8472 mtu 1430",
+]
+WIREGUARD4 = [
+    "10.5.2.0/24 dev flannel-wg proto 112",
+    f"link flannel-wg type wireguard listen-port 51820 public-key {key_text(OWN_KEY)} mtu 1420",
+    f"peer {key_text(wg_key(2))} dev flannel-wg endpoint 192.0.2.2:51820 allowed-ips 10.5.2.0/24",
+]
+WIREGUARD6 = [
+    "fd00:5:0:2::/64 dev flannel-wg-v6 proto 112",
+    f"link flannel-wg-v6 type wireguard listen-port 51821 public-key {key_text(OWN_KEY)} mtu 1420",
+    f"peer {key_text(wg_key(2))} dev flannel-wg-v6 endpoint [2001:db8::2]:51821 allowed-ips fd00:5:0:2::/64",
 ]
 COMPILED = [
     pytest.param("4", "vxlan", {}, VXLAN4, id="vxlan ipv4"),
@@ -69,6 +80,27 @@ COMPILED = [
             "link flannel.ipip type ipip local 192.0.2.1 mtu 1480",
         ],
         id="ipip with DirectRouting, peer on our link",
+    ),
+    pytest.param("4", "wireguard", {}, WIREGUARD4, id="wireguard ipv4"),
+    pytest.param("6", "wireguard", {}, WIREGUARD6, id="wireguard ipv6"),
+    pytest.param("46", "wireguard", {}, sorted(WIREGUARD4 + WIREGUARD6), id="wireguard separate"),
+    *(
+        pytest.param(
+            "46",
+            "wireguard",
+            {"mode": mode, "keepalive_s": 25, "psk": Secret(b"x" * 32), "mtu": 1400},
+            [
+                "10.5.2.0/24 dev flannel-wg proto 112",
+                "fd00:5:0:2::/64 dev flannel-wg proto 112",
+                f"link flannel-wg type wireguard listen-port 51820 public-key {key_text(OWN_KEY)} mtu 1320",
+                (
+                    f"peer {key_text(wg_key(2))} dev flannel-wg endpoint {host}:51820"
+                    " allowed-ips 10.5.2.0/24,fd00:5:0:2::/64 persistent-keepalive 25 psk"
+                ),
+            ],
+            id=f"wireguard {mode}",
+        )
+        for mode, host in (("ipv4", "192.0.2.2"), ("ipv6", "[2001:db8::2]"), ("auto", "192.0.2.2"))
     ),
     pytest.param("46", "alloc", {}, [], id="alloc"),
     pytest.param("4", "host-gw", {}, ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112"], id="host-gw ipv4"),
@@ -264,6 +296,8 @@ PUBLISHED = [
     pytest.param("4", "host-gw", None, None, id="host-gw"),
     pytest.param("4", "alloc", None, None, id="alloc"),
     pytest.param("4", "ipip", None, None, id="ipip"),
+    pytest.param("4", "wireguard", {"PublicKey": key_text(OWN_KEY)}, None, id="wireguard"),
+    pytest.param("6", "wireguard", None, {"PublicKey": key_text(OWN_KEY)}, id="wireguard ipv6"),
 ]
 
 
@@ -319,6 +353,78 @@ def test_ipip_with_direct_routing_tunnels_to_a_peer_behind_a_router():
     ]
 
 
+WIREGUARD_REFUSED = [
+    pytest.param(None, "it publishes no backend data for this family", id="no data"),
+    pytest.param(b"{}", "its backend data '{}': Object missing required field `PublicKey`", id="no key"),
+    pytest.param(b'{"PublicKey":"AAAA"}', "its PublicKey 'AAAA' is no WireGuard key", id="short key"),
+    pytest.param(
+        b'{"PublicKey":"%s","Port":70000}' % key_text(wg_key(2)).encode(),
+        "its Port 70000 is no UDP port",
+        id="port too large",
+    ),
+    pytest.param(
+        b'{"PublicKey":"%s"}' % key_text(OWN_KEY).encode(),
+        f"its PublicKey {key_text(OWN_KEY)} is this node's own",
+        id="our key",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "reason"), WIREGUARD_REFUSED)
+def test_a_wireguard_peer_that_does_not_fit_is_skipped_and_others_go_on(data, reason):
+    compiler = FabricCompiler(backend("wireguard"), site(kind="wireguard"))
+    compiler.update(by_key(lease(2, kind="wireguard", backend_data=data), lease(3, kind="wireguard")))
+    assert [refusal.reason for refusal in compiler.refusals.values()] == [reason]
+    assert [key for key, _ in compiler.peers] == ["10.5.3.0-24"]
+
+
+def test_a_port_in_the_lease_counts_for_its_peer():
+    data = b'{"PublicKey":"%s","Port":7}' % key_text(wg_key(2)).encode()
+    state = compile_fabric(
+        backend("wireguard"), by_key(lease(2, kind="wireguard", backend_data=data)), site(kind="wireguard")
+    )
+    assert [peer.port for peer in state.wireguard.values()] == [7]
+
+
+@pytest.mark.parametrize("mode", ["separate", "auto"])
+def test_of_two_leases_with_one_public_key_the_smaller_has_it(mode):
+    here = site("46", "wireguard", mode=mode)
+    data = lease(2, "46", "wireguard").attrs.backend_data
+    twin = lease(3, "46", "wireguard", backend_data=data, backend_v6_data=data)
+    compiler = FabricCompiler(backend("wireguard"), here)
+    compiler.update(by_key(lease(2, "46", "wireguard"), twin))
+    assert {key for key, _ in compiler.refusals} == {twin.key}
+    assert {refusal.reason for refusal in compiler.refusals.values()} == {
+        f"its PublicKey {key_text(wg_key(2))} is announced by lease 10.5.2.0-24&fd00:5:0:2::-64 too"
+    }
+    touched = compiler.update(by_key(twin))
+    assert not compiler.refusals
+    assert len(compiler.state.wireguard) == len(touched.wireguard) == (2 if mode == "separate" else 1)
+
+
+def test_one_more_wireguard_peer_touches_no_other():
+    compiler = FabricCompiler(backend("wireguard"), site(kind="wireguard"))
+    some = by_key(*(lease(number, kind="wireguard") for number in range(2, 90)))
+    compiler.update(some)
+    touched = compiler.update(some | by_key(lease(90, kind="wireguard")))
+    assert touched.wireguard == {WireguardKey("flannel-wg", wg_key(90))}
+    assert len(touched.routes) == 1
+
+
+def test_wireguard_mode_ipv6_needs_an_ipv6_underlay_even_for_ipv4_pods():
+    with pytest.raises(ConfigError, match="underlay eth0: ipv6 address=None: Mode ipv6 needs one"):
+        backend("wireguard").published(node("4"), conf("4", "wireguard", mode="ipv6"))
+    attrs = backend("wireguard").published(node("46"), conf("4", "wireguard", mode="ipv6"))
+    assert (attrs.public_ip, attrs.public_ipv6) == (None, IPv6Address("2001:db8::1"))
+    assert attrs.backend_v6_data is None
+
+
+def test_a_pre_shared_key_is_in_no_state():
+    here = site(kind="wireguard", psk=Secret(b"top secret, not to be seen here!"))
+    state = compile_fabric(backend("wireguard"), by_key(lease(2, kind="wireguard")), here)
+    assert "secret," not in repr(state) + repr(here) + "".join(state.text())
+
+
 def test_an_ipip_node_does_not_take_vxlan_peers():
     here = site(kind="ipip")
     compiler = FabricCompiler(backend("ipip"), here)
@@ -330,6 +436,7 @@ def test_an_ipip_node_does_not_take_vxlan_peers():
 
 
 MTUS = [
+    pytest.param("46", "wireguard", 1500, 0, 1420, id="wireguard pays 80 in both families"),
     pytest.param("4", "ipip", 1500, 0, 1480, id="ipip pays one more IPv4 header"),
     pytest.param("4", "vxlan", 1500, 0, 1450, id="vxlan ipv4"),
     pytest.param("6", "vxlan", 1500, 0, 1430, id="vxlan ipv6 pays 20 more"),
@@ -356,7 +463,9 @@ def test_an_underlay_too_small_for_ipv6_is_an_error():
 
 
 def test_an_unknown_backend_is_an_error_naming_the_known_ones():
-    with pytest.raises(ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, alloc"):
+    with pytest.raises(
+        ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, wireguard, alloc"
+    ):
         backend("udp")
 
 

@@ -1,5 +1,6 @@
 """net-conf: flannel's keys, rules and defaults; one clear error per bad value."""
 
+import base64
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from pycni.errors import ConfigError
 from pycni.model.network import BackendConf, NetConf
+from pycni.model.wireguard import Secret
 from pycni.wire.netconf import decode_netconf, encode_netconf, unknown_keys
 
+PSK = base64.b64encode(bytes(range(32))).decode()
 V4 = {"Network": "10.5.0.0/16"}
 V6 = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48"}
 
@@ -65,8 +68,14 @@ GOOD = [
     ("missing Backend is vxlan", V4, {"backend": BackendConf()}),
     ("Backend without Type is vxlan", V4 | {"Backend": {"VNI": 7}}, {"backend": BackendConf(vni=7)}),
     ("null means not given", V4 | {"Backend": None, "SubnetLen": None, "SubnetMin": None}, {}),
-    ("other backends keep their name", V4 | {"Backend": {"Type": "wireguard", "PSK": "x", "MTU": 9}},
-     {"backend": BackendConf(type="wireguard")}),
+    ("other backends keep their name", V4 | {"Backend": {"Type": "ipsec", "PSK": "x", "MTU": 9}},
+     {"backend": BackendConf(type="ipsec")}),
+    ("wireguard", V4 | {"Backend": {"Type": "wireguard"}}, {"backend": BackendConf(type="wireguard")}),
+    ("every wireguard key",
+     V4 | {"Backend": {"Type": "wireguard", "PSK": PSK, "ListenPort": 1, "ListenPortV6": 2, "MTU": 1400,
+                       "Mode": "auto", "PersistentKeepaliveInterval": 25}},
+     {"backend": BackendConf(type="wireguard", psk=Secret(bytes(range(32))), listen_port=1, listen_port_v6=2,
+                             mtu=1400, mode="auto", keepalive_s=25)}),
     ("host-gw", V4 | {"Backend": {"Type": "host-gw"}}, {"backend": BackendConf(type="host-gw")}),
     ("ipip", V4 | {"Backend": {"Type": "ipip", "DirectRouting": True}},
      {"backend": BackendConf(type="ipip", direct_routing=True)}),
@@ -158,6 +167,14 @@ BAD = [
     ("Learning a number", V4 | {"Backend": {"Learning": 0}}, "Backend.Learning"),
     ("VNI means nothing to ipip", V4 | {"Backend": {"Type": "ipip", "VNI": 1}}, "Backend.VNI"),
     ("DirectRouting a number on ipip", V4 | {"Backend": {"Type": "ipip", "DirectRouting": 1}}, "Backend.DirectRouting"),
+    ("wireguard Mode", V4 | {"Backend": {"Type": "wireguard", "Mode": "both"}}, "Backend.Mode"),
+    ("wireguard ListenPort", V4 | {"Backend": {"Type": "wireguard", "ListenPort": 0}}, "Backend.ListenPort"),
+    ("wireguard, two devices on one port",
+     V4 | {"Backend": {"Type": "wireguard", "ListenPort": 9, "ListenPortV6": 9}}, "Backend.ListenPortV6"),
+    ("wireguard keepalive", V4 | {"Backend": {"Type": "wireguard", "PersistentKeepaliveInterval": -1}},
+     "Backend.PersistentKeepaliveInterval"),
+    ("wireguard MTU", V4 | V6 | {"Backend": {"Type": "wireguard", "MTU": 1279}}, "Backend.MTU"),
+    ("VNI means nothing to wireguard", V4 | {"Backend": {"Type": "wireguard", "VNI": 1}}, "Backend.VNI"),
     ("VNI means nothing to host-gw", V4 | {"Backend": {"Type": "host-gw", "VNI": 1}}, "Backend.VNI"),
 ]  # fmt: skip
 
@@ -171,6 +188,21 @@ def test_a_bad_value_is_one_error_naming_field_and_value(conf, field):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "psk", ["aaaa", PSK[:-2], 7, "A" * 43 + "="], ids=["short", "cut", "number", "zeros"]
+)
+def test_a_bad_pre_shared_key_is_an_error_that_does_not_show_it(psk):
+    with pytest.raises(ConfigError, match=r"^net-conf: Backend.PSK='\(hidden\)': expected 32 bytes"):
+        decode(V4 | {"Backend": {"Type": "wireguard", "PSK": psk}})
+
+
+def test_a_pre_shared_key_is_not_in_the_net_confs_repr():
+    shown = repr(decode(V4 | {"Backend": {"Type": "wireguard", "PSK": PSK}}))
+    assert "Secret(...)" in shown
+    assert PSK[:8] not in shown
+    assert "\\x01\\x02" not in shown
+
+
 def test_unknown_keys_are_named_and_tolerated():
     raw = json.dumps(V4 | {"Foo": 1, "EnableNFTables": True, "Backend": {"Type": "vxlan", "Bar": 2}}).encode()
     assert unknown_keys(raw) == ("Foo", "Backend.Bar")
@@ -178,7 +210,7 @@ def test_unknown_keys_are_named_and_tolerated():
 
 
 def test_keys_of_a_backend_that_is_not_ours_are_not_judged():
-    raw = json.dumps(V4 | {"Backend": {"Type": "wireguard", "PSK": "x"}}).encode()
+    raw = json.dumps(V4 | {"Backend": {"Type": "ipsec", "PSK": "x"}}).encode()
     assert unknown_keys(raw) == ()
 
 
