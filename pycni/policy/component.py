@@ -45,6 +45,7 @@ from pycni.policy.pods import LocalPods, Overlay
 from pycni.policy.report import Routes
 from pycni.policy.settled import Settled
 from pycni.policy.shut import Shut
+from pycni.policy.spoof_rules import TABLE as SENDERS
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
@@ -122,6 +123,7 @@ class PolicyComponent:
             make_shut=make_shut,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
+        self._senders = TableGuard("check of pods' own addresses", SENDERS, self._look_at_senders)
         self._routes = Routes(
             settings.node_name,
             lambda: self._engine,
@@ -156,6 +158,7 @@ class PolicyComponent:
                 tasks.create_task(eternal("policies", self._runner.run()))
                 tasks.create_task(eternal("policies' upkeep", self._keep()))
                 tasks.create_task(self._guard.run(exits, self._work))
+                tasks.create_task(self._senders.run(exits, self._work))
         raise AssertionError("unreachable: the tasks are eternal")
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -188,7 +191,7 @@ class PolicyComponent:
     async def _reconcile(self) -> None:
         """One pass. Raises PycniError; the next one reads the kernel back."""
         if self.gate.due:
-            await self._work(self.gate.look_after)
+            self._senders.expected = await self._work(self.gate.look_after)
         reason = self._missing()
         self.report.waiting(reason)
         if reason:
@@ -352,6 +355,11 @@ class PolicyComponent:
             return ()
 
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def _look_at_senders(self) -> None:
+        """The next pass puts back what holds pods to their own addresses, and comes at once."""
+        self.gate.doubt_senders()
+        self._runner.poke()
 
     def _look_at_everything(self) -> None:
         """The next pass reads the kernel back, and comes at once."""

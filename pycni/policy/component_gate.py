@@ -205,22 +205,27 @@ class Gate:
         """Whether ``look_after`` has anything to do."""
         return self._guard_due and self.followed
 
-    def look_after(self) -> None:
-        """Bring the check of pods' own addresses to the records there are. On the worker."""
+    def doubt_senders(self) -> None:
+        """Somebody took away what checks pods' own addresses."""
+        self._guard_due = True
+
+    def look_after(self) -> bool:
+        """Bring the check of pods' own addresses to the records there are; whether there is one. On the worker."""
         guard = self._checking()
         self._guard_due = False
         if guard is None:
             self._forget_check()
-            return
+            return False
         try:
             rows = guard.apply([pod for pod in self._pods.pods() if pod.addresses])
         except KernelError as error:
             self._guard_due = True
             self._report.trouble("check of pods' own addresses", str(error))
-            return
+            return False
         self._report.trouble("check of pods' own addresses", "")
         if rows:
             log.info("policies: %d rows of the check of pods' own addresses set right", rows)
+        return True
 
     def _forget_check(self) -> None:
         """Take away what an earlier agent left that checked senders: this one does not."""

@@ -286,6 +286,16 @@ def test_a_switch_that_hides_bridged_packets_is_put_back(world: World) -> None:
     until(lambda: sh(name, f"sysctl -n {' '.join(switches)}").split() == ["1", "1"], seconds=15)
 
 
+def test_what_checks_senders_is_put_back(world: World) -> None:
+    name = world.lab.node("node1").namespace
+    before = sh(name, "nft list table bridge pycni_guard | grep -c veth")
+    sh(name, "nft delete table bridge pycni_guard")
+    until(
+        lambda: sh(name, "nft list table bridge pycni_guard 2>&1 | grep -c veth", ok=False) == before,
+        seconds=10,
+    )
+
+
 SAYS = {"ebpf": "policies: ebpf judges", "nftables": "of an earlier fast path"}
 
 
