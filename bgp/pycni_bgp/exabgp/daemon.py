@@ -42,6 +42,8 @@ log = logging.getLogger("pycni.bgp")
 PROTOCOL = 113
 """Of routes learned by BGP; 112 is the fabric's."""
 RECOVERY_S = 15.0
+LEAST_S = 3.0
+"""Some neighbours say that they have told everything before they have (seen with FRR 8.4)."""
 SETTLE_S = 0.05
 """From the first news to looking at all of it."""
 RESYNC_S = 60.0
@@ -351,8 +353,9 @@ class ExaBgp:
 
     def _recovered(self) -> bool:
         """Whether all neighbours that are there have told everything, or enough time went by."""
-        if asyncio.get_running_loop().time() >= self._recovering_until:
-            return True
+        left_s = self._recovering_until - asyncio.get_running_loop().time()
+        if not 0 < left_s <= RECOVERY_S - LEAST_S:
+            return left_s <= 0
         plan = self._plan
         assert plan is not None, "there is a RIB, so there is a plan"
         peers = [self._peers.get(show(address), {}) for address in plan.sessions]
