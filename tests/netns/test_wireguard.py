@@ -59,10 +59,10 @@ def worlds(*params):
     return pytest.mark.parametrize("world", values, indirect=True)
 
 
-def wg(node, what: str, device: str = "flannel-wg") -> list[list[str]]:
-    """wg show, by the socket that is in the node's state folder."""
+def wg(node, what: str, device: str = "flannel-wg", verb: str = "show") -> list[list[str]]:
+    """wg show or wg set, by the socket that is in the node's state folder."""
     folder = node.folder / "state/wireguard"
-    script = f"mount --bind {folder} /var/run/wireguard && wg show {device} {what}"
+    script = f"mount --bind {folder} /var/run/wireguard && wg {verb} {device} {what}"
     done = subprocess.run(
         ["unshare", "--mount", *namespaces.exec_prefix(node.name), "sh", "-c", script],
         capture_output=True,
@@ -79,9 +79,9 @@ def key_of(node) -> str:
     ).stdout.strip()
 
 
-def start(world, *numbers):
+def start(world, *numbers, **options):
     nodes = [world.node(number) for number in numbers]
-    agents = [node.start() for node in nodes]
+    agents = [node.start(**options) for node in nodes]
     until(lambda: all(agent.well() for agent in agents), "agents well", 20)
     for node in nodes:
         until(lambda node=node: len(routes(node)) == (len(nodes) - 1) * len(world.families), "routes", 20)
@@ -216,6 +216,17 @@ def test_what_is_broken_is_put_right(world, how):
         os.kill(pid, signal.SIGKILL)
     else:
         one("ip link del flannel-wg" if how == "device deleted" else "ip link set flannel-wg down")
+    reach(one, two)
+
+
+def test_peers_that_somebody_removed_or_added_are_put_right_by_the_periodic_look(world):
+    (one, two), _ = start(world, 1, 2, resync_s=1.0)
+    reach(one, two)
+    before = wg(one, "allowed-ips")
+    stranger = base64.b64encode(b"\7" * 32).decode()
+    for change in (f"peer {key_of(two)} remove", f"peer {stranger} allowed-ips 10.5.2.0/25"):
+        wg(one, change, verb="set")
+        until(lambda: wg(one, "allowed-ips") == before, change.split()[-1], 20)
     reach(one, two)
 
 
