@@ -179,3 +179,44 @@ def test_devices_are_known_by_the_number_they_were_announced_with():
     made.judge([Event(True, link()), Event(False, link(70))])
     assert made.judge([Event(True, neighbour(index=70))]) == FABRIC
     assert made.judge([Event(True, neighbour(index=7))]) == NOTHING
+
+
+def other_device(backend_type, **changes):
+    """The device of another backend as the kernel announces it."""
+    name, mtu = ("flannel.ipip", 1480) if backend_type == "ipip" else ("flannel-wg", 1420)
+    made = link(
+        7, name, kind=changes.pop("kind", backend_type), mac=b"", mtu=changes.pop("mtu", mtu), **changes
+    )
+    ends = rtlink.Ipip(2, packed("192.0.2.1"))
+    return made._replace(ipip=ends) if made.kind == "ipip" else made
+
+
+@pytest.mark.parametrize(
+    ("kind", "event", "expected"),
+    [
+        pytest.param("ipip", other_device("ipip"), NOTHING, id="ipip as wanted"),
+        pytest.param("ipip", other_device("ipip", up=False), FABRIC, id="ipip taken down"),
+        pytest.param("ipip", other_device("ipip", mtu=1500), FABRIC, id="ipip with another MTU"),
+        pytest.param("ipip", other_device("ipip", kind="tun"), FABRIC, id="ipip's name on another device"),
+        pytest.param(
+            "ipip",
+            other_device("ipip")._replace(ipip=rtlink.Ipip(2, packed("192.0.2.9"))),
+            FABRIC,
+            id="ipip with another source",
+        ),
+        pytest.param("wireguard", other_device("wireguard"), NOTHING, id="wireguard as wanted"),
+        pytest.param("wireguard", other_device("wireguard", kind="tun"), NOTHING, id="wireguard-go's device"),
+        pytest.param("wireguard", other_device("wireguard", up=False), FABRIC, id="wireguard taken down"),
+        pytest.param(
+            "wireguard", other_device("wireguard", kind="veth"), FABRIC, id="wireguard's name on a veth"
+        ),
+        pytest.param("wireguard", other_device("ipip"), FABRIC, id="a device of a backend that is left"),
+        pytest.param("wireguard", other_device("ipip", alias=""), NOTHING, id="somebody else's ipip device"),
+    ],
+)
+def test_devices_of_other_backends_are_watched_too(kind, event, expected):
+    here = site(kind=kind)
+    made = Watchman()
+    state = compile_fabric(backend(kind), by_key(lease(2, kind=kind)), here)
+    made.expect(state, here.node.underlay, NAMES, in_place=True)
+    assert made.judge([Event(removed=False, info=event)]) == expected
