@@ -16,7 +16,7 @@ lint: setup
 	.venv/bin/lint-imports --no-logo
 
 test: lint
-	$(ROOT) $(PY) -m pytest
+	$(ROOT) tools/test.sh
 
 bench: setup
 	$(ROOT) $(PY) -m pytest bench

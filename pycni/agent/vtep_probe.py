@@ -136,8 +136,11 @@ class VtepProber:
         if end is None or address is None:
             return
         answers = await end.ask(str(address), self._timeout_s)
+        own = self._own.get(key[1])
+        if own is None:
+            return  # while it was waited for an answer, the network got another backend
         self._note(key, answers)
-        device = self._own[key[1]].device
+        device = own.device
         if answers.checked is None and answers.unchecked is not None and device not in self._innocent:
             await self._accuse(key, end, str(address), device)
 

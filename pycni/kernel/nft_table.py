@@ -41,7 +41,7 @@ from pycni.wire.nftset import (
     get_element,
     get_elements,
 )
-from pycni.wire.nfttable import RowChange, Schema, build, change
+from pycni.wire.nfttable import RowChange, Schema, build, change, steps
 
 _GENERATION = "generation"
 _Raw = TypeVar("_Raw")
@@ -100,20 +100,21 @@ class NftTable:
         return tables
 
     def apply(self, changes: Mapping[str, Delta[Any, Any]], *, check: bool = False) -> None:
-        """Carry out differences by row table, in dependency order, as one transaction. Raises KernelError.
+        """Carry out differences by row table, in dependency order. Raises KernelError.
 
-        ``check``: only find out whether the kernel would take them.
+        It is one transaction, but for what ``wire/nfttable.steps`` says. ``check``: only find out whether the kernel
+        would take all of it.
         """
-        rows: list[RowChange] = []
-        messages: list[bytes] = []
-        for name, delta in changes.items():
-            if name == self.schema.table_row:
-                messages += build(self.schema, self._memories())
-            else:
-                remove = [*delta.remove, *delta.change]
-                rows.append(RowChange(name, remove, {**delta.change, **delta.add}, frozenset(delta.change)))
-        messages += change(self.schema, rows)
-        self._sock.commit(messages, "change table", self._name(), check=check)
+        new = self.schema.table_row in changes
+        rows = [
+            RowChange(name, delta.remove, delta.add, delta.change)
+            for name, delta in changes.items()
+            if name != self.schema.table_row
+        ]
+        building = [*build(self.schema, self._memories())] if new else []
+        for step in [rows] if check or new else steps(self.schema, rows):
+            messages = [*building, *change(self.schema, step)]
+            self._sock.commit(messages, "change table", self._name(), check=check)
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""

@@ -36,18 +36,45 @@ class Schema(NamedTuple):
     """The chains among it with their rules."""
     instructions: Callable[[str], bytes]
     """A rule's words as expressions (``nftexpr``)."""
+    entries: frozenset[str] = frozenset()
+    """Sets by which packets come to all other rows, if there are such."""
 
 
 class RowChange(NamedTuple):
     """What changes in one row table."""
 
     name: str
-    remove: Iterable[Any]
-    """Keys that go, those of changed rows too."""
-    add: Mapping[Any, Any]
-    """Rows that come, changed ones too."""
-    changed: frozenset[Any] = frozenset()
-    """Keys that are in both."""
+    remove: Iterable[Any] = ()
+    """Keys that go."""
+    add: Mapping[Any, Any] = {}
+    """Rows that come."""
+    change: Mapping[Any, Any] = {}
+    """Rows that get another value."""
+
+
+def steps(schema: Schema, rows: Sequence[RowChange]) -> list[list[RowChange]]:
+    """Changes as transactions that a packet under way may meet in any state.
+
+    A transaction becomes valid at once, but not for a packet that is being worked on: each of its look-ups sees what
+    is valid then (``nft_genmask_cur``), while chains are seen as they were when it began (``nft_do_chain``). So what is
+    led to has to be there before, and to stay until after: first new chains, and with ``entries`` all new rows but
+    those; then the entries and what changes; then what goes. (Without ``entries`` removals are in the second step.)
+    """
+    first, second, third = [], [], []
+    for item in rows:
+        early = item.name == schema.chains or bool(schema.entries and item.name not in schema.entries)
+        late = bool(schema.entries) and item.name not in schema.entries
+        if early and item.add:
+            first.append(RowChange(item.name, add=item.add))
+        if late and item.remove:
+            third.append(RowChange(item.name, remove=item.remove))
+        rest = RowChange(item.name, () if late else item.remove, {} if early else item.add, item.change)
+        if rest.remove or rest.add or rest.change:
+            second.append(rest)
+    found = [step for step in (first, second, third) if step]
+    # Rows that nothing leads to, or that nothing led to, need no order.
+    entered = any(item.name in schema.entries for item in second)
+    return found if entered or not schema.entries else [list(rows)]
 
 
 def build(schema: Schema, memories: Mapping[str, Sequence[Remembered]]) -> Iterator[bytes]:
@@ -66,12 +93,12 @@ def change(schema: Schema, changes: Sequence[RowChange]) -> Iterator[bytes]:
         if item.name == schema.chains:
             yield from _remove_chains(schema.table, item)
         else:
-            yield from _delete(schema.table, schema.sets[item.name], item.remove)
+            yield from _delete(schema.table, schema.sets[item.name], [*item.remove, *item.change])
     for item in changes:
         if item.name == schema.chains:
             yield from _add_chains(schema, item)
         else:
-            yield from _add(schema.table, schema.sets[item.name], item.add)
+            yield from _add(schema.table, schema.sets[item.name], {**item.change, **item.add})
 
 
 def _delete(table: str, spec: SetSpec, keys: Iterable[bytes]) -> Iterator[bytes]:
@@ -84,17 +111,15 @@ def _add(table: str, spec: SetSpec, rows: Mapping[bytes, Any]) -> Iterator[bytes
 
 def _remove_chains(table: str, item: RowChange) -> Iterator[bytes]:
     """Rules first, as chains may lead to each other. A chain that only changes stays, elements lead to it."""
-    for name in item.remove:
+    for name in (*item.remove, *item.change):
         yield flush_chain(table, name)
     for name in item.remove:
-        if name not in item.changed:
-            yield delete_chain(table, name)
+        yield delete_chain(table, name)
 
 
 def _add_chains(schema: Schema, item: RowChange) -> Iterator[bytes]:
     for name in item.add:
-        if name not in item.changed:
-            yield add_chain(schema.table, name)
-    for name, rules in item.add.items():
+        yield add_chain(schema.table, name)
+    for name, rules in {**item.change, **item.add}.items():
         for rule in rules:
             yield add_rule(schema.table, name, schema.instructions(rule), rule)

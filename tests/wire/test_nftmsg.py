@@ -20,7 +20,7 @@ from pycni.wire.nftmsg import (
     get_rules,
 )
 from pycni.wire.nftset import IPV4, MARK, Remembered, SetSpec
-from pycni.wire.nfttable import RowChange, Schema, build, change
+from pycni.wire.nfttable import RowChange, Schema, build, change, steps
 
 MESSAGES = {
     # type, flags; family inet; table t; flags 0
@@ -221,7 +221,7 @@ def test_removals_go_before_additions_and_against_the_order():
 
 
 def test_a_chain_that_only_changes_stays():
-    changed = [RowChange("chains", ("c",), {"c": ("fixed",)}, frozenset({"c"}))]
+    changed = [RowChange("chains", change={"c": ("fixed",)})]
     assert kinds(change(SCHEMA, changed)) == ["rules-", "rule+"]
 
 
@@ -239,3 +239,35 @@ def test_rules_carry_their_words():
     ]
     assert decode_rule(payload(message)) == RuleComment("c", "fixed")
     assert parse_attrs(payload(message), 4)[4] == x.goto("fixed")
+
+
+ROWS = [
+    RowChange("chains", ("old",), {"new": ("r",)}, {"other": ("r",)}),
+    RowChange("s", (b"a",), {b"b": None}),
+    RowChange("entry", (b"x",), {b"y": None}, {b"z": None}),
+]
+
+
+def test_what_entries_lead_to_is_there_before_them_and_goes_after_them() -> None:
+    schema = SCHEMA._replace(entries=frozenset({"entry"}))
+    assert steps(schema, ROWS) == [
+        [RowChange("chains", add={"new": ("r",)}), RowChange("s", add={b"b": None})],
+        [
+            RowChange("chains", change={"other": ("r",)}),
+            RowChange("entry", (b"x",), {b"y": None}, {b"z": None}),
+        ],
+        [RowChange("chains", ("old",)), RowChange("s", (b"a",))],
+    ]
+
+
+def test_without_entries_only_new_chains_come_before() -> None:
+    assert steps(SCHEMA, ROWS) == [
+        [RowChange("chains", add={"new": ("r",)})],
+        [RowChange("chains", ("old",), {}, {"other": ("r",)}), *ROWS[1:]],
+    ]
+
+
+@pytest.mark.parametrize("entries", [frozenset(), frozenset({"entry"})])
+def test_rows_that_nothing_leads_to_differently_change_at_once(entries: frozenset[str]) -> None:
+    rows = [RowChange("s", (b"a",), {b"b": None}, {b"c": None})]
+    assert steps(SCHEMA._replace(entries=entries), rows) == [rows]

@@ -53,6 +53,7 @@ def schema(facts: NodeFacts) -> Schema:
         fixed=tuple(_fixed(facts, versions)),
         fixed_chains=fixed_chains(facts),
         instructions=lambda rule: instructions(rule, mark),
+        entries=frozenset(f"services{version}" for version in versions),
     )
 
 
