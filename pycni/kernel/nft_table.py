@@ -112,9 +112,17 @@ class NftTable:
             if name != self.schema.table_row
         ]
         building = [*build(self.schema, self._memories())] if new else []
-        for step in [rows] if check or new else steps(self.schema, rows):
+        planned = [rows] if check or new else steps(self.schema, rows)
+        for number, step in enumerate(planned):
             messages = [*building, *change(self.schema, step)]
-            self._sock.commit(messages, "change table", self._name(), check=check)
+            try:
+                self._sock.commit(messages, "change table", self._name(), check=check)
+            except KernelError:
+                if number == 1:
+                    # Nothing leads to what came first: it goes again.
+                    back = [RowChange(item.name, tuple(item.add)) for item in planned[0]]
+                    self._sock.commit([*change(self.schema, back)], "take back", self._name())
+                raise
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""
