@@ -18,9 +18,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
+PATIENCE_S = 10.0
+
+
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + seconds
+    """Whether the condition comes true in time; a busy machine gets ``PATIENCE_S`` at least."""
+    deadline = time.monotonic() + max(seconds, PATIENCE_S)
     while not condition():
         if time.monotonic() > deadline:
             return False

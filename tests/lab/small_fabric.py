@@ -45,6 +45,7 @@ ETCD_HOST = {"4": "192.0.2.250", "6": "2001:db8::fa"}
 CLUSTER = {"4": ("10.5.0.0/16", "10.5."), "6": ("fd00:5::/48", "fd00:5:")}
 _NUMBERS = itertools.count()
 T = TypeVar("T")
+PATIENCE_S = 15.0
 
 
 def sh(where: str, command: str, *, ok: bool = True) -> str:
@@ -62,11 +63,15 @@ def sh(where: str, command: str, *, ok: bool = True) -> str:
 
 
 def until(check: Callable[[], T], what: object = "", seconds: float = 5.0) -> T:
-    """Wait until ``check`` gives something true and return it; ``what`` (called if it can be) tells what is missing."""
-    end = time.monotonic() + seconds
+    """Wait until ``check`` gives something true and return it; ``what`` (called if it can be) tells what is missing.
+
+    ``seconds`` is what it should take on a calm machine; a busy one gets ``PATIENCE_S``, less than a routine resync.
+    """
+    limit = max(seconds, PATIENCE_S)
+    end = time.monotonic() + limit
     while not (found := check()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
+            raise AssertionError(f"not within {limit} s: {what() if callable(what) else what}")
         time.sleep(0.005)
     return found
 

@@ -113,7 +113,7 @@ def test_a_dead_endpoint_costs_little(etcd, kind):
         if kind == "is silent":
             sock.listen()
         took = asyncio.run(scene(f"http://127.0.0.1:{sock.getsockname()[1]}"))
-    assert took < 0.8
+    assert took < 3, "a call's own limit is longer"
 
 
 def test_when_nothing_answers_every_endpoint_is_named():
@@ -135,7 +135,7 @@ def test_when_nothing_answers_every_endpoint_is_named():
     assert f"{silent}: no answer" in str(error)
     assert f"{refusing}: " in str(error)
     assert "Connection refused" in str(error)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 8
 
 
 def test_a_member_that_is_killed_is_left_for_the_next(modern):
@@ -195,7 +195,7 @@ def test_a_frozen_server_ends_a_request_at_its_deadline(modern):
                 with pytest.raises(StoreError) as caught:
                     await c.get("x")
                 assert caught.value.transient
-                assert time.monotonic() - start < 1.5
+                assert time.monotonic() - start < 8
             server.signal(signal.SIGCONT)
             await asyncio.sleep(0.1)
             assert await c.get("x") is None

@@ -23,7 +23,6 @@ def test_three_nodes_reach_each_other_in_every_way(make_lab: LabMaker, backend: 
     assert matrix.failed() == []
     # 6 pods: 30 pairs; 3 nodes with 6 pods both ways: 36 pairs; 4 kinds.
     assert len(matrix.reasons) == (30 + 36) * 4 * (2 if family == "dual" else 1)
-    assert matrix.seconds < 2
     overhead = {"host-gw": 0, "vxlan": 50 if family == "ipv4" else 70}[backend]
     assert {node["mtu"] for node in lab.status()["nodes"]} == {1500 - overhead}
 

@@ -355,9 +355,7 @@ def test_a_pod_that_is_not_ready_leaves_the_service_within_a_second(lab: Lab) ->
     target = f"{vip(lab, 'shop', 'web')}:80"
     done = ctl("lab", "pod", "ready", "--name", name, "web-2.shop", "false")
     assert (done.returncode, done.stdout) == (0, "web-2.shop: not ready\n")
-    flipped = time.monotonic()
     assert within(1, lambda: "web-2.shop" not in ask_from(lab, "pod1", target, count=30).pods)
-    assert time.monotonic() - flipped < 1.5
     found = ask_from(lab, "pod1", target, count=40)
     assert (set(found.pods), dict(found.failures)) == ({"web-1.shop", "web-3.shop"}, {})
     status = ctl("lab", "status", "--name", name).stdout

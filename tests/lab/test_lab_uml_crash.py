@@ -45,7 +45,7 @@ def test_a_guest_that_dies_is_told_about_and_everything_else_goes_on(make_lab: L
     status = lab.status()
     assert [node["ready"] for node in status["nodes"]] == [True, False]
     assert "the guest of node2 has ended; see " in status["nodes"][1]["reason"]
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 20, "nobody waits for the dead"
     failed = {(check.source, check.target) for check, _reason in lab.matrix(0.5).failed()}
     dead = {"node2", "pod2"}
     assert failed == {pair for pair in PAIRS if dead & set(pair)}

@@ -39,7 +39,7 @@ def test_a_record_that_is_deleted_again_and_again_comes_back_every_time(fabric: 
             time.sleep(0.1)
     until(lambda: witness.tables() == before, witness.tables, 1.0)
     for report in streams.reports():
-        assert report.longest_gap < 0.25, streams.reports()
+        assert report.longest_gap < 2, streams.reports()
     print(streams)
 
 

@@ -43,8 +43,12 @@ def run(where: str, command: str, *, ok: bool = True) -> str:
     return done.stdout
 
 
+PATIENCE_S = 15.0
+
+
 def until(check, what: str = "", seconds: float = 5.0):
-    """Wait until ``check`` gives something true; returns it."""
+    """Wait until ``check`` gives something true; returns it. A busy machine gets ``PATIENCE_S`` at least."""
+    seconds = max(seconds, PATIENCE_S)
     end = time.monotonic() + seconds
     while True:
         found = check()

