@@ -23,6 +23,7 @@ from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.vtep_probe import Vtep, VtepProber
+from pycni.backends.bgp import COMPONENT
 from pycni.backends.compiler import FabricCompiler, Touched
 from pycni.backends.vxlan import device_name
 from pycni.errors import ConfigError, KernelError
@@ -79,6 +80,7 @@ class NetworkPass:
             ip_masq=settings.ip_masq,
             ip_masq_exclude=settings.ip_masq_exclude,
             ip_masq_fully_random=not settings.ip_masq_fully_random_disable,
+            bgp=COMPONENT in settings.components,
         )
         self.watchman = Watchman()
         self.stale = Concern.EVERYTHING

@@ -14,6 +14,7 @@ import msgspec
 
 from pycni.agent.firewall import FirewallPlan
 from pycni.backends.base import Backend, Site, pod_mtu
+from pycni.backends.bgp import COMPONENT, Bgp
 from pycni.backends.masq import Masquerade, VxlanGuard
 from pycni.backends.table import backend
 from pycni.errors import ConfigError
@@ -34,6 +35,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ip_masq: bool = False
     ip_masq_exclude: tuple[Network, ...] = ()
     ip_masq_fully_random: bool = True
+    bgp: bool = False
+    """Whether the component bgp runs beside."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,9 @@ def make_plan(
 ) -> Plan:
     """The plan. Raises ConfigError naming what does not go together."""
     how = backend(conf.backend.type)
+    if how.name == Bgp.name and not options.bgp:
+        reason = f"its routes come from component {COMPONENT}, which is not on: add it to components"
+        raise ConfigError("net-conf", "Backend.Type", how.name, reason)
     node = Node(
         name=options.name,
         underlay=underlay,

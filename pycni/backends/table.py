@@ -14,6 +14,7 @@ BACKENDS: Mapping[str, str] = {
     "host-gw": "pycni.backends.hostgw:HostGw",
     "ipip": "pycni.backends.ipip:Ipip",
     "wireguard": "pycni.backends.wireguard:Wireguard",
+    "bgp": "pycni.backends.bgp:Bgp",
     "alloc": "pycni.backends.alloc:Alloc",
 }
 """``Backend.Type`` -> module:class. The only place that knows them."""

@@ -40,6 +40,7 @@ BACKEND_KEYS = {
         {"type", "psk", "listenport", "listenportv6", "mtu", "mode", "persistentkeepaliveinterval"}
     ),
     "host-gw": frozenset({"type"}),
+    "bgp": frozenset({"type"}),
     "alloc": frozenset({"type"}),
 }
 """Keys by backend type; other types' keys are not judged."""

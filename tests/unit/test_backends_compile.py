@@ -102,6 +102,7 @@ COMPILED = [
         )
         for mode, host in (("ipv4", "192.0.2.2"), ("ipv6", "[2001:db8::2]"), ("auto", "192.0.2.2"))
     ),
+    pytest.param("46", "bgp", {}, [], id="bgp"),
     pytest.param("46", "alloc", {}, [], id="alloc"),
     pytest.param("4", "host-gw", {}, ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112"], id="host-gw ipv4"),
     pytest.param(
@@ -294,6 +295,7 @@ PUBLISHED = [
     pytest.param("4", "vxlan", {"VNI": 1, "VtepMAC": "02:aa:00:00:00:01"}, None, id="vxlan ipv4"),
     pytest.param("6", "vxlan", None, {"VNI": 1, "VtepMAC": "02:aa:00:00:06:01"}, id="vxlan ipv6"),
     pytest.param("4", "host-gw", None, None, id="host-gw"),
+    pytest.param("4", "bgp", None, None, id="bgp"),
     pytest.param("4", "alloc", None, None, id="alloc"),
     pytest.param("4", "ipip", None, None, id="ipip"),
     pytest.param("4", "wireguard", {"PublicKey": key_text(OWN_KEY)}, None, id="wireguard"),
@@ -446,6 +448,7 @@ MTUS = [
         "4", "vxlan", 1400, 1500, 1350, id="Backend.MTU above the underlay's counts as the underlay's"
     ),
     pytest.param("46", "host-gw", 1500, 0, 1500, id="host-gw costs nothing"),
+    pytest.param("46", "bgp", 1500, 0, 1500, id="bgp costs nothing"),
     pytest.param("46", "alloc", 1500, 0, 1500, id="alloc costs nothing"),
 ]
 
@@ -464,7 +467,7 @@ def test_an_underlay_too_small_for_ipv6_is_an_error():
 
 def test_an_unknown_backend_is_an_error_naming_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, wireguard, alloc"
+        ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, wireguard, "
     ):
         backend("udp")
 

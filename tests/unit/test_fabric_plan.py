@@ -101,6 +101,13 @@ table inet pycni_fabric {
     )
 
 
+def test_backend_bgp_without_its_component_is_an_error_that_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"Backend.Type='bgp': .* component bgp, which is not on: add it"):
+        plan("46", "bgp")
+    found = plan("46", "bgp", bgp=True, ip_masq=True)
+    assert (found.pods.mtu, found.pods.exits, len(found.firewall.masquerade)) == (1500, ("eth0",), 2)
+
+
 MISFITS = [
     pytest.param("4", lease(1), "", id="fits"),
     pytest.param("46", lease(1, "46"), "", id="dual-stack fits"),
