@@ -152,7 +152,16 @@ def _split_command(args: argparse.Namespace) -> None:
 
 def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default: 3)")
-    parser.add_argument("--backend", choices=("vxlan", "host-gw", "alloc"), default="vxlan")
+    parser.add_argument(
+        "--backend", choices=("vxlan", "host-gw", "wireguard", "ipip", "alloc"), default="vxlan"
+    )
+    parser.add_argument(
+        "--backend-conf",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="further keys of Backend in the net-conf (docs/backends.md)",
+    )
     parser.add_argument("--family", choices=("ipv4", "ipv6", "dual"), default="ipv4")
     parser.add_argument("--pods", type=int, default=2, metavar="N", help="pods per node (default: 2)")
     parser.add_argument(

@@ -163,6 +163,7 @@ def _spec(args: argparse.Namespace, policy: str = "none") -> LabSpec:
         name=args.name,
         nodes=args.nodes,
         backend=args.backend,
+        backend_conf=args.backend_conf,
         family=args.family,
         pods=args.pods,
         mtu=args.mtu,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, TypeVar
@@ -19,12 +20,12 @@ from typing import ParamSpec, Protocol, TypeVar
 from pycni.errors import KernelError
 from pycni.kernel import bpf_places
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import netns, processes, topology
+from pycni.lab import backends, netns, processes, topology
 from pycni.lab.probe import Check, Prober
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
 from pycni.lab.stations import Host
-from pycni.lab.topology import LabSpec
+from pycni.lab.topology import LabError, LabSpec
 from pycni.lab.traffic import Traffic, TrafficReport
 
 P = ParamSpec("P")
@@ -57,6 +58,9 @@ class Driver(Protocol):
     """Seconds between looks at nodes that something is waited for of: a look takes their time too."""
 
     def __init__(self, spec: LabSpec, state: LabState) -> None: ...
+
+    def prepare(self) -> None:
+        """Look whether its nodes can do what the lab wants, before any is made. Raises LabError, KernelError."""
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """Start making a node; returns the processes it consists of, by name. Raises KernelError, LabError."""
@@ -100,6 +104,18 @@ class NetnsDriver:
     def __init__(self, spec: LabSpec, state: LabState) -> None:
         self._spec = spec
         self._state = state
+
+    def prepare(self) -> None:
+        """The kernel has to have the backend's kind of device, or the program that stands in for it."""
+        wanted = backends.of(self._spec.backend)
+        if not wanted.link or (wanted.program and shutil.which(wanted.program)):
+            return
+        if not netns.has_link_kind(topology.fabric_namespace(self._spec.name), wanted.link):
+            instead = f"there is no program {wanted.program}" if wanted.program else "take --driver uml"
+            raise LabError(
+                f"--backend {self._spec.backend!r}: this kernel has no {wanted.link} devices; {instead}",
+                usage=True,
+            )
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """It is complete at once and has no process."""

@@ -8,6 +8,7 @@ which is all that is needed to take a lab away.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv6Interface
@@ -47,6 +48,20 @@ def make_fabric(spec: LabSpec) -> None:
         sock.request(rtlink.new_link(BRIDGE, "bridge", mtu, data=quiet), "add link", BRIDGE)
         bring_up(sock, "lo")
         bring_up(sock, BRIDGE, *topology.underlay_addresses(spec, 0).values())
+
+
+def has_link_kind(namespace: str, kind: str) -> bool:
+    """Whether the kernel can make devices of a kind, by making one in this namespace. Raises KernelError."""
+    name = f"try-{kind}"[:15]
+    with socket_in(namespace) as sock:
+        try:
+            sock.request(rtlink.new_link(name, kind), "add link", name)
+        except KernelError as exc:
+            if exc.errno == errno.EOPNOTSUPP:
+                return False
+            raise
+        sock.request(rtlink.del_link(name=name), "delete link", name)
+    return True
 
 
 def make_node(spec: LabSpec, index: int) -> None:

@@ -100,6 +100,7 @@ class Lab:
         spec = self.spec
         with progress.step(f"underlay: {spec.nodes} nodes on one segment, MTU {spec.mtu}"):
             netns.make_fabric(spec)
+            self.driver.prepare()
             for index in range(1, spec.nodes + 1):
                 self._begin_node(index)
             if spec.has_client:
@@ -116,6 +117,7 @@ class Lab:
             self.start_agents([node.name for node in self.nodes()], update)
         for missing in self.missing_routes():
             progress.line(f"  but {missing}")
+        survey.greet(spec, self.nodes())
         if spec.pods:
             with progress.step(f"{spec.nodes * spec.pods} pods by CNI ADD"):
                 cluster.joined(self._make_pods(spec.pods))
@@ -196,6 +198,7 @@ class Lab:
             self.driver.finish_nodes(self.record.nodes, self.record.processes)
             self.start_agents([node.name])
             self.missing_routes()
+            survey.greet(self.spec, self.nodes())
             Cluster(self, held=True).refresh_nodes()
         return node
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import apply_tables, inside, policy_matrix, topology
+from pycni.lab import apply_tables, backends, inside, policy_matrix, topology
 from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, plan
@@ -26,8 +26,11 @@ from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec, pod_key
 from pycni.model.family import Family
+from pycni.model.podnet import PodNetwork
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 
+GREET_S = 12.0
+"""Seconds in which WireGuard tries twice, should the first try have come before the peer was known."""
 SHOTS = 1500
 """Connections tried at once to see what policies do."""
 POLICY_QUIET_S = 0.1
@@ -48,6 +51,7 @@ def run_matrix(
     by_name = {node.name: node for node in nodes}
     node_hosts = [_node_host(node) for node in nodes]
     pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there]
+    greet(spec, nodes)
     with nodes[0].driver.probes([*node_hosts, *pod_hosts], timeout) as prober:
         reasons = prober.run(plan(node_hosts, pod_hosts))
     reasons |= _ask_services(spec, by_name, there, tries, timeout)
@@ -59,6 +63,26 @@ def run_matrix(
         reasons=reasons,
         seconds=time.monotonic() - started,
     )
+
+
+def greet(spec: LabSpec, nodes: Sequence[LabNode]) -> None:
+    """Let peers that agree on keys do so, one of each two beginning.
+
+    Where both begin at the same moment both give way, and WireGuard tries again after five seconds only. Who does not
+    answer here does not answer later either, and is told of there.
+    """
+    if not backends.of(spec.backend).greets:
+        return
+    hosts = [_tunnel_host(node, network) for node in nodes if (network := node.pod_network())]
+    checks = [
+        Check(one.name, other.name, family, "ping")
+        for number, one in enumerate(hosts)
+        for other in hosts[number + 1 :]
+        for family in one.addresses
+        if family in other.addresses
+    ]
+    with nodes[0].driver.probes(hosts, GREET_S) as prober:
+        prober.run(checks)
 
 
 def run_policy_matrix(
@@ -215,6 +239,12 @@ def status(
 def _node_host(node: LabNode) -> Host:
     addresses = {family: str(address.ip) for family, address in node.addresses.items()}
     return Host(node.name, node.netns, addresses, node.spec.mtu, node.name)
+
+
+def _tunnel_host(node: LabNode, network: PodNetwork) -> Host:
+    """The node by the addresses of its tunnel devices: the base addresses of its subnets."""
+    addresses = {Family.of(subnet): str(subnet.network_address) for subnet in network.subnets}
+    return Host(node.name, node.netns, addresses, network.mtu, node.name)
 
 
 def _pod_host(pod: PodRecord, node: LabNode) -> Host:

@@ -21,17 +21,17 @@ import json
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from pycni.errors import PycniError
+from pycni.errors import ConfigError, PycniError
+from pycni.lab import backends
 from pycni.model.family import Family, Network
+from pycni.wire.netconf import decode_netconf
 
-BACKENDS = ("vxlan", "host-gw", "alloc")
 DRIVERS = ("netns", "uml")
 """What nodes are: namespaces of this kernel, or User-Mode Linux guests with one of their own each."""
-FAMILY_CHOICES = ("ipv4", "ipv6", "dual")
 MAX_NODES = 100
 """An agent takes about 50 MB, and each node knows each other."""
 ETCD_PORT = 2379
@@ -39,10 +39,6 @@ HEALTH_PORT = 10246
 """Of the agent; 10256 is where load balancers ask the proxy."""
 ETCD_PREFIX = "/coreos.com/network"
 NETWORK_NAME = "pycni"
-MIN_MTU = 1350
-"""The smallest underlay MTU that leaves IPv6 its minimum of 1280 bytes (RFC 8200 section 5) inside VXLAN."""
-MAX_MTU = 65000
-
 PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
 """Data planes of services; without one the lab has no Services, no DNS and no outside client."""
 BGP_ENGINES = ("none", "exabgp", "bird")
@@ -98,6 +94,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "default"
     nodes: int = 3
     backend: str = "vxlan"
+    backend_conf: Mapping[str, Any] = {}
+    """Further keys of ``Backend`` in the network's configuration."""
     family: str = "ipv4"
     """``ipv4``, ``ipv6`` or ``dual``, for the underlay and the pod network alike."""
     pods: int = 2
@@ -139,8 +137,9 @@ class PodNamespace(NamedTuple):
 def check_spec(spec: LabSpec) -> LabSpec:
     """Refuse what cannot be built, naming the flag and its value."""
     check_lab_name(spec.name)
-    if spec.backend not in BACKENDS:
-        raise LabError(f"--backend {spec.backend!r}: not one of {', '.join(BACKENDS)}", usage=True)
+    conf = spec.backend_conf
+    if problem := backends.problem(spec.backend, conf, spec.family, spec.mtu, spec.bgp):
+        raise LabError(problem, usage=True)
     if spec.driver not in DRIVERS:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)
     if spec.proxy not in PROXIES:
@@ -153,18 +152,16 @@ def check_spec(spec: LabSpec) -> LabSpec:
         raise LabError(f"--policy {spec.policy!r}: the guests' kernel has no nftables for IP", usage=True)
     if spec.bgp not in BGP_ENGINES:
         raise LabError(f"--bgp {spec.bgp!r}: not one of {', '.join(BGP_ENGINES)}", usage=True)
-    if spec.backend == "alloc" and spec.bgp == "none":
-        raise LabError("--backend 'alloc': makes no routes between nodes; take --bgp too", usage=True)
     if spec.driver == "uml" and spec.bgp != "none":
         raise LabError("--bgp: the guests have no BIRD", usage=True)
-    if spec.family not in FAMILY_CHOICES:
-        raise LabError(f"--family {spec.family!r}: not one of {', '.join(FAMILY_CHOICES)}", usage=True)
     if not 1 <= spec.nodes <= MAX_NODES:
         raise LabError(f"--nodes {spec.nodes}: must be 1 to {MAX_NODES}", usage=True)
     if not 0 <= spec.pods <= 250:
         raise LabError(f"--pods {spec.pods}: must be 0 to 250 pods per node", usage=True)
-    if not MIN_MTU <= spec.mtu <= MAX_MTU:
-        raise LabError(f"--mtu {spec.mtu}: must be {MIN_MTU} to {MAX_MTU} bytes", usage=True)
+    try:
+        decode_netconf(net_conf(spec).encode())
+    except ConfigError as exc:
+        raise LabError(f"--backend-conf: {exc}", usage=True) from exc
     return spec
 
 
@@ -311,7 +308,7 @@ def net_conf(spec: LabSpec) -> str:
         conf["EnableIPv4"] = False
     if Family.V6 in spec.families:
         conf |= {"EnableIPv6": True, "IPv6Network": str(POD_NETWORKS[Family.V6]), "IPv6SubnetLen": 64}
-    conf["Backend"] = {"Type": spec.backend}
+    conf["Backend"] = backends.net_conf(spec.backend, spec.backend_conf)
     return json.dumps(conf)
 
 

@@ -28,7 +28,7 @@ import msgspec
 
 from pycni.errors import KernelError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import netns, processes, topology, uml_channel, uml_server
+from pycni.lab import backends, netns, processes, topology, uml_channel, uml_server
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
 from pycni.lab.stations import Host
@@ -39,6 +39,7 @@ from pycni.lab.uml_far import FarProbes, FarTraffic
 from pycni.wire import rtlink
 from pycni.wire.netlink import attr_u32
 
+PROGRAM = "linux.uml"
 MEMORY = "256M"
 """Per guest, taken from the machine as it is touched; a node with its agent and some pods needs about 150."""
 MODULES = Path("/usr/lib/uml/modules")
@@ -73,11 +74,16 @@ class UmlDriver:
 
     # nodes
 
+    def prepare(self) -> None:
+        """Guests have tunnels of every kind but WireGuard; for that they run the machine's program."""
+        if shutil.which(PROGRAM) is None or not MODULES.is_dir():
+            raise LabError("the uml driver needs Debian's package user-mode-linux: run `make setup`")
+        program = backends.of(self._spec.backend).program
+        if program and shutil.which(program) is None:
+            raise LabError(f"--backend {self._spec.backend!r}: there is no program {program}", usage=True)
+
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """Make the taps and start the guest's kernel."""
-        program = shutil.which("linux.uml")
-        if program is None or not MODULES.is_dir():
-            raise LabError("the uml driver needs Debian's package user-mode-linux: run `make setup`")
         node = topology.node_name(index)
         folder = self._state.node_folder(node)
         self._up_file(node).unlink(missing_ok=True)
@@ -90,7 +96,7 @@ class UmlDriver:
             sock.request(rtlink.set_link(0, bridge, mtu, name=node), "set link", node)
             netns.bring_up(sock, node)
             netns.bring_up(sock, taps[1], IPv4Interface(f"169.254.{index}.1/30"))
-        words = [*kernel_netns.exec_prefix(self._fabric), program, *self._kernel_words(index, taps)]
+        words = [*kernel_netns.exec_prefix(self._fabric), PROGRAM, *self._kernel_words(index, taps)]
         environment = {"PATH": os.environ.get("PATH", os.defpath), **processes.mark(self._spec.name)}
         environment["TMPDIR"] = _SHM if os.access(_SHM, os.W_OK) else str(folder)
         try:
