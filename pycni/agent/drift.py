@@ -18,12 +18,14 @@ import msgspec
 from pycni.kernel.monitor import Event, Lost
 from pycni.model.fabric import (
     IPIP,
+    UDP,
     VXLAN,
     WIREGUARD,
     WIREGUARD_GO,
     FabricState,
     IpipLink,
     Link,
+    UdpLink,
     VxlanLink,
     WireguardLink,
 )
@@ -225,8 +227,12 @@ def _deviation(wanted: Link, link: rtlink.Link) -> str:
         return "replaced by another device"
     if isinstance(wanted, WireguardLink) and link.kind not in {WIREGUARD, WIREGUARD_GO}:
         return "replaced by another device"
+    if isinstance(wanted, UdpLink) and link.kind != UDP:
+        return "replaced by another device"
     if not link.up:
         return "taken down"
+    if isinstance(wanted, UdpLink) and not link.flags & rtlink.IFF_LOWER_UP:
+        return "its forwarder is gone"
     if isinstance(wanted, VxlanLink) and link.mac != wanted.mac:
         return "its MAC was changed"
     if link.mtu != wanted.mtu:

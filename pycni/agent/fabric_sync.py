@@ -26,6 +26,7 @@ from pycni.kernel.nft import Nft
 from pycni.kernel.nft_elements import NftElements
 from pycni.model.fabric import FabricState, Link
 from pycni.model.family import Family
+from pycni.model.udp import UdpSecrets
 from pycni.model.wireguard import WireguardSecrets
 from pycni.reconcile.delta import Delta, diff, diff_keys
 from pycni.wire import rtlink
@@ -79,9 +80,12 @@ class FabricSync:
         """The devices of the fabric that are ours or have one of these names."""
         return self._driver.read(names).links
 
-    def take_secrets(self, secrets: WireguardSecrets) -> None:
-        """What WireGuard devices need; before any is wanted."""
-        self._driver.wireguard.secrets = secrets
+    def take_secrets(self, secrets: WireguardSecrets | UdpSecrets) -> None:
+        """What WireGuard devices, or the udp forwarder's, need; before any is wanted."""
+        if isinstance(secrets, UdpSecrets):
+            self._driver.udp.secrets = secrets
+        else:
+            self._driver.wireguard.secrets = secrets
 
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
         """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""
@@ -95,7 +99,7 @@ class FabricSync:
         actual = self._driver.read(desired.links.keys())
         changed = sum(
             diff(getattr(desired, table), getattr(actual, table)).size
-            for table in ("links", "routes", "neighbours", "fdb", "wireguard")
+            for table in ("links", *Tables._fields)
         )
         failures: list[Failure] = []
         changed += self._admit(firewall, desired.vtep_peers, failures)

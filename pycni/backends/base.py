@@ -26,6 +26,7 @@ from pycni.model.tables import (
     Route,
     RouteKey,
 )
+from pycni.model.udp import UdpKey, UdpPeer
 from pycni.model.wireguard import WireguardKey, WireguardPeer
 
 MAIN_TABLE = 254
@@ -53,6 +54,7 @@ class PeerEntries(NamedTuple):
     remote: bytes | None = None
     """Underlay address encapsulated packets may come from."""
     wireguard: tuple[tuple[WireguardKey, WireguardPeer], ...] = ()
+    udp: tuple[tuple[UdpKey, UdpPeer], ...] = ()
 
 
 class Refusal(NamedTuple):

@@ -30,11 +30,15 @@ from pycni.model.tables import (
     Route,
     RouteKey,
 )
+from pycni.model.udp import UdpKey, UdpPeer
 from pycni.model.wireguard import WireguardKey, WireguardPeer, key_text
 from pycni.view.fabric import FabricView, PeerKey
 
 Claim = FdbKey | WireguardKey
 """What only one lease can have."""
+
+_PLAIN = ("routes", "neighbours", "fdb", "udp")
+"""Tables whose entries have one peer each; of the same name in PeerEntries, FabricState and Touched."""
 
 
 class Touched(msgspec.Struct):
@@ -44,6 +48,7 @@ class Touched(msgspec.Struct):
     neighbours: set[NeighbourKey] = msgspec.field(default_factory=set)
     fdb: set[FdbKey] = msgspec.field(default_factory=set)
     wireguard: set[WireguardKey] = msgspec.field(default_factory=set)
+    udp: set[UdpKey] = msgspec.field(default_factory=set)
     remotes: set[bytes] = msgspec.field(default_factory=set)
     """Underlay addresses that came into use or went out of it."""
     peers: set[PeerKey] = msgspec.field(default_factory=set)
@@ -52,7 +57,7 @@ class Touched(msgspec.Struct):
     @property
     def empty(self) -> bool:
         """Whether the kernel needs nothing."""
-        return not (self.routes or self.neighbours or self.fdb or self.wireguard or self.remotes)
+        return not (self.wireguard or self.remotes or any(getattr(self, table) for table in _PLAIN))
 
 
 class FabricCompiler:
@@ -71,6 +76,7 @@ class FabricCompiler:
         self._routes: dict[RouteKey, Route] = {}
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
         self._fdb: dict[FdbKey, FdbEntry] = {}
+        self._udp: dict[UdpKey, UdpPeer] = {}
         self._wireguard: dict[WireguardKey, WireguardPeer] = {}
         self._parts: dict[WireguardKey, dict[PeerKey, WireguardPeer]] = {}
         self._remotes: Counter[bytes] = Counter()
@@ -80,6 +86,7 @@ class FabricCompiler:
             neighbours=self._neighbours,
             fdb=self._fdb,
             wireguard=self._wireguard,
+            udp=self._udp,
         )
         """Desired devices and tables, always as the last update left them (``vtep_peers`` is not filled in)."""
 
@@ -135,22 +142,20 @@ class FabricCompiler:
     def _exchange(self, affected: Iterable[PeerKey]) -> Touched:
         """Put the answers of affected peers into the tables in place of what is there of them."""
         touched = Touched()
-        tables: tuple[tuple[dict[Any, Any], set[Any]], ...] = (
-            (self._routes, touched.routes),
-            (self._neighbours, touched.neighbours),
-            (self._fdb, touched.fdb),
-        )
+        tables: list[tuple[str, dict[Any, Any], set[Any]]] = [
+            (name, getattr(self.tables, name), getattr(touched, name)) for name in _PLAIN
+        ]
         moved = {key: (self._in_force.pop(key, None), self._winning(key)) for key in affected}
         for old, _ in moved.values():
-            for (table, keys), entries in zip(tables, old[:3] if old is not None else (), strict=False):
-                for entry_key, _ in entries:
+            for name, table, keys in tables if old is not None else ():
+                for entry_key, _ in getattr(old, name):
                     table.pop(entry_key, None)
                     keys.add(entry_key)
             self._count(old, -1, touched.remotes)
         self._exchange_wireguard(moved, touched.wireguard)
         for key, (_, new) in moved.items():
-            for (table, keys), entries in zip(tables, new[:3] if new is not None else (), strict=False):
-                for entry_key, value in entries:
+            for name, table, keys in tables if new is not None else ():
+                for entry_key, value in getattr(new, name):
                     table[entry_key] = value
                     keys.add(entry_key)
             self._count(new, 1, touched.remotes)

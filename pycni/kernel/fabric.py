@@ -36,9 +36,11 @@ from pycni.kernel.entries import (
 )
 from pycni.kernel.errors import Verdict, judge
 from pycni.kernel.netlink import NetlinkSocket
+from pycni.kernel.served import Served
 from pycni.kernel.tunnel import Lost, PutSysctl, find
+from pycni.kernel.udp import Udp
 from pycni.kernel.wireguard import Wireguard
-from pycni.model.fabric import WIREGUARD, WIREGUARD_GO, FabricState, Link
+from pycni.model.fabric import FabricState, Link, UdpLink, WireguardLink
 from pycni.model.family import Family
 from pycni.model.tables import (
     LINK_ALIAS,
@@ -51,19 +53,20 @@ from pycni.model.tables import (
     RouteKey,
     route_text,
 )
-from pycni.model.wireguard import WireguardKey, WireguardPeer, wireguard_text
+from pycni.model.udp import UdpKey, UdpPeer
+from pycni.model.wireguard import WireguardKey, WireguardPeer
 from pycni.reconcile.delta import Delta, diff
 from pycni.reconcile.order import Action, Step, steps
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import Message
 
-_WIREGUARD = frozenset({WIREGUARD, WIREGUARD_GO})
-_KINDS = tunnel_kinds.KINDS | _WIREGUARD
-_NO_PEERS: Delta[WireguardKey, WireguardPeer] = Delta({}, {}, {})
+SERVED = ("wireguard", "udp")
+"""Tables that rtnetlink has not (``kernel/served``)."""
+_NOTHING: Delta[Any, Any] = Delta({}, {}, {})
 
 
 class Failure(NamedTuple):
-    """One entry the kernel refused. ``table`` is links, neighbours, fdb, wireguard or routes."""
+    """One entry the kernel refused. ``table`` is links, neighbours, fdb, routes or one of SERVED."""
 
     table: str
     key: Any
@@ -76,7 +79,8 @@ class Tables(NamedTuple):
     neighbours: Delta[NeighbourKey, Neighbour]
     fdb: Delta[FdbKey, FdbEntry]
     routes: Delta[RouteKey, Route]
-    wireguard: Delta[WireguardKey, WireguardPeer] = _NO_PEERS
+    wireguard: Delta[WireguardKey, WireguardPeer] = _NOTHING
+    udp: Delta[UdpKey, UdpPeer] = _NOTHING
 
 
 class FabricDriver:
@@ -93,6 +97,10 @@ class FabricDriver:
         self._put_sysctl = put_sysctl or self._put_at_home
         self.wireguard = Wireguard(self._at_home)
         """Driver of WireGuard devices; it needs the secrets before any is wanted."""
+        self.udp = Udp(self._at_home)
+        """Driver of the forwarder's device; it needs the secrets before it is wanted."""
+        self._served: tuple[Served, ...] = (self.wireguard, self.udp)
+        self._makers: dict[type, Served] = {WireguardLink: self.wireguard, UdpLink: self.udp}
         self._indexes: dict[str, int] = {}
         self._ours: set[str] = set()
         """Names of our devices as last seen."""
@@ -100,7 +108,8 @@ class FabricDriver:
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""
         self._sock.close()
-        self.wireguard.close()
+        for served in self._served:
+            served.close()
         if self._home >= 0:
             os.close(self._home)
             self._home = -1
@@ -115,18 +124,17 @@ class FabricDriver:
         links = [rtlink.parse_link(msg) for msg in self._sock.dump(rtlink.dump_links(), "dump links")]
         by_index = {link.ifindex: link.name for link in links}
         self._indexes = {link.name: link.ifindex for link in links}
-        ours = [
-            link for link in links if link.kind in _KINDS and (link.name in names or link.alias == LINK_ALIAS)
-        ]
-        secure = [link for link in ours if link.kind in _WIREGUARD]
-        plain = [link for link in ours if link.kind not in _WIREGUARD]
+        marked = [link for link in links if link.name in names or link.alias == LINK_ALIAS]
+        plain = [link for link in marked if link.kind in tunnel_kinds.KINDS]
         devices: dict[str, Link] = {
             link.name: tunnel_kinds.read(self._sock, link, by_index) for link in plain
         }
-        peers: dict[WireguardKey, WireguardPeer] = {}
-        for link in secure:
-            devices[link.name], found = self.wireguard.read(self._sock, link)
-            peers |= found
+        ours, entries = [*plain], dict[str, Any]()
+        for served in self._served:
+            its = [link for link in marked if served.owns(link)]
+            made, entries[served.table] = served.read(self._sock, its)
+            devices |= made
+            ours += its
         self._ours = {link.name for link in ours}
         indexes = {link.ifindex: link.name for link in ours}
         return FabricState(
@@ -134,7 +142,7 @@ class FabricDriver:
             routes=self._read_routes(by_index, indexes),
             neighbours=self._read_neighbours(indexes),
             fdb=self._read_fdb([link.ifindex for link in ours if link.vxlan], indexes),
-            wireguard=peers,
+            **entries,
         )
 
     def _read_routes(self, by_index: Mapping[int, str], ours: Mapping[int, str]) -> dict[RouteKey, Route]:
@@ -200,7 +208,7 @@ class FabricDriver:
                 diff(want.neighbours, have.neighbours),
                 diff(want.fdb, have.fdb),
                 diff(want.routes, have.routes),
-                diff(want.wireguard, have.wireguard),
+                **{table: diff(getattr(want, table), getattr(have, table)) for table in SERVED},
             )
         )
         for name in actual.links.keys() - desired.links.keys():
@@ -213,15 +221,24 @@ class FabricDriver:
         return failures
 
     def apply_tables(self, tables: Tables) -> list[Failure]:
-        """Carry out differences of the hot tables in one stream of messages, WireGuard's peers around it.
+        """Carry out differences of the hot tables in one stream of messages, the served tables around it.
 
         A peer is there before its route, and goes after it.
         """
-        peers = tables.wireguard
-        failed = self.wireguard.put({**peers.add, **peers.change}) if peers.add or peers.change else {}
-        failures = self._apply_routes(tables)
-        failed |= self.wireguard.remove(peers.remove) if peers.remove else {}
-        return failures + [_wireguard_failure(peers, key, error) for key, error in failed.items()]
+        failures: list[Failure] = []
+        deltas: list[tuple[Served, Delta[Any, Any]]] = [
+            (served, getattr(tables, served.table)) for served in self._served
+        ]
+        for served, delta in deltas:
+            if delta.add or delta.change:
+                failed = served.put({**delta.add, **delta.change})
+                failures += [_failure(served, delta, key, error) for key, error in failed.items()]
+        failures += self._apply_routes(tables)
+        for served, delta in deltas:
+            if delta.remove:
+                failed = served.remove(delta.remove)
+                failures += [_failure(served, delta, key, error) for key, error in failed.items()]
+        return failures
 
     def _apply_routes(self, tables: Tables) -> list[Failure]:
         """The tables that rtnetlink has."""
@@ -300,7 +317,7 @@ class FabricDriver:
             if have is not None and tunnel_kinds.same(link, have):
                 continue
             try:
-                lost[name] = tunnel_kinds.ensure(self._sock, self.wireguard, link, have, self._put_sysctl)
+                lost[name] = tunnel_kinds.ensure(self._sock, self._makers, link, have, self._put_sysctl)
                 self._indexes[name] = find(self._sock, name).ifindex
                 self._ours.add(name)
             except KernelError as exc:
@@ -333,23 +350,27 @@ def _without(state: FabricState, devices: Collection[str], neighbour_devices: Co
     """A state without the entries of some devices."""
     if not devices and not neighbour_devices:
         return state
+    served: dict[str, Any] = {
+        table: {key: value for key, value in getattr(state, table).items() if key.device not in devices}
+        for table in SERVED
+    }
     return FabricState(
         links=state.links,
         routes={key: route for key, route in state.routes.items() if route.device not in devices},
         neighbours={k: value for k, value in state.neighbours.items() if k.device not in neighbour_devices},
         fdb={key: value for key, value in state.fdb.items() if key.device not in devices},
-        wireguard={key: value for key, value in state.wireguard.items() if key.device not in devices},
+        **served,
     )
 
 
-def _wireguard_failure(
-    peers: Delta[WireguardKey, WireguardPeer], key: WireguardKey, error: KernelError
-) -> Failure:
-    """A failure that names operation and peer."""
+def _failure(served: Served, delta: Delta[Any, Any], key: Any, error: KernelError) -> Failure:
+    """A failure that names operation and entry."""
     action, table = next(
         (action, table)
-        for action, table in (("add", peers.add), ("change", peers.change), ("remove", peers.remove))
+        for action, table in (("add", delta.add), ("change", delta.change), ("remove", delta.remove))
         if key in table
     )
-    words = wireguard_text(key, table[key])
-    return Failure("wireguard", key, KernelError(error.errno, f"{action} WireGuard", words, error.detail))
+    words = served.text(key, table[key])
+    return Failure(
+        served.table, key, KernelError(error.errno, f"{action} {served.label}", words, error.detail)
+    )

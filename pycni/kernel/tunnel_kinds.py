@@ -8,13 +8,13 @@ import msgspec
 
 from pycni.kernel import tunnel_ipip, vtep
 from pycni.kernel.netlink import NetlinkSocket
+from pycni.kernel.served import Served
 from pycni.kernel.tunnel import Lost, PutSysctl
-from pycni.kernel.wireguard import Wireguard
-from pycni.model.fabric import IPIP, VXLAN, IpipLink, Link, VxlanLink, WireguardLink
+from pycni.model.fabric import IPIP, VXLAN, IpipLink, Link, VxlanLink
 from pycni.wire import rtlink
 
 KINDS = frozenset({VXLAN, IPIP})
-"""IFLA_INFO_KIND of devices that can be ours; WireGuard's are ``kernel/wireguard``'s, which keeps a state."""
+"""IFLA_INFO_KIND of devices that need no driver with a state; the others are ``kernel/served``'s."""
 
 
 def read(sock: NetlinkSocket, link: rtlink.Link, names: Mapping[int, str]) -> Link:
@@ -28,10 +28,15 @@ def same(desired: Link, actual: Link) -> bool:
 
 
 def ensure(
-    sock: NetlinkSocket, wireguard: Wireguard, desired: Link, actual: Link | None, put_sysctl: PutSysctl
+    sock: NetlinkSocket,
+    served: Mapping[type, Served],
+    desired: Link,
+    actual: Link | None,
+    put_sysctl: PutSysctl,
 ) -> Lost:
     """Make the device what it should be; returns what has to be replayed on it. Raises KernelError.
 
+    ``served``: who makes the devices of these types.
     A device of ours that has the name and another kind goes first.
     """
     if actual is not None and type(actual) is not type(desired):
@@ -40,8 +45,8 @@ def ensure(
     if isinstance(desired, VxlanLink):
         assert actual is None or isinstance(actual, VxlanLink)
         return vtep.ensure(sock, desired, actual, put_sysctl)
-    if isinstance(desired, WireguardLink):
-        assert actual is None or isinstance(actual, WireguardLink)
-        return wireguard.ensure(sock, desired, actual, put_sysctl)
+    if type(desired) in served:
+        return served[type(desired)].ensure(sock, desired, actual, put_sysctl)
+    assert isinstance(desired, IpipLink), f"nobody makes {type(desired).__name__}"
     assert actual is None or isinstance(actual, IpipLink)
     return tunnel_ipip.ensure(sock, desired, actual, put_sysctl)

@@ -19,8 +19,8 @@ from pycni.errors import KernelError
 from pycni.kernel import wireguard_go
 from pycni.kernel.netlink import NETLINK_GENERIC, NetlinkSocket
 from pycni.kernel.tunnel import Lost, PutSysctl, find, mtu_of, own_addresses, settle
-from pycni.model.fabric import WIREGUARD, WIREGUARD_GO, WireguardLink
-from pycni.model.wireguard import WireguardKey, WireguardPeer, WireguardSecrets
+from pycni.model.fabric import UDP_DEVICE, WIREGUARD, WIREGUARD_GO, WireguardLink
+from pycni.model.wireguard import WireguardKey, WireguardPeer, WireguardSecrets, wireguard_text
 from pycni.wire import rtlink
 from pycni.wire import wireguard as wire
 from pycni.wire.netlink import attr_u32
@@ -36,6 +36,8 @@ _NOBODY = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.E
 
 class Wireguard:
     """Driver of WireGuard devices. One thread at a time."""
+
+    table, label = "wireguard", "WireGuard"
 
     def __init__(self, home: Home) -> None:
         self.secrets: WireguardSecrets | None = None
@@ -55,13 +57,27 @@ class Wireguard:
 
     # devices
 
+    def owns(self, link: rtlink.Link) -> bool:
+        """WireGuard's devices, and the TUN devices of wireguard-go."""
+        return link.kind == WIREGUARD or (link.kind == WIREGUARD_GO and link.name != UDP_DEVICE)
+
     def read(
-        self, sock: NetlinkSocket, link: rtlink.Link
-    ) -> tuple[WireguardLink, dict[WireguardKey, WireguardPeer]]:
-        """A device with its peers. One that nobody serves any more has no key: unlike any wanted one.
+        self, sock: NetlinkSocket, links: Sequence[rtlink.Link]
+    ) -> tuple[dict[str, WireguardLink], dict[WireguardKey, WireguardPeer]]:
+        """Devices with their peers. One that nobody serves any more has no key: unlike any wanted one.
 
         Raises KernelError.
         """
+        devices: dict[str, WireguardLink] = {}
+        peers: dict[WireguardKey, WireguardPeer] = {}
+        for link in links:
+            devices[link.name], found = self._read(sock, link)
+            peers |= found
+        return devices, peers
+
+    def _read(
+        self, sock: NetlinkSocket, link: rtlink.Link
+    ) -> tuple[WireguardLink, dict[WireguardKey, WireguardPeer]]:
         self._kinds[link.name] = link.kind
         info = self._info(link.name)
         secrets = self.secrets
@@ -152,6 +168,10 @@ class Wireguard:
                 self._set.pop(key, None)
         gone = {*_NOBODY, errno.ENODEV}
         return {key: error for key, error in failed.items() if error.errno not in gone}
+
+    def text(self, key: WireguardKey, value: WireguardPeer) -> str:
+        """A peer in words, without secrets."""
+        return wireguard_text(key, value)
 
     def _each(
         self,

@@ -22,10 +22,13 @@ from pycni.model.tables import (
     neighbour_text,
     route_text,
 )
+from pycni.model.udp import UdpKey, UdpPeer, udp_text
 from pycni.model.wireguard import WireguardKey, WireguardPeer, key_text, wireguard_text
 
-IPIP, VXLAN, WIREGUARD, WIREGUARD_GO = "ipip", "vxlan", "wireguard", "tun"
-"""IFLA_INFO_KIND of the devices; wireguard-go's is a TUN device."""
+IPIP, VXLAN, WIREGUARD, WIREGUARD_GO, UDP = "ipip", "vxlan", "wireguard", "tun", "tun"
+"""IFLA_INFO_KIND of the devices; those of wireguard-go and of our forwarder are TUN devices."""
+UDP_DEVICE = "flannel0"
+"""The forwarder's device, by which it is told from wireguard-go's."""
 
 
 class VxlanLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +92,30 @@ class WireguardLink(msgspec.Struct, frozen=True, kw_only=True):
         return f"link {self.name} type {WIREGUARD} {words}"
 
 
-Link = VxlanLink | IpipLink | WireguardLink
+class UdpLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A TUN device whose packets our forwarder carries in UDP."""
+
+    name: str
+    port: int
+    """UDP port of every node's forwarder."""
+    mtu: int
+    local: tuple[bytes, ...]
+    """Own underlay addresses the forwarder sends from, packed, one per family."""
+    public: tuple[bytes, ...]
+    """The same as peers know them."""
+    psk: str = ""
+    """Fingerprint of the pre-shared key, "" for packets as they are."""
+    addresses: tuple[tuple[bytes, int], ...] = ()
+    """Own addresses as (packed, prefix length)."""
+
+    @property
+    def text(self) -> str:
+        """In the words of ip-link(8)."""
+        words = ",".join(show(address) for address in self.local)
+        return f"link {self.name} type udp local {words} port {self.port} mtu {self.mtu}{' psk' * bool(self.psk)}"
+
+
+Link = VxlanLink | IpipLink | WireguardLink | UdpLink
 """A device of the fabric, which all peers share."""
 
 
@@ -101,6 +127,7 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: Mapping[NeighbourKey, Neighbour] = {}
     fdb: Mapping[FdbKey, FdbEntry] = {}
     wireguard: Mapping[WireguardKey, WireguardPeer] = {}
+    udp: Mapping[UdpKey, UdpPeer] = {}
     vtep_peers: frozenset[bytes] = frozenset()
     """Underlay addresses VXLAN is accepted from; meaningful when ``links`` has VXLAN devices."""
 
@@ -111,4 +138,5 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
         lines += [neighbour_text(*item) for item in self.neighbours.items()]
         lines += [fdb_text(*item) for item in self.fdb.items()]
         lines += [wireguard_text(*item) for item in self.wireguard.items()]
+        lines += [udp_text(*item) for item in self.udp.items()]
         return sorted(lines)
