@@ -153,7 +153,10 @@ def _split_command(args: argparse.Namespace) -> None:
 def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default: 3)")
     parser.add_argument(
-        "--backend", choices=("vxlan", "host-gw", "wireguard", "ipip", "alloc"), default="vxlan"
+        "--backend",
+        choices=("vxlan", "host-gw", "wireguard", "ipip", "bgp", "alloc"),
+        default="vxlan",
+        help="how pods' packets get from node to node (default: vxlan; ipip needs --driver uml on most machines)",
     )
     parser.add_argument(
         "--backend-conf",
@@ -191,9 +194,8 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=("exabgp", "bird", "none"),
         const="exabgp",
-        default="none",
         help="nodes announce pods and services by BGP to each other and to a router, where the client is "
-        "(--bgp alone: exabgp)",
+        "(default: none; --bgp alone and with backend bgp: exabgp)",
     )
     parser.add_argument(
         "--chain",

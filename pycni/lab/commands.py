@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from pycni.lab import cleanup, policy_matrix
+from pycni.lab import backends, cleanup, policy_matrix
 from pycni.lab.demo import demo as demonstrate
 from pycni.lab.pod_words import manifest_of
 from pycni.lab.report import Progress, grid, tree, verdict, writable
@@ -171,7 +171,7 @@ def _spec(args: argparse.Namespace, policy: str = "none") -> LabSpec:
         driver=args.driver,
         proxy=args.proxy or DEFAULT_PROXY[args.driver],
         policy=args.policy or policy,
-        bgp=args.bgp,
+        bgp=args.bgp or backends.of(args.backend).engine,
     )
 
 

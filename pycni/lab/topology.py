@@ -137,8 +137,7 @@ class PodNamespace(NamedTuple):
 def check_spec(spec: LabSpec) -> LabSpec:
     """Refuse what cannot be built, naming the flag and its value."""
     check_lab_name(spec.name)
-    conf = spec.backend_conf
-    if problem := backends.problem(spec.backend, conf, spec.family, spec.mtu, spec.bgp):
+    if problem := backends.problem(spec):
         raise LabError(problem, usage=True)
     if spec.driver not in DRIVERS:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)

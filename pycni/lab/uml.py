@@ -28,7 +28,7 @@ import msgspec
 
 from pycni.errors import KernelError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import backends, netns, processes, topology, uml_channel, uml_server
+from pycni.lab import netns, processes, topology, uml_channel, uml_server
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
 from pycni.lab.stations import Host
@@ -75,12 +75,9 @@ class UmlDriver:
     # nodes
 
     def prepare(self) -> None:
-        """Guests have tunnels of every kind but WireGuard; for that they run the machine's program."""
+        """Their kernel is known: what it cannot do is refused before."""
         if shutil.which(PROGRAM) is None or not MODULES.is_dir():
             raise LabError("the uml driver needs Debian's package user-mode-linux: run `make setup`")
-        program = backends.of(self._spec.backend).program
-        if program and shutil.which(program) is None:
-            raise LabError(f"--backend {self._spec.backend!r}: there is no program {program}", usage=True)
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """Make the taps and start the guest's kernel."""

@@ -41,8 +41,6 @@ _KERNEL = (
 _PRESENT = ("ipv6", "br_netfilter")
 """Modules a node of a cluster has anyway and nothing loads by itself: without the second, what a pod answers to another
 one on its bridge passes by the translation of Services."""
-_FOR_PROGRAMS = ("tun",)
-"""For backends whose work a program does; without it there is no /dev/net/tun to ask for one."""
 _FOR_IPVS = (
     *("dummy", "nf_conntrack_netlink", "ipt_REJECT", "ip6t_REJECT"),
     *(f"{kind}table_{table}" for kind in ("ip", "ip6") for table in ("nat", "filter", "mangle")),
@@ -102,9 +100,9 @@ def _modules(config: GuestConfig) -> None:
     Path("/proc/sys/kernel/modprobe").write_text(MODPROBE)
     subprocess.run([MODPROBE, "-a", *_PRESENT], check=True)
     os.environ["MODPROBE_OPTIONS"] = f"-d {config.modules}"
-    wanted = [*_FOR_PROGRAMS, *(_FOR_IPVS if config.spec.proxy == "ipvs" else ())]
-    # Beside the rest; reaped like every orphan.
-    os.posix_spawn(MODPROBE, [MODPROBE, "-a", *wanted], os.environ)
+    if config.spec.proxy == "ipvs":
+        # Beside the rest; reaped like every orphan.
+        os.posix_spawn(MODPROBE, [MODPROBE, "-a", *_FOR_IPVS], os.environ)
 
 
 def _network(config: GuestConfig) -> socket.socket:

@@ -56,7 +56,23 @@ def test_namespaces_made_for_a_lab_are_found_as_that_labs(lab: str) -> None:
         pytest.param({"nodes": 0}, "--nodes 0", id="no nodes"),
         pytest.param({"nodes": 101}, "--nodes 101", id="too many nodes"),
         pytest.param({"pods": -1}, "--pods -1", id="negative pods"),
-        pytest.param({"backend": "udp"}, "--backend 'udp'", id="backend"),
+        pytest.param({"backend": "carrier-pigeon"}, "--backend 'carrier-pigeon'", id="backend"),
+        pytest.param({"backend": "ipip", "family": "dual"}, "--family 'dual': backend ipip", id="ipip, IPv6"),
+        pytest.param({"backend": "bgp"}, "--backend 'bgp': makes no routes", id="nobody makes routes"),
+        pytest.param(
+            {"backend": "wireguard", "driver": "uml"},
+            "--driver 'uml': not with backend wireguard",
+            id="guests",
+        ),
+        pytest.param(
+            {"backend": "wireguard", "family": "ipv6", "mtu": 1355},
+            "--mtu 1355: must be 1360 to",
+            id="mtu of IPv6 pods",
+        ),
+        pytest.param({"backend_conf": {"Type": "udp"}}, "--backend-conf Type 'udp'", id="another backend"),
+        pytest.param(
+            {"backend": "wireguard", "backend_conf": {"Mode": "x"}}, "--backend-conf: .*Mode", id="key"
+        ),
         pytest.param({"family": "ipv5"}, "--family 'ipv5'", id="family"),
         pytest.param({"mtu": 1000}, "--mtu 1000", id="mtu"),
     ],
@@ -124,6 +140,16 @@ def test_net_conf_and_etcd_follow_the_family(family: str, endpoint: str, expecte
     spec = LabSpec(family=family)
     assert json.loads(topology.net_conf(spec)) == expected
     assert topology.etcd_endpoint(spec) == endpoint
+
+
+def test_further_keys_of_the_backend_go_into_the_net_conf() -> None:
+    spec = LabSpec(backend="vxlan", backend_conf={"VNI": 7, "DirectRouting": True})
+    topology.check_spec(spec)
+    assert json.loads(topology.net_conf(spec))["Backend"] == {
+        "Type": "vxlan",
+        "VNI": 7,
+        "DirectRouting": True,
+    }
 
 
 def test_families_are_ordered_ipv4_first() -> None:

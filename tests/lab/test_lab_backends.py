@@ -1,0 +1,139 @@
+"""Labs of every backend: everybody reaches everybody, kills do not show or are got over, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pycni.lab import netns, processes
+from pycni.lab.processes import ProcessId
+from pycni.lab.run import Lab
+from pycni.lab.state import RUN
+
+from .conftest import LabMaker
+from .lab_tools import within
+
+PATIENCE_S = 30.0
+
+
+class Way(NamedTuple):
+    """A backend and what a lab of it looks like."""
+
+    fields: dict[str, Any]
+    families: int
+    mtu: int
+    devices: set[str]
+    """By which node1 reaches the others' pods."""
+    helper: str = ""
+    """A program per node that does the backend's work."""
+
+
+WAYS = {
+    "wireguard": Way(
+        {"backend": "wireguard", "family": "dual"}, 2, 1420, {"flannel-wg", "flannel-wg-v6"}, "wireguard-go"
+    ),
+    "wireguard with one device and a pre-shared key": Way(
+        {
+            "backend": "wireguard",
+            "family": "dual",
+            "backend_conf": {"Mode": "ipv6", "PSK": "cHljbmkgbGFiIHByZS1zaGFyZWQga2V5IDAwMDAwMDE="},
+        },
+        2,
+        1420,
+        {"flannel-wg"},
+        "wireguard-go",
+    ),
+    "bgp": Way({"backend": "bgp", "family": "dual", "bgp": "bird"}, 2, 1500, {"eth0"}),
+    "ipip": Way({"backend": "ipip", "driver": "uml"}, 1, 1480, {"flannel.ipip"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way: Way) -> None:
+    lab = make_lab(nodes=3, pods=1, **way.fields)
+    matrix = lab.matrix()
+    assert matrix.failed() == []
+    # 3 pods: 6 pairs; 3 nodes with 3 pods both ways: 18 pairs; 4 kinds.
+    assert len(matrix.reasons) == (6 + 18) * 4 * way.families
+    assert {node["mtu"] for node in lab.status()["nodes"]} == {way.mtu}
+    assert way_out(lab) == way.devices
+    if way.helper:
+        survive_kills(lab, way.helper)
+    else:
+        survive_agent(lab)
+    assert lab.matrix().failed() == []
+    mine = [
+        *processes.marked(lab.spec.name),
+        *processes.inside(netns.inodes(netns.found(lab.spec.name))),
+    ]
+    assert mine
+    lab.down()
+    assert [item for item in mine if item.alive()] == []
+    assert netns.found(lab.spec.name) == []
+    assert not (RUN / lab.spec.name).exists()
+
+
+def survive_agent(lab: Lab) -> None:
+    """An agent that is killed and started again costs no packet."""
+    source, target = lab.pod("pod1"), lab.pod("pod2")
+    for address in target.ips:
+        with lab.traffic(source.name, address) as traffic:
+            assert traffic.wait_answered(20, PATIENCE_S)
+            lab.signal_agent(source.node, signal.SIGKILL)
+            assert traffic.wait_answered(20, PATIENCE_S)
+            lab.start_agent(source.node)
+            assert traffic.wait_answered(20, PATIENCE_S)
+        assert traffic.report().lost == 0, traffic.report()
+
+
+def survive_kills(lab: Lab, helper: str) -> None:
+    """What carries the packets outlives the agent; killed itself it comes back, by a running agent or the next one."""
+    source, target = lab.pod("pod1"), lab.pod("pod2")
+    before = helpers(lab, source.node, helper)
+    assert before
+    survive_agent(lab)
+    assert helpers(lab, source.node, helper) == before
+    for agent_too in (False, True):
+        before = helpers(lab, source.node, helper)
+        with lab.traffic(source.name, target.ips[0]) as traffic:
+            assert traffic.wait_answered(20, PATIENCE_S)
+            if agent_too:
+                lab.signal_agent(source.node, signal.SIGKILL)
+            processes.kill(before)
+            if agent_too:
+                lab.start_agent(source.node)
+            count = len(before)
+            assert within(PATIENCE_S, partial(has_helpers, lab, source.node, helper, count))
+            assert traffic.wait_answered(20, PATIENCE_S)
+        assert not {*before} & {*helpers(lab, source.node, helper)}
+
+
+def helpers(lab: Lab, node: str, name: str) -> list[ProcessId]:
+    """The processes of a program in a node."""
+    found = []
+    for item in processes.inside(netns.inodes([lab.driver.space(node)])):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if name in Path(f"/proc/{item.pid}/cmdline").read_text():
+                found.append(item)
+    return found
+
+
+def has_helpers(lab: Lab, node: str, name: str, count: int) -> bool:
+    """Whether a node has so many of them."""
+    return len(helpers(lab, node, name)) == count
+
+
+def way_out(lab: Lab) -> set[str]:
+    """Devices by which node1 sends to the pods of the others."""
+    there = [pod for pod in lab.pods() if pod.node != "node1"]
+    return {
+        json.loads(lab.exec("node1", ["ip", "-j", "route", "get", ip]).stdout)[0]["dev"]
+        for pod in there
+        for ip in pod.ips
+    }
