@@ -40,7 +40,12 @@ def meta(key: int, register: int) -> bytes:
 
 def set_mark(register: int) -> bytes:
     """Write a register into the packet's mark."""
-    return _expr("meta", attr_be32(2, META_MARK), _reg(3, register))
+    return set_meta(META_MARK, register)
+
+
+def set_meta(key: int, register: int) -> bytes:
+    """Write a register into packet metadata that can be written."""
+    return _expr("meta", attr_be32(2, key), _reg(3, register))
 
 
 def payload(base: int, offset: int, size: int, register: int) -> bytes:

@@ -36,7 +36,7 @@ from pycni.wire.netlink import (
 
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFNL_SUBSYS_NFTABLES = 10
-NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+NFPROTO_INET, NFPROTO_NETDEV, NFPROTO_BRIDGE = 1, 5, 7
 _FAMILY_AT = 16
 """Where ``nfgenmsg`` begins: behind the netlink header."""
 
@@ -48,6 +48,8 @@ NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 """Hook numbers of the IP families (enum nf_inet_hooks)."""
+NETDEV_INGRESS, NETDEV_EGRESS = 0, 1
+"""Those of family netdev (enum nf_dev_hooks; egress from kernel 5.16 on)."""
 
 _TABLE_COMMENT, _RULE_COMMENT = 0, 0
 """libnftnl's types of the user data that holds a comment (libnftnl/udata.h)."""
@@ -67,6 +69,8 @@ class Hook(NamedTuple):
     """filter, nat or route."""
     number: int
     priority: int
+    device: str = ""
+    """Family netdev: the one device, which has to be there; the chain goes with it."""
 
 
 class RuleComment(NamedTuple):
@@ -150,7 +154,8 @@ def add_chain(table: str, name: str, hook: Hook | None = None) -> bytes:
     if hook is not None:
         attrs.append(attr_str(7, hook.kind))
         attrs.append(attr_be32(5, 1))
-        attrs.append(nested(4, attr_be32(1, hook.number), attr(2, _BE32S.pack(hook.priority))))
+        device = attr_str(3, hook.device) if hook.device else b""
+        attrs.append(nested(4, attr_be32(1, hook.number), attr(2, _BE32S.pack(hook.priority)), device))
     return nft_message(NEWCHAIN, NLM_F_CREATE, *attrs)
 
 
