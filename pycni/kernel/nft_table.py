@@ -1,13 +1,15 @@
 """A table of nf_tables kept by rows: read back once, then changed in one transaction each, never listed.
 
 Life: ``read`` finds the table of an earlier life by its generation and gives its rows; ``apply`` carries out
-differences. When the table is missing or of another generation, ``read`` gives nothing, and the first ``apply``
-replaces it in the transaction that fills the new one; memories that packets wrote are carried over. All methods block.
+differences; ``settle`` removes what packets under way may still have needed then. When the table is missing or of
+another generation, ``read`` gives nothing, and the first ``apply`` replaces it in the transaction that fills the new
+one; memories that packets wrote are carried over. All methods block.
 """
 
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from pycni.wire.netlink import MalformedError
 from pycni.wire.nftmsg import (
     NFPROTO_BRIDGE,
     NFPROTO_INET,
+    NFPROTO_NETDEV,
     RuleCount,
     add_table,
     decode_chain,
@@ -41,9 +44,12 @@ from pycni.wire.nftset import (
     get_element,
     get_elements,
 )
-from pycni.wire.nfttable import RowChange, Schema, build, change, steps
+from pycni.wire.nfttable import Retired, RowChange, Schema, Steps, build, change, steps
 
 _GENERATION = "generation"
+_FAMILIES = {NFPROTO_INET: "inet", NFPROTO_NETDEV: "netdev", NFPROTO_BRIDGE: "bridge"}
+GRACE_S = 0.5
+"""More than a packet is under way in a processor that has to wait for its machine."""
 _Raw = TypeVar("_Raw")
 _Decoded = TypeVar("_Decoded")
 
@@ -55,6 +61,7 @@ class NftTable:
         """Open a socket. Raises KernelError when the kernel has no nf_tables."""
         self.schema = schema
         self._family = family
+        self._retired = Retired(schema, GRACE_S)
         try:
             self._sock = NftSocket(family)
         except OSError as exc:
@@ -77,7 +84,10 @@ class NftTable:
         return decode_table_comment(reply.payload)
 
     def read(self) -> dict[str, dict[Any, Any]]:
-        """The rows in the kernel by row table; none when the table is of another generation. Raises KernelError."""
+        """The rows in the kernel by row table; none when the table is of another generation. Raises KernelError.
+
+        Rows that ``settle`` is going to remove are left out.
+        """
         schema = self.schema
         tables: dict[str, dict[Any, Any]] = {
             name: {} for name in (schema.table_row, schema.chains, *schema.sets)
@@ -97,6 +107,7 @@ class NftTable:
                 raise
             return {name: {} for name in tables}
         tables[schema.table_row][_GENERATION] = schema.generation
+        self._retired.without(tables)
         return tables
 
     def apply(self, changes: Mapping[str, Delta[Any, Any]], *, check: bool = False) -> None:
@@ -112,7 +123,11 @@ class NftTable:
             if name != self.schema.table_row
         ]
         building = [*build(self.schema, self._memories())] if new else []
-        planned = [rows] if check or new else steps(self.schema, rows)
+        if new and not check:
+            self._retired.forget()
+        planned, retired = (
+            Steps([rows], []) if check or new else steps(self.schema, self._retired.wanted(rows))
+        )
         for number, step in enumerate(planned):
             messages = [*building, *change(self.schema, step)]
             try:
@@ -123,6 +138,14 @@ class NftTable:
                     back = [RowChange(item.name, tuple(item.add)) for item in planned[0]]
                     self._sock.commit([*change(self.schema, back)], "take back", self._name())
                 raise
+        self._retired.take(retired, time.monotonic())
+
+    def settle(self) -> float | None:
+        """Remove what nothing leads to any more; seconds until there is more of it. Raises KernelError."""
+        rows = self._retired.due(time.monotonic())
+        if rows:
+            self._sock.commit([*change(self.schema, rows)], "change table", self._name())
+        return self._retired.wait_s(time.monotonic())
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""
@@ -160,6 +183,7 @@ class NftTable:
     def remove(self) -> bool:
         """Delete the table; returns whether there was one. Raises KernelError."""
         there = self.generation() is not None
+        self._retired.forget()
         if there:
             messages = [add_table(self.schema.table), delete_table(self.schema.table)]
             self._sock.commit(messages, "delete table", self._name())
@@ -218,7 +242,7 @@ class NftTable:
         return [reply.payload for reply in found]
 
     def _name(self) -> str:
-        return f"{'bridge' if self._family == NFPROTO_BRIDGE else 'inet'} {self.schema.table}"
+        return f"{_FAMILIES[self._family]} {self.schema.table}"
 
 
 def _checked(decode: Callable[[SetSpec, _Raw], _Decoded], spec: SetSpec, payload: _Raw) -> _Decoded:

@@ -38,6 +38,8 @@ class Schema(NamedTuple):
     """A rule's words as expressions (``nftexpr``)."""
     entries: frozenset[str] = frozenset()
     """Sets by which packets come to all other rows, if there are such."""
+    met_late: Callable[[str, Any], bool] = lambda _name, _key: True
+    """With ``entries``: whether packets come to a row (row table, key) by them alone, so that it may go after them."""
 
 
 class RowChange(NamedTuple):
@@ -52,29 +54,95 @@ class RowChange(NamedTuple):
     """Rows that get another value."""
 
 
-def steps(schema: Schema, rows: Sequence[RowChange]) -> list[list[RowChange]]:
+class Steps(NamedTuple):
+    """Changes in the order in which packets under way can bear them."""
+
+    transactions: list[list[RowChange]]
+    retired: list[RowChange]
+    """What is to go later (``Retired``)."""
+
+
+def steps(schema: Schema, rows: Sequence[RowChange]) -> Steps:
     """Changes as transactions that a packet under way may meet in any state.
 
     A transaction becomes valid at once, but not for a packet that is being worked on: each of its look-ups sees what
     is valid then (``nft_genmask_cur``), while chains are seen as they were when it began (``nft_do_chain``). So what is
     led to has to be there before, and to stay until after: first new chains, and with ``entries`` all new rows but
-    those; then the entries and what changes; then what goes. (Without ``entries`` removals are in the second step.)
+    those; then the entries and what changes; what goes does so when no packet can be under way there any more.
+    (Without ``entries`` removals are in the second step.)
     """
-    first, second, third = [], [], []
+    first, second, last = [], [], []
     for item in rows:
         early = item.name == schema.chains or bool(schema.entries and item.name not in schema.entries)
-        late = bool(schema.entries) and item.name not in schema.entries
+        late: dict[Any, None] = {}
+        if schema.entries and item.name not in schema.entries:
+            late = dict.fromkeys(key for key in item.remove if schema.met_late(item.name, key))
         if early and item.add:
             first.append(RowChange(item.name, add=item.add))
-        if late and item.remove:
-            third.append(RowChange(item.name, remove=item.remove))
-        rest = RowChange(item.name, () if late else item.remove, {} if early else item.add, item.change)
+        if late:
+            last.append(RowChange(item.name, tuple(late)))
+        now = tuple(key for key in item.remove if key not in late) if late else item.remove
+        rest = RowChange(item.name, now, {} if early else item.add, item.change)
         if rest.remove or rest.add or rest.change:
             second.append(rest)
-    found = [step for step in (first, second, third) if step]
     # Rows that nothing leads to, or that nothing led to, need no order.
     entered = any(item.name in schema.entries for item in second)
-    return found if entered or not schema.entries else [list(rows)]
+    if schema.entries and not entered:
+        return Steps([list(rows)], [])
+    return Steps([step for step in (first, second) if step], last)
+
+
+class Retired:
+    """Rows that nothing leads to any more, kept in the kernel for packets that are under way to them."""
+
+    def __init__(self, schema: Schema, grace_s: float) -> None:
+        """``grace_s``: seconds a packet may be under way."""
+        self._schema, self._grace_s = schema, grace_s
+        self._due: dict[str, dict[Any, float]] = {}
+
+    def take(self, rows: Iterable[RowChange], now: float) -> None:
+        """Rows that are to go; ``now``: seconds on a clock that does not jump."""
+        for item in rows:
+            self._due.setdefault(item.name, {}).update(dict.fromkeys(item.remove, now + self._grace_s))
+
+    def wanted(self, rows: Iterable[RowChange]) -> list[RowChange]:
+        """Changes to be made, with those rows that come again changed in place: the kernel has them still."""
+        found = []
+        for item in rows:
+            again = {key: value for key, value in item.add.items() if key in self._due.get(item.name, ())}
+            for key in again:
+                del self._due[item.name][key]
+            add = {key: value for key, value in item.add.items() if key not in again} if again else item.add
+            found.append(RowChange(item.name, item.remove, add, {**item.change, **again}))
+        return found
+
+    def due(self, now: float) -> list[RowChange]:
+        """Removals whose time has come, in dependency order; they are forgotten here."""
+        found = []
+        for name in (self._schema.chains, *self._schema.sets):
+            keys = [key for key, due in self._due.get(name, {}).items() if due <= now]
+            for key in keys:
+                del self._due[name][key]
+            if keys:
+                found.append(RowChange(name, tuple(keys)))
+        return found
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until something is due; None: nothing is kept."""
+        times = [due for keys in self._due.values() for due in keys.values()]
+        return max(0.0, min(times) - now) if times else None
+
+    def without(self, tables: Mapping[str, dict[Any, Any]]) -> None:
+        """Leave what is kept out of what was read; what is not there any more is kept no longer."""
+        for name, keys in self._due.items():
+            there = tables[name]
+            self._due[name] = {key: due for key, due in keys.items() if key in there}
+            for key in self._due[name]:
+                del there[key]
+
+    def forget(self) -> None:
+        """The table was replaced or removed."""
+        self._due.clear()
 
 
 def build(schema: Schema, memories: Mapping[str, Sequence[Remembered]]) -> Iterator[bytes]:

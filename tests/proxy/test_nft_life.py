@@ -14,6 +14,7 @@ from pycni.model.kube import TCP, UDP
 from pycni.model.service import FrontendKey
 from pycni_proxy import nft
 from pycni_proxy.engine import Engine
+from pycni_proxy.nft.driver import NftDriver
 from pycni_proxy.nft.layout import frontend_bytes, shard_of
 from tests.proxy.cases import VIP, eps, svc
 from tests.proxy.dataplanes import plain
@@ -271,5 +272,15 @@ def test_what_is_there_of_a_removed_service_is_nothing(node):
     put(node, svc(), eps("a"))
     node.apply({}, {})
     assert node.differences() == []
-    tables = node.inside(node.engine.planes[0].driver.read)
+    driver = node.engine.planes[0].driver
+    wait_s = node.inside(driver.poll)
+    assert wait_s is not None, "kept for packets under way"
+    while wait_s is not None:
+        time.sleep(wait_s)
+        wait_s = node.inside(driver.poll)
+    fresh = node.inside(lambda: NftDriver(node.facts))
+    try:
+        tables = node.inside(fresh.read)
+    finally:
+        fresh.close()
     assert [name for name, rows in tables.items() if rows] == ["table"]

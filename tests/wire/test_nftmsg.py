@@ -1,5 +1,7 @@
 """The bytes of tables, chains, rules and their instructions; what a dump of them is read for."""
 
+from typing import Any
+
 import pytest
 
 from pycni.wire import nftexpr as x
@@ -20,7 +22,7 @@ from pycni.wire.nftmsg import (
     get_rules,
 )
 from pycni.wire.nftset import IPV4, MARK, Remembered, SetSpec
-from pycni.wire.nfttable import RowChange, Schema, build, change, steps
+from pycni.wire.nfttable import Retired, RowChange, Schema, build, change, steps
 
 MESSAGES = {
     # type, flags; family inet; table t; flags 0
@@ -250,24 +252,72 @@ ROWS = [
 
 def test_what_entries_lead_to_is_there_before_them_and_goes_after_them() -> None:
     schema = SCHEMA._replace(entries=frozenset({"entry"}))
-    assert steps(schema, ROWS) == [
-        [RowChange("chains", add={"new": ("r",)}), RowChange("s", add={b"b": None})],
+    assert steps(schema, ROWS) == (
         [
-            RowChange("chains", change={"other": ("r",)}),
-            RowChange("entry", (b"x",), {b"y": None}, {b"z": None}),
+            [RowChange("chains", add={"new": ("r",)}), RowChange("s", add={b"b": None})],
+            [
+                RowChange("chains", change={"other": ("r",)}),
+                RowChange("entry", (b"x",), {b"y": None}, {b"z": None}),
+            ],
         ],
         [RowChange("chains", ("old",)), RowChange("s", (b"a",))],
-    ]
+    )
+
+
+def test_rows_that_packets_come_to_by_other_ways_go_at_once() -> None:
+    schema = SCHEMA._replace(
+        entries=frozenset({"entry"}), met_late=lambda name, key: (name, key) != ("s", b"a")
+    )
+    rows = [RowChange("s", (b"a", b"e")), RowChange("entry", (b"x",))]
+    assert steps(schema, rows) == (
+        [[RowChange("s", (b"a",)), RowChange("entry", (b"x",))]],
+        [RowChange("s", remove=(b"e",))],
+    )
 
 
 def test_without_entries_only_new_chains_come_before() -> None:
-    assert steps(SCHEMA, ROWS) == [
-        [RowChange("chains", add={"new": ("r",)})],
-        [RowChange("chains", ("old",), {}, {"other": ("r",)}), *ROWS[1:]],
-    ]
+    assert steps(SCHEMA, ROWS) == (
+        [
+            [RowChange("chains", add={"new": ("r",)})],
+            [RowChange("chains", ("old",), {}, {"other": ("r",)}), *ROWS[1:]],
+        ],
+        [],
+    )
 
 
 @pytest.mark.parametrize("entries", [frozenset(), frozenset({"entry"})])
 def test_rows_that_nothing_leads_to_differently_change_at_once(entries: frozenset[str]) -> None:
     rows = [RowChange("s", (b"a",), {b"b": None}, {b"c": None})]
-    assert steps(SCHEMA._replace(entries=entries), rows) == [rows]
+    assert steps(SCHEMA._replace(entries=entries), rows) == ([rows], [])
+
+
+def retired(*rows: RowChange, now: float = 0.0) -> Retired:
+    found = Retired(SCHEMA, grace_s=1.0)
+    found.take(rows, now)
+    return found
+
+
+def test_rows_that_go_are_kept_for_packets_under_way() -> None:
+    kept = retired(RowChange("s", (b"a",)), RowChange("chains", ("old",)))
+    kept.take([RowChange("s", (b"b",))], 0.4)
+    assert kept.due(0.9) == []
+    assert kept.wait_s(0.9) == pytest.approx(0.1)
+    assert kept.due(1.0) == [RowChange("chains", ("old",)), RowChange("s", (b"a",))]
+    assert kept.wait_s(1.0) == pytest.approx(0.4)
+    assert kept.due(9.0) == [RowChange("s", (b"b",))]
+    assert kept.wait_s(9.0) is None
+
+
+def test_a_row_that_comes_again_is_changed_in_place() -> None:
+    kept = retired(RowChange("s", (b"a", b"b")))
+    rows = [RowChange("s", (b"x",), {b"a": None, b"n": None}, {b"c": None})]
+    assert kept.wanted(rows) == [RowChange("s", (b"x",), {b"n": None}, {b"c": None, b"a": None})]
+    assert kept.due(2.0) == [RowChange("s", (b"b",))]
+
+
+def test_what_is_kept_is_not_read_and_what_is_gone_is_not_kept() -> None:
+    kept = retired(RowChange("s", (b"a", b"b")))
+    tables: dict[str, dict[Any, Any]] = {"s": {b"a": None, b"c": None}}
+    kept.without(tables)
+    assert tables == {"s": {b"c": None}}
+    assert kept.due(2.0) == [RowChange("s", (b"a",))]

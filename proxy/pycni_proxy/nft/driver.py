@@ -55,7 +55,7 @@ class NftDriver:
         return self._table.read()
 
     def apply(self, changes: Changes) -> None:
-        """See ``base.Driver``: one transaction."""
+        """See ``base.Driver``. What nothing leads to any more goes later, by ``poll``."""
         self._table.apply(dict(changes))
 
     def counters(self) -> Mapping[FrontendKey, Counters]:
@@ -105,8 +105,8 @@ class NftDriver:
         return found
 
     def poll(self) -> float | None:
-        """See ``base.Driver``: nothing to do in time, connections to removed targets live in conntrack."""
-        return None
+        """See ``base.Driver``: rows that led to removed targets. (Connections to those live in conntrack.)"""
+        return self._table.settle()
 
     def remove(self) -> list[str]:
         """See ``base.Driver``."""

@@ -73,6 +73,11 @@ def index(number: int) -> bytes:
     return INDEX[number] if number < len(INDEX) else struct.pack("=I", number)
 
 
+def is_index(key: bytes) -> bool:
+    """Whether a key of ``targets`` is one of a pool's indexes, not an id: those are hashes."""
+    return bool(struct.unpack_from("=I", key)[0] < 1 << 16)
+
+
 def frontend_bytes(key: FrontendKey) -> bytes:
     """A frontend as it lies in keys."""
     return (key.address or _ZERO[key.family]) + _TAIL.pack(key.protocol, key.port)

@@ -7,6 +7,7 @@ and the messages that build everything else. The driver sends those once, in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pycni.model.service import NodeFacts
 from pycni.wire.nftmsg import add_chain, add_rule
@@ -24,6 +25,7 @@ from pycni_proxy.nft.layout import (
     affinity_map,
     fixed_chains,
     generation,
+    is_index,
     networks,
     range_set,
     row_sets,
@@ -54,7 +56,15 @@ def schema(facts: NodeFacts) -> Schema:
         fixed_chains=fixed_chains(facts),
         instructions=lambda rule: instructions(rule, mark),
         entries=frozenset(f"services{version}" for version in versions),
+        met_late=_met_late,
     )
+
+
+def _met_late(name: str, key: Any) -> bool:
+    """Whether only the rows of ``services`` lead to a row: not to sets looked up first, nor to targets by their ids."""
+    if name.startswith("targets"):
+        return is_index(key)
+    return name in {CHAINS, VERDICTS} or name.startswith("ids")
 
 
 def _fixed(facts: NodeFacts, versions: list[int]) -> Iterator[bytes]:
