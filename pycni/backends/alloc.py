@@ -21,7 +21,7 @@ class Alloc:
 
     name = "alloc"
 
-    def overhead(self, _family: Family) -> int:
+    def overhead(self, _family: Family, _conf: NetConf | None = None) -> int:
         """Whoever carries the packets, nothing is added here."""
         return 0
 

@@ -70,8 +70,11 @@ class Backend(Protocol):
     name: str
     """``Backend.Type`` of the net-conf and ``BackendType`` of leases."""
 
-    def overhead(self, family: Family) -> int:
-        """Bytes an underlay packet is larger than the pod's packet in it, for pods of this family."""
+    def overhead(self, family: Family, conf: NetConf | None = None, /) -> int:
+        """Bytes an underlay packet is larger than the pod's packet in it, for pods of this family.
+
+        Without a net-conf: the most it can be.
+        """
         ...
 
     def published(self, node: Node, conf: NetConf) -> LeaseAttrs:
@@ -94,9 +97,9 @@ def overlay_mtu(backend: Backend, node: Node, conf: NetConf, family: Family) -> 
     kernel refuses a larger one). Raises ConfigError below what IPv6 demands.
     """
     underlay_mtu = min(conf.backend.mtu or node.underlay.mtu, node.underlay.mtu)
-    mtu = underlay_mtu - backend.overhead(family)
+    mtu = underlay_mtu - backend.overhead(family, conf)
     if family is Family.V6 and mtu < IPV6_MIN_MTU:
-        least = IPV6_MIN_MTU + backend.overhead(family)
+        least = IPV6_MIN_MTU + backend.overhead(family, conf)
         raise ConfigError(
             f"underlay {node.underlay.name}", "mtu", underlay_mtu, f"IPv6 pods need {least} at least"
         )

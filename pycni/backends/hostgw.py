@@ -31,7 +31,7 @@ class HostGw:
 
     name = "host-gw"
 
-    def overhead(self, _family: Family) -> int:
+    def overhead(self, _family: Family, _conf: NetConf | None = None) -> int:
         """Nothing is added to a packet."""
         return 0
 

@@ -40,7 +40,7 @@ class Ipip:
 
     name = "ipip"
 
-    def overhead(self, _family: Family) -> int:
+    def overhead(self, _family: Family, _conf: NetConf | None = None) -> int:
         """One more IPv4 header (RFC 2003 section 3.1)."""
         return 20
 

@@ -15,6 +15,7 @@ BACKENDS: Mapping[str, str] = {
     "ipip": "pycni.backends.ipip:Ipip",
     "wireguard": "pycni.backends.wireguard:Wireguard",
     "bgp": "pycni.backends.bgp:Bgp",
+    "udp": "pycni.backends.udp:Udp",
     "alloc": "pycni.backends.alloc:Alloc",
 }
 """``Backend.Type`` -> module:class. The only place that knows them."""

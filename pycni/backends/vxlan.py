@@ -56,7 +56,7 @@ class Vxlan:
 
     name = "vxlan"
 
-    def overhead(self, family: Family) -> int:
+    def overhead(self, family: Family, _conf: NetConf | None = None) -> int:
         """Outer IP (20 or 40) + UDP 8 + VXLAN 8 + inner Ethernet 14 (RFC 7348 section 5)."""
         return 50 if family is Family.V4 else 70
 

@@ -16,14 +16,14 @@ class BackendConf(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "vxlan"
     vni: int = 1
     port: int = 8472
-    """UDP port; flannel's 0 means the kernel's default, 8472."""
+    """UDP port of vxlan and udp; flannel's 0 means the kernel's default, 8472, and udp's, 8285."""
     mtu: int = 0
     """Size of packets on the underlay: the overlay device gets this minus the overhead. 0: the underlay's MTU."""
     direct_routing: bool = False
     gbp: bool = False
     learning: bool = False
     psk: Secret | None = None
-    """WireGuard's pre-shared key."""
+    """Pre-shared key of wireguard, and of udp: the packets are encrypted."""
     listen_port: int = 51820
     listen_port_v6: int = 51821
     """UDP port of the device for IPv6 when there is one per family."""

@@ -39,11 +39,14 @@ BACKEND_KEYS = {
     "wireguard": frozenset(
         {"type", "psk", "listenport", "listenportv6", "mtu", "mode", "persistentkeepaliveinterval"}
     ),
+    "udp": frozenset({"type", "port", "psk", "mtu"}),
     "host-gw": frozenset({"type"}),
     "bgp": frozenset({"type"}),
     "alloc": frozenset({"type"}),
 }
 """Keys by backend type; other types' keys are not judged."""
+UDP_PORT = 8285
+"""flannel's."""
 WIREGUARD_PORTS = {"ListenPort": 51820, "ListenPortV6": 51821}
 WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 
@@ -137,6 +140,10 @@ def encode_netconf(conf: NetConf) -> bytes:
             "Mode": backend.mode,
             "PersistentKeepaliveInterval": backend.keepalive_s,
         } | ({"PSK": key_text(backend.psk.value)} if backend.psk is not None else {})
+    elif backend.type == "udp":
+        out["Backend"] = {"Type": backend.type, "Port": backend.port, "MTU": backend.mtu} | (
+            {"PSK": key_text(backend.psk.value)} if backend.psk is not None else {}
+        )
     return msgspec.json.encode(out)
 
 
@@ -210,6 +217,13 @@ def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
                 raise backend.error(name, f"means nothing to backend {kind}")
         if kind == "wireguard":
             return _wireguard(backend, ipv6=ipv6)
+        if kind == "udp":
+            return BackendConf(
+                type=kind,
+                port=backend.integer("Port", 0, 65535) or UDP_PORT,
+                mtu=_mtu(backend, ipv6=ipv6),
+                psk=_psk(backend),
+            )
         return BackendConf(type=kind, direct_routing=kind == "ipip" and backend.flag("DirectRouting"))
     return BackendConf(
         type=kind,
@@ -232,25 +246,30 @@ def _mtu(backend: Fields, *, ipv6: bool) -> int:
 
 
 def _wireguard(backend: Fields, *, ipv6: bool) -> BackendConf:
-    """Keys of flannel's wireguard backend. The pre-shared key is never in an error."""
+    """Keys of flannel's wireguard backend."""
     mode = backend.text("Mode", "separate") or "separate"
     if mode not in WIREGUARD_MODES:
         raise backend.error("Mode", f"expected one of {', '.join(WIREGUARD_MODES)}")
     ports = [backend.integer(name, 1, 65535, usual) for name, usual in WIREGUARD_PORTS.items()]
     if ports[0] == ports[1] and mode == "separate":
         raise backend.error("ListenPortV6", "the same as ListenPort: two devices need two")
-    written = backend.value("PSK")
-    psk = parse_key(written) if isinstance(written, str) and written else None
-    if psk is None and written:
-        raise ConfigError(
-            OBJ, "Backend.PSK", "(hidden)", "expected 32 bytes in base64, as wg genpsk writes them"
-        )
     return BackendConf(
         type="wireguard",
-        psk=Secret(psk) if psk is not None else None,
+        psk=_psk(backend),
         listen_port=ports[0],
         listen_port_v6=ports[1],
         mtu=_mtu(backend, ipv6=ipv6),
         mode=mode,
         keepalive_s=backend.integer("PersistentKeepaliveInterval", 0, 65535),
     )
+
+
+def _psk(backend: Fields) -> Secret | None:
+    """A pre-shared key, which is never in an error."""
+    written = backend.value("PSK")
+    psk = parse_key(written) if isinstance(written, str) and written else None
+    if psk is None and written:
+        raise ConfigError(
+            OBJ, "Backend.PSK", "(hidden)", "expected 32 bytes in base64, as wg genpsk writes them"
+        )
+    return Secret(psk) if psk is not None else None
