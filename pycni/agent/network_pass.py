@@ -10,7 +10,9 @@ All state changes happen on the event loop; blocking work is handed to ``work`` 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -32,6 +34,7 @@ from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
+from pycni.model.udp import UdpSecrets
 from pycni.store import Snapshot, Store
 from pycni.view.fabric import PeerKey
 from pycni.wire.lease import HeldLease
@@ -193,6 +196,7 @@ class NetworkPass:
         macs = await self._choose_macs(conf)
         try:
             public_key = await self._take_wireguard_key(conf)
+            await self._take_udp_secrets(conf)
         except ConfigError as error:  # a file can be set right meanwhile: the next pass tries again
             self._plan_trouble = str(error)
             self.planned.set()
@@ -243,6 +247,16 @@ class NetworkPass:
             return secrets.public_key
 
         return await self._work(job)
+
+    async def _take_udp_secrets(self, conf: NetConf) -> None:
+        """Give the driver what the forwarder needs. Raises ConfigError without the library a key needs."""
+        if conf.backend.type != "udp":
+            return
+        if conf.backend.psk is not None and importlib.util.find_spec("cryptography") is None:
+            reason = "needs the Python package cryptography: install pycni[udp]"
+            raise ConfigError("net-conf", "Backend.PSK", "(hidden)", reason)
+        folder = os.path.join(self._settings.state_dir, "udp")
+        await self._work(lambda: self._sync.take_secrets(UdpSecrets(folder=folder, psk=conf.backend.psk)))
 
     # --- effects --------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Wireguard:
 
     name = "wireguard"
 
-    def overhead(self, _family: Family) -> int:
+    def overhead(self, _family: Family, _conf: NetConf | None = None) -> int:
         """Outer IP (40 at most) + UDP 8 + WireGuard 32: flannel takes the larger one for both families."""
         return 80
 
