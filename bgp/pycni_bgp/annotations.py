@@ -61,7 +61,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     client: bytes = b""
     """Cluster id of the reflectors it is a client of."""
     listen: tuple[bytes, ...] = ()
-    """Where to accept sessions; empty: on ``addresses``."""
+    """Where its ends of sessions are, the first of each family; empty: on ``addresses``."""
 
 
 def node_settings(node: KubeNode, problems: list[str]) -> NodeSettings:

@@ -8,15 +8,19 @@ keep theirs (graceful restart), and it is started again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from pycni.errors import PycniError
+from pycni.model.family import Family
 from pycni_bgp.annotations import NodeSettings
 from pycni_bgp.model import PORT, Attributes, Local, Neighbour, Prefix
 from pycni_bgp.settings import BgpSettings
+
+LEAST_S = 3.0
+"""Some neighbours say that they have told everything before they have (seen with FRR 8.4): not believed so early."""
 
 
 class BgpError(PycniError):
@@ -40,6 +44,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """To listen on."""
     uplink: str = ""
     """The external interface."""
+
+    def local_address(self, neighbour: Neighbour) -> bytes:
+        """Where this node's end of a session has to be; empty leaves it to the kernel."""
+        if neighbour.local_address:
+            return neighbour.local_address
+        same = (item for item in self.own.listen if Family.of_packed(item) is neighbour.family)
+        return next(same, b"")
 
 
 class Session(NamedTuple):
@@ -84,6 +95,8 @@ class Engine(Protocol):
     """One engine. On one event loop."""
 
     name: str
+    leaving: Callable[[], bool]
+    """Asked when ``run`` is cancelled: whether neighbours are to forget this node."""
 
     @property
     def trouble(self) -> str:
@@ -105,4 +118,7 @@ class Engine(Protocol):
         """Neighbours of OSPF of both versions. Raises BgpError."""
 
     async def run(self) -> None:
-        """Keep the engine running for ever; cancelled, it ends it and leaves its routes in the kernel."""
+        """Keep the engine running for ever; cancelled, it ends it and leaves what it learned in the kernel.
+
+        Neighbours keep this node's routes for a while then (graceful restart), unless it is ``leaving``.
+        """

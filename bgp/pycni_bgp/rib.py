@@ -167,6 +167,8 @@ class Rib:
 
     def equals(self, paths: Sequence[Learned]) -> list[Learned]:
         """Of several paths to one prefix those no rule tells apart."""
+        if len(paths) == 1:
+            return list(paths)
         kept = _least(paths, lambda path: -_preference(path.attributes))
         kept = _least(kept, lambda path: len(path.attributes.as_path))
         kept = _least(kept, lambda path: ORIGINS.index(path.attributes.origin))

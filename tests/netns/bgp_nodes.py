@@ -18,11 +18,13 @@ import msgspec
 
 from pycni.kernel import netns as namespaces
 from pycni.kernel.hops import HopRoutes
+from pycni.kernel.monitor import Monitor
 from pycni_bgp.annotations import NodeSettings, PeerWish
 from pycni_bgp.bird.control import ask
 from pycni_bgp.bird.daemon import Bird
 from pycni_bgp.engine import BgpError, Plan
-from pycni_bgp.exabgp.daemon import PROTOCOL, ExaBgp
+from pycni_bgp.exabgp.daemon import ExaBgp
+from pycni_bgp.exabgp.kernel import PROTOCOL, KernelRoutes
 from pycni_bgp.model import Local, Prefix, prefix
 from pycni_bgp.neighbours import neighbours
 from pycni_bgp.settings import BgpSettings
@@ -94,14 +96,17 @@ def make_engine(kind: str, where: str, folder: Path) -> Any:
     if kind == "bird":
         return Bird(str(folder), command=[*prefix, "bird"])
 
-    def routes() -> HopRoutes:
+    def there(make: Callable[[], T]) -> T:
         fd = namespaces.open_netns(namespaces.path(where))
         try:
-            return namespaces.run_in(fd, lambda: HopRoutes(PROTOCOL))
+            return namespaces.run_in(fd, make)
         finally:
             os.close(fd)
 
-    return ExaBgp(str(folder), prefix=prefix, make_routes=routes)
+    kernel = KernelRoutes(
+        lambda: there(lambda: HopRoutes(PROTOCOL)), lambda deliver: there(lambda: Monitor(deliver))
+    )
+    return ExaBgp(str(folder), prefix=prefix, kernel=kernel)
 
 
 class Node:

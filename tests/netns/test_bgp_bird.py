@@ -48,7 +48,7 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
     """Through a kill of the engine, and a node that joins; other sessions stay as they are."""
 
     async def story() -> None:
-        one, two, three = (Node(switch, number, tmp_path) for number in (1, 2, 3))
+        one, two, three = (Node(switch, number, tmp_path, engine) for number in (1, 2, 3))
         expected = {"10.1.2.0/24": ("192.0.2.2",), "2001:db8:2::/64": ("2001:db8::2",)}
         async with running_nodes(one, two):
             await until(lambda: one.routes() == expected, f"routes of node 1: {one.routes()}")

@@ -240,6 +240,32 @@ def test_what_a_neighbour_does_not_tell_again_is_forgotten_at_the_end_of_its_tal
     assert told.routes == {"10.2.0.0/24"}
 
 
+def test_a_neighbour_is_not_believed_too_early_that_it_has_told_everything() -> None:
+    told = Told()
+    _session(told, 90)
+    told.hear(_say("10.1.0.0/24", "10.2.0.0/24"))
+    told.hear(speech.Changed(PEER, "down", "peer reset"), now=100)
+    told.hear(speech.Changed(PEER, "up"), now=110)
+    told.hear(speech.Finished(PEER, "ipv4 unicast"), now=110)
+    told.hear(_say("10.2.0.0/24"), now=111)
+    told.tick(112.9)
+    assert told.routes == {"10.1.0.0/24", "10.2.0.0/24"}
+    told.tick(113)
+    assert told.routes == {"10.2.0.0/24"}
+
+
+def test_a_neighbour_that_is_back_has_time_to_tell_everything() -> None:
+    told = Told()
+    _session(told, 90)
+    told.hear(_say("10.1.0.0/24"))
+    told.hear(speech.Changed(PEER, "down", "peer reset"), now=100)
+    told.hear(speech.Changed(PEER, "up"), now=189)
+    told.tick(191)
+    assert told.routes == {"10.1.0.0/24"}
+    told.tick(189 + 360)
+    assert told.routes == set()
+
+
 def _plan(neighbour: Neighbour, settings: BgpSettings | None = None) -> Plan:
     return Plan(
         router_id=_packed("192.0.2.1"),

@@ -4,8 +4,8 @@ Life: ``put`` writes the configuration (a file only root can read, as passwords 
 and has BIRD take it, which leaves sessions alone whose block is the same. ``run`` starts BIRD as soon as there is a
 plan, and again, with growing delays, whenever it ended; then with graceful restart, so that neighbours keep our routes
 and the kernel keeps theirs meanwhile. A BIRD that an agent left behind when it was killed is found by its
-control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart. It logs to a file of
-its own, bounded in size, so that nothing waits for a reader.
+control socket and taken over. When the agent stops, BIRD is told to end for a graceful restart, or for good when this
+node is leaving. It logs to a file of its own, bounded in size, so that nothing waits for a reader.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pycni.reconcile.backoff import Backoff
 from pycni_bgp.bird import show
@@ -46,6 +46,7 @@ class Bird:
         self._folder = folder
         self._command = tuple(command)
         self._backoff = backoff or Backoff(0.2, 30.0)
+        self.leaving: Callable[[], bool] = lambda: False
         self._plan: Plan | None = None
         self._planned = asyncio.Event()
         self.starts = 0
@@ -155,9 +156,9 @@ class Bird:
         return "it does not answer any more"
 
     async def _farewell(self) -> None:
-        """Have BIRD end so that routes stay."""
+        """Have BIRD end so that routes stay, or so that neighbours forget them."""
         with contextlib.suppress(BgpError):
-            await ask(self.control, "graceful restart", wait_s=END_S)
+            await ask(self.control, "down" if self.leaving() else "graceful restart", wait_s=END_S)
 
     async def _configured(self) -> None:
         """Wait until BIRD has the plan: it may have started with an older file."""

@@ -33,8 +33,8 @@ def config(plan: Plan, relay: Sequence[str]) -> str:
 
 def own_address(plan: Plan, neighbour: Neighbour) -> bytes:
     """Where this node's end of a session is. Raises ConfigError without an address of the family."""
-    if neighbour.local_address:
-        return neighbour.local_address
+    if local := plan.local_address(neighbour):
+        return local
     for address in plan.own.addresses:
         if Family.of_packed(address) is neighbour.family:
             return address

@@ -1,12 +1,11 @@
-"""exabgp as a process of ours, and what it cannot do: the decision among paths, and the kernel's routes.
+"""exabgp as a process of ours, and what it cannot do: the decision among paths.
 
 Life: ``put`` writes the configuration and, through the relay, has exabgp read it, which leaves sessions alone that stay
-as they are. Learned routes come through the relay; ``rib`` says which of them are used, ``kernel.hops`` puts them into
-the kernel under protocol ``PROTOCOL``, and what is to be announced goes back the same way. exabgp and its relay outlive
-an agent that was killed (one that stops ends them); the next one takes them over and is told everything. After a start
-of exabgp no learned route is removed before its neighbours have told everything, or ``RECOVERY_S`` are over.
-
-Kernel work is done on one thread, in the network namespace of the thread that made this object.
+as they are. Learned routes come through the relay; ``rib`` says which of them are used, ``kernel`` puts them into the
+kernel, and what is to be announced goes back the same way. exabgp and its relay outlive an agent that was killed (one
+that stops ends them); the next one takes them over and is told everything. After a start of exabgp no learned route is
+removed before its neighbours have told everything, or ``RECOVERY_S`` are over. Routes that went from the kernel (an
+interface was down, somebody removed them) are put back at once.
 """
 
 from __future__ import annotations
@@ -21,17 +20,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pycni_bgp
-from pycni.errors import KernelError
-from pycni.kernel.hops import Destination, HopRoutes
 from pycni.model.family import FAMILIES, show
 from pycni.reconcile.backoff import Backoff
-from pycni_bgp.engine import Adjacency, BgpError, Plan, Route, Session
+from pycni_bgp.engine import LEAST_S, Adjacency, BgpError, Plan, Route, Session
 from pycni_bgp.exabgp.config import config, own_address
+from pycni_bgp.exabgp.kernel import KernelRoutes
 from pycni_bgp.exabgp.words import attributes, words
 from pycni_bgp.files import write_private
 from pycni_bgp.model import Learned, Prefix, prefix
@@ -39,11 +36,7 @@ from pycni_bgp.rib import Rib
 
 log = logging.getLogger("pycni.bgp")
 
-PROTOCOL = 113
-"""Of routes learned by BGP; 112 is the fabric's."""
 RECOVERY_S = 15.0
-LEAST_S = 3.0
-"""Some neighbours say that they have told everything before they have (seen with FRR 8.4)."""
 SETTLE_S = 0.05
 """From the first news to looking at all of it."""
 RESYNC_S = 60.0
@@ -63,13 +56,13 @@ class ExaBgp:
         folder: str,
         *,
         prefix: Sequence[str] = (),
-        make_routes: Callable[[], HopRoutes] = lambda: HopRoutes(PROTOCOL),
+        kernel: KernelRoutes | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """``prefix``: words before the command, for a node that is not where the agent is."""
+        """``prefix``: words before the command, for a node that is not where the agent is; ``kernel`` belongs to it."""
         self._folder = folder
         self._prefix = tuple(prefix)
-        self._make_routes = make_routes
+        self.leaving: Callable[[], bool] = lambda: False
         self._backoff = backoff or Backoff(0.2, 30.0)
         self._plan: Plan | None = None
         self._rib: Rib | None = None
@@ -82,9 +75,7 @@ class ExaBgp:
         self._synced = False
         """The relay has told all it remembered."""
         self._recovering_until = float("-inf")
-        self._worker = ThreadPoolExecutor(1, "bgp")
-        self._routes: HopRoutes | None = None
-        self._refused = ""
+        self._kernel = kernel or KernelRoutes()
         self.starts = 0
         """How often exabgp was started."""
         self._down = "exabgp has no plan yet"
@@ -92,7 +83,7 @@ class ExaBgp:
     @property
     def trouble(self) -> str:
         """Why it does not do what it was told last; "" when it does."""
-        return self._down or self._refused
+        return self._down or self._kernel.refused
 
     @property
     def socket(self) -> str:
@@ -171,17 +162,20 @@ class ExaBgp:
         return ()
 
     async def run(self) -> None:
-        """Keep exabgp running for ever. Cancelled, it ends it without a word, so that neighbours keep its routes."""
+        """Keep exabgp running for ever. Cancelled, it ends it without a word, so that neighbours keep its routes.
+
+        With a word, so that they forget them, when this node is ``leaving``.
+        """
         await self._planned.wait()
+        self._kernel.watch(self._news.set)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep())
                 tasks.create_task(self._follow())
         finally:
-            self._kill()
-            if self._routes is not None:
-                self._routes.close()
-            self._worker.shutdown()
+            await self._farewell()
+            self._signal(signal.SIGKILL)
+            self._kernel.close()
 
     def _need(self) -> None:
         if self._writer is None:
@@ -236,7 +230,7 @@ class ExaBgp:
         try:
             return f"status {await process.wait()}"
         except asyncio.CancelledError:
-            # Without a word: neighbours that are told that a session ends forget its routes.
+            await self._farewell()
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
@@ -246,16 +240,26 @@ class ExaBgp:
             with contextlib.suppress(asyncio.CancelledError):
                 await talking
 
-    def _kill(self) -> None:
-        """End exabgp, whoever started it."""
+    async def _farewell(self) -> None:
+        """Neighbours that are told that a session ends forget its routes; without a word they keep them."""
+        if self.leaving() and self._signal(signal.SIGTERM):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    while self._signal(0):  # noqa: ASYNC110  (it may be nobody's child)
+                        await asyncio.sleep(0.05)
+
+    def _signal(self, number: int) -> bool:
+        """Send exabgp a signal, whoever started it; False when it is not there."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(Path(self.pid_file).read_text(encoding="utf-8"))
             fd = os.pidfd_open(pid)
             try:
                 if self._conf.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    signal.pidfd_send_signal(fd, number)
+                    return True
             finally:
                 os.close(fd)
+        return False
 
     async def _talk_soon(self) -> None:
         while not await self._talk():  # noqa: ASYNC110  (nobody tells when the relay is there)
@@ -334,22 +338,9 @@ class ExaBgp:
             self._sent = wanted
 
     async def _program(self, rib: Rib) -> None:
-        wanted = {
-            Destination(*destination): hops
-            for destination, hops in rib.routes(rib.accepted(self._learned.values())).items()
-        }
+        wanted = rib.routes(rib.accepted(self._learned.values()))
         keep = self._writer is None or not self._synced or not self._recovered()
-        loop = asyncio.get_running_loop()
-        try:
-            refused = await loop.run_in_executor(self._worker, self._apply, wanted, keep)
-        except KernelError as error:
-            self._refused = str(error)
-            return
-        found = "; ".join(str(item.error) for item in refused[:3])
-        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
-        if found and found != self._refused:
-            log.warning("learned routes: %s%s", found, more)
-        self._refused = found + more
+        await self._kernel.apply(wanted, keep=keep)
 
     def _recovered(self) -> bool:
         """Whether all neighbours that are there have told everything, or enough time went by."""
@@ -360,12 +351,6 @@ class ExaBgp:
         assert plan is not None, "there is a RIB, so there is a plan"
         peers = [self._peers.get(show(address), {}) for address in plan.sessions]
         return bool(peers) and all(len(peer.get("told", ())) == len(FAMILIES) for peer in peers)
-
-    def _apply(self, wanted: Mapping[Destination, tuple[bytes, ...]], keep: bool) -> list[Any]:
-        if self._routes is None:
-            self._routes = self._make_routes()
-        there = self._routes.read()
-        return self._routes.apply({**there, **wanted} if keep else wanted)
 
 
 def _grouped(paths: Sequence[Learned]) -> dict[Prefix, list[Learned]]:

@@ -2,7 +2,8 @@
 
 Life: every event of exabgp is taken in and becomes what an agent that listens is told (``Message``s, JSON); ``replay``
 is all of it for one that has just come. A neighbour that went without saying so, and had asked for it, has its routes
-kept until it is back and has told everything, or its time is over (the helper's part of RFC 4724, section 4.2).
+kept until it is back and has told everything, or its time is over (the helper's part of RFC 4724, section 4.2). That
+it has told everything is not believed too early.
 
     {"peer": "192.0.2.2", "state": "up", "since": 1795260930.2, "reason": "", "router_id": "192.0.2.2", "told": [..]}
     {"peer": "192.0.2.2", "routes": {"203.0.113.0/24": ["192.0.2.2", {"origin": "igp", ..}], "203.0.114.0/24": null}}
@@ -21,6 +22,10 @@ from pycni_bgp.exabgp.speech import FAMILIES, Changed, Event, Finished, Opened, 
 Message = Mapping[str, Any]
 AT_ONCE = 500
 """Routes in one message."""
+LEAST_S = 3.0
+"""As ``engine.LEAST_S``: the relay imports only what it must."""
+STALE_S = 360.0
+"""How long a neighbour that is back may take to tell everything."""
 
 
 class _Peer:
@@ -30,7 +35,9 @@ class _Peer:
         self.told: set[str] = set()
         self.routes: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self.stale: set[str] = set()
+        self.up_at = float("-inf")
         self.deadline = float("inf")
+        """Of all that is stale."""
 
 
 class Memory:
@@ -51,9 +58,7 @@ class Memory:
         elif isinstance(event, Finished):
             peer.told.add(event.family)
             yield self._about(event.peer, peer)
-            yield from _forget(
-                event.peer, peer, {item for item in peer.stale if _family(item) == event.family}
-            )
+            yield from _forget_untold(event.peer, peer, now)
 
     def tick(self, now: float) -> Iterator[Message]:
         """Forget what was kept for long enough."""
@@ -61,6 +66,8 @@ class Memory:
             if now >= peer.deadline:
                 peer.deadline = float("inf")
                 yield from _forget(name, peer, set(peer.stale))
+            elif peer.stale and peer.told:
+                yield from _forget_untold(name, peer, now)
 
     def replay(self) -> Iterator[Message]:
         """Everything."""
@@ -78,7 +85,9 @@ class Memory:
         if event.state == "down":
             peer.reason = event.reason
         yield self._about(event.peer, peer)
-        if event.state == "down" and was == "up":
+        if event.state == "up":
+            peer.up_at, peer.deadline = now, now + STALE_S
+        elif event.state == "down" and was == "up":
             peer.told = set()
             if peer.restart_s and "notification" not in event.reason:
                 peer.stale = set(peer.routes)
@@ -109,6 +118,12 @@ def _told(event: Said, peer: _Peer) -> Iterator[Message]:
         peer.routes[prefix] = changed[prefix] = (hop, event.attributes)
     if changed:
         yield {"peer": event.peer, "routes": changed}
+
+
+def _forget_untold(name: str, peer: _Peer, now: float) -> Iterator[Message]:
+    """What a neighbour has not told again, once it may be believed that it has told everything."""
+    if now >= peer.up_at + LEAST_S:
+        yield from _forget(name, peer, {item for item in peer.stale if _family(item) in peer.told})
 
 
 def _forget(name: str, peer: _Peer, prefixes: set[str]) -> Iterator[Message]:
