@@ -13,7 +13,8 @@ from ipaddress import ip_interface
 import msgspec
 
 from pycni.agent.cni_addresses import Addressing, range_sets
-from pycni.attach.plan import AttachPlan, compile_attachment
+from pycni.attach.compile import compile_attachment
+from pycni.attach.plan import AttachPlan
 from pycni.errors import CniError, ConfigError
 from pycni.ipam.allocate import Allocation
 from pycni.model.cni import CniResult, IpResult, PluginConf, Request, RouteConf
@@ -34,6 +35,7 @@ def new_endpoint(plan: AttachPlan, conf: PluginConf, request: Request, given: Ad
         container_id=plan.owner.container_id,
         ifname=plan.owner.ifname,
         netns=request.netns,
+        attachment=conf.attachment,
         host_ifname=plan.host,
         mac=show_mac(plan.mac),
         addresses=tuple(address for address, _ in plan.reported_ips),

@@ -1,4 +1,4 @@
-"""What ADD reports: the reference bridge's order of interfaces, then the pod's addresses, routes and DNS.
+"""What ADD reports: interfaces in the order of the reference bridge and ptp, the pod's addresses, routes and DNS.
 
 With a result of earlier plugins in the chain, theirs come first and ours follow (CNI specification 1.1.0,
 section 2 "ADD": a plugin outputs everything from prevResult with its own changes).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pycni.attach.plan import AttachPlan
+from pycni.attach.plan import AttachPlan, BridgePort
 from pycni.model.cni import CniResult, Dns, InterfaceResult, IpResult, PluginConf
 from pycni.model.family import show_mac
 
@@ -16,7 +16,6 @@ from pycni.model.family import show_mac
 class AttachedLinks(NamedTuple):
     """The devices as the kernel has them after ADD."""
 
-    bridge_mac: bytes
     host_ifname: str
     host_ifindex: int
     host_mac: bytes
@@ -24,6 +23,8 @@ class AttachedLinks(NamedTuple):
     pod_mac: bytes
     mtu: int
     """Of the pod's interface, bytes."""
+    bridge_mac: bytes = b""
+    """Of the bridge, where there is one."""
 
 
 def result(plan: AttachPlan, links: AttachedLinks, conf: PluginConf, netns: str) -> CniResult:
@@ -32,12 +33,12 @@ def result(plan: AttachPlan, links: AttachedLinks, conf: PluginConf, netns: str)
     offset = len(before.interfaces)
     pod = InterfaceResult(name=plan.ifname, mac=show_mac(links.pod_mac), mtu=links.mtu, sandbox=netns)
     interfaces = (
-        InterfaceResult(name=plan.bridge.name, mac=show_mac(links.bridge_mac)),
+        *_shared(plan, links),
         InterfaceResult(name=links.host_ifname, mac=show_mac(links.host_mac)),
         pod,
     )
     ips = tuple(
-        IpResult(address=address, gateway=gateway, interface=offset + 2)
+        IpResult(address=address, gateway=gateway, interface=offset + len(interfaces) - 1)
         for address, gateway in plan.reported_ips
     )
     return CniResult(
@@ -46,3 +47,10 @@ def result(plan: AttachPlan, links: AttachedLinks, conf: PluginConf, netns: str)
         routes=before.routes + plan.reported_routes,
         dns=conf.dns if conf.dns != Dns() else before.dns,
     )
+
+
+def _shared(plan: AttachPlan, links: AttachedLinks) -> tuple[InterfaceResult, ...]:
+    """The node's device that pods share."""
+    if not isinstance(plan.link, BridgePort):
+        return ()
+    return (InterfaceResult(name=plan.link.bridge.name, mac=show_mac(links.bridge_mac)),)

@@ -1,6 +1,7 @@
 """A pod's rows in the node's nft tables, and the tables' fixed part.
 
-Two tables: ``inet pycni_pods`` (masquerading and mapped ports) and ``bridge pycni_spoof`` (source MACs). Their rules
+Two tables: ``inet pycni_pods`` (masquerading, mapped ports, source MACs of pods on links of their own) and ``bridge
+pycni_spoof`` (source MACs of pods on bridges). Their rules
 never change; each pod is a handful of elements, and each element carries the name of the pod's veth as comment:
 whose it is can be read back from the kernel. Life: ``elements`` compiles a plan's rows, ``kernel/podnft`` adds
 them with ADD, removes them with DEL and repairs them from the recorded attachments after a restart or a flush.
@@ -17,7 +18,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 
 from pycni.attach.masq import Spared, collapse
-from pycni.attach.plan import AttachPlan, PodAddress
+from pycni.attach.plan import AttachPlan, BridgePort, PodAddress
 from pycni.attach.portmap import PROTOCOL_NAMES, HostPort
 from pycni.model.family import Family, show, show_mac
 
@@ -83,9 +84,13 @@ def elements(plan: AttachPlan) -> tuple[Element, ...]:
         if entry.family in plan.reply_by_node:
             place = f"{PROTOCOL_NAMES[entry.protocol]} . {entry.port}"
             rows[Element(PODS, f"reply_{_VERSION[entry.family]}", place)] = None
+    bridged = isinstance(plan.link, BridgePort)
+    if not bridged and any(entry.family is Family.V4 for entry in plan.host_ports):
+        rows[Element(PODS, "legs", f'"{plan.host}"')] = None
     if plan.spoof_check:
-        rows[Element(SPOOF, "ports", f'"{plan.host}"')] = None
-        rows[Element(SPOOF, "macs", f'"{plan.host}" . {show_mac(plan.mac)}')] = None
+        table, prefix = (SPOOF, "") if bridged else (PODS, "leg_")
+        rows[Element(table, f"{prefix}ports", f'"{plan.host}"')] = None
+        rows[Element(table, f"{prefix}macs", f'"{plan.host}" . {show_mac(plan.mac)}')] = None
     return tuple(rows)
 
 
@@ -102,7 +107,7 @@ def host_port_element(entry: HostPort) -> Element:
 def mapped_port(row: Element) -> tuple[str, str] | None:
     """IP version and ``protocol . port`` of a row that maps a port of the node; None for other rows."""
     kind, _, version = row.set.rpartition("_")
-    if kind == "ports":
+    if kind == "ports" and version in _VERSION.values():
         return version, row.key
     return (version, row.key.partition(" . ")[2]) if kind == "host_ports" else None
 
@@ -152,7 +157,13 @@ def _named(key: str) -> str:
 def pods_skeleton() -> str:
     """``inet pycni_pods`` without elements, as one transaction that leaves existing elements alone."""
     name = " ".join(PODS)
-    lines = [f"add table {name}", f"add set {name} localnet {{ type ifname; }}"]
+    lines = [
+        f"add table {name}",
+        f"add set {name} localnet {{ type ifname; }}",
+        f"add set {name} legs {{ type ifname; }}",
+        f"add set {name} leg_ports {{ type ifname; }}",
+        f"add set {name} leg_macs {{ type ifname . ether_addr; }}",
+    ]
     for version, address in (("v4", "ipv4_addr"), ("v6", "ipv6_addr")):
         target = f"{address} . inet_service"
         lines += [
@@ -182,8 +193,12 @@ def _pods_rules() -> list[str]:
     mark = f"meta mark set meta mark or {MARK:#x}"
     rules = [
         # route_localnet lets loopback addresses in from the pods' side; only replies to translated ones belong.
-        "guard iifname @localnet ip daddr 127.0.0.0/8 drop",
-        "guard iifname @localnet ip saddr 127.0.0.0/8 drop",
+        *(
+            f"guard iifname @{devices} ip {end} 127.0.0.0/8 drop"
+            for devices in ("localnet", "legs")
+            for end in ("daddr", "saddr")
+        ),
+        "guard iifname @leg_ports iifname . ether saddr != @leg_macs drop",
         f"prerouting {local}",
         f"output {local}",
     ]
@@ -230,7 +245,7 @@ class Constants(NamedTuple):
     near: frozenset[Near] = frozenset()
     """Subnets of pods with mapped ports; loopback is always added."""
     localnet: frozenset[str] = frozenset()
-    """Devices that mapped loopback connections leave by."""
+    """Devices many pods share that mapped loopback connections leave by."""
 
     def union(self, other: Constants) -> Constants:
         """Both, without overlaps."""
@@ -267,8 +282,9 @@ def constants(plan: AttachPlan) -> Constants:
     """What one pod's plan needs of them."""
     if not plan.host_ports:
         return Constants(frozenset(plan.spared)) if plan.masquerade else Constants()
-    near = frozenset(Near.of(address) for address in plan.addresses)
-    localnet = frozenset({plan.bridge.gateway_device}) if plan.bridge.gateways else frozenset[str]()
+    near = frozenset(Near.of(address) for address in plan.subnets)
+    shared = isinstance(plan.link, BridgePort) and plan.way_in
+    localnet = frozenset({plan.way_in}) if shared else frozenset[str]()
     return Constants(frozenset(plan.spared), near, localnet)
 
 

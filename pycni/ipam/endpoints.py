@@ -30,6 +30,7 @@ from typing import Literal
 
 import msgspec
 
+from pycni.model.attachment import AttachmentKind
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.model.family import Address
 
@@ -58,6 +59,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=F
     netns: str = ""
     netns_inode: int = 0
     boot_id: str = ""
+    attachment: AttachmentKind = AttachmentKind.BRIDGE
     host_ifname: str = ""
     mac: str = ""
     addresses: tuple[str, ...] = ()

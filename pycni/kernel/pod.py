@@ -1,9 +1,10 @@
 """Pods in the kernel: attached, checked, cut off. The one driver the CNI side uses.
 
-Life of an attachment here: ``attach`` makes a compiled plan true (rows in nft tables, bridge, link, shaping, addresses)
-or leaves nothing behind; ``detach`` cuts the pod off at once and has the link deleted in the background, after which
-the caller's callback runs; ``resync`` takes over what an earlier run left. The node's side happens in the namespace
-of the threads that call (the agent's), the pod's side through a descriptor of its namespace.
+Life of an attachment here: ``attach`` makes a compiled plan true (rows in nft tables, link, shaping, addresses; the way
+of the plan's kind does what is particular to it, ``podway``) or leaves nothing behind; ``detach`` cuts the pod off at
+once and has the link deleted in the background, after which the caller's callback runs; ``resync`` takes over what an
+earlier run left. The node's side happens in the namespace of the threads that call (the agent's), the pod's side
+through a descriptor of its namespace.
 
 Calls for different attachments run side by side; calls for one attachment are the caller's to put in a row.
 """
@@ -19,17 +20,19 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from pycni.attach.names import host_ifname, owner_of, shaper_of
-from pycni.attach.plan import AttachPlan
+from pycni.attach.plan import AttachPlan, BridgePort, RoutedLeg
 from pycni.attach.result import AttachedLinks
 from pycni.errors import KernelError, PycniError
-from pycni.kernel import netns, podcheck, podlink, podports, tc
-from pycni.kernel.podbridge import BridgeLink, Bridges
+from pycni.kernel import netns, podcheck, podports, tc
+from pycni.kernel.podbridged import BridgePorts
 from pycni.kernel.poddel import DYING_GROUP, Remover
 from pycni.kernel.podlink import PodSocket
-from pycni.kernel.podnft import PodTables
+from pycni.kernel.podnft import PodTables, Rows
+from pycni.kernel.podrouted import RoutedLegs
+from pycni.kernel.podway import Attaching, Way
 from pycni.model.endpoint import Owner
 from pycni.wire import podlink as messages
-from pycni.wire import rtlink, rtnl
+from pycni.wire import rtlink
 
 log = logging.getLogger("pycni.attach")
 
@@ -40,11 +43,12 @@ DYING_TIMEOUT_S = 5.0
 
 
 class PodDriver:
-    """Attachments of pods to this node's bridges."""
+    """Attachments of pods to this node."""
 
     def __init__(self) -> None:
         """Open what needs the node's namespace: call on a thread that is in it. No pod is touched yet."""
-        self._bridges = Bridges()
+        self._ways: dict[type, Way] = {BridgePort: BridgePorts(), RoutedLeg: RoutedLegs()}
+        """By the type of the plan's link."""
         self._tables = PodTables()
         self._remover = Remover()
         self._lock = threading.Lock()
@@ -61,7 +65,8 @@ class PodDriver:
         """Delete what is waiting and free sockets; pods stay as they are."""
         self._remover.stop()
         self._tables.close()
-        self._bridges.close()
+        for way in self._ways.values():
+            way.close()
         with self._lock:
             idle, self._idle = self._idle, []
         for sock in idle:
@@ -74,29 +79,29 @@ class PodDriver:
         EADDRINUSE when a host port or an address is taken, else what the kernel refused.
         """
         self._remover.busy()
+        way = self._ways[type(plan.link)]
+        rows: Rows = ()
         with self._socket() as sock, ExitStack() as undo:
-            bridge = self._bridges.acquire(plan.bridge, sock)
-            undo.callback(self._bridges.release, plan.bridge)
-            bridge, host, pod = self._create(sock, plan, bridge, netns_fd)
-            undo.callback(_delete, sock, plan)
-            if plan.has_tables:
-                # Before the link is up: no packet passes unchecked or untranslated.
-                undo.callback(self._tables.release, plan.host)
-                rows = self._tables.claim(plan)
-            if any(plan.shaping):
-                tc.shape(sock, plan, host)
-            reached = bridge.gateway_ifindex if plan.bridge.gateways else 0
-            podlink.bring_up_host(sock, plan, host, inet6=self._inet6, gateway=reached)
-            unsure = bridge.gateway_ifindex if plan.bridge.gateways and not bridge.running else 0
-            podlink.bring_up_pod(sock, plan, netns_fd, pod, host, bridge=unsure)
+
+            def made(host: int) -> None:
+                nonlocal rows
+                undo.callback(_delete, sock, plan)
+                if plan.has_tables:
+                    # Before the link is up: no packet passes unchecked or untranslated.
+                    undo.callback(self._tables.release, plan.host)
+                    rows = self._tables.claim(plan)
+                if any(plan.shaping):
+                    tc.shape(sock, plan, host)
+
+            clear = partial(self._clear, sock, plan, netns_fd)
+            links = way.attach(Attaching(plan, netns_fd, sock, undo, clear, made, self._inet6))
             if plan.host_ports:
                 podports.let_loopback_out(plan)
                 podports.forget_before(rows, sock)
             with self._lock:
                 self._attached[plan.host] = plan
             undo.pop_all()
-        names = plan.names
-        return AttachedLinks(bridge.mac, plan.host, host, names.host_mac, pod, plan.mac, plan.mtu)
+        return links
 
     def detach(self, owner: Owner, netns_fd: int | None = None, done: Done | None = None) -> bool:
         """Cut a pod off; its link is deleted in the background and ``done`` called then, once, on another thread.
@@ -122,7 +127,7 @@ class PodDriver:
         with self._lock:
             plan = self._attached.pop(host, None)
         if plan is not None:
-            self._bridges.release(plan.bridge)
+            self._ways[type(plan.link)].detached(plan)
         report = None if done is None else partial(done, problem)
         if found or self._remover.is_dying(host, 0):
             self._remover.add(host, netns.inode(netns_fd) if netns_fd is not None else 0, report)
@@ -144,7 +149,7 @@ class PodDriver:
         After a chain with later plugins: ``plan.with_result(prevResult)``. Raises KernelError.
         """
         with self._socket() as sock:
-            found = podcheck.differences(plan, netns_fd, sock)
+            found = self._ways[type(plan.link)].differences(plan, netns_fd, sock)
         return found + self._tables.differences(plan)
 
     def resync(self, plans: Iterable[AttachPlan]) -> list[str]:
@@ -159,25 +164,17 @@ class PodDriver:
             # Those known already stay counted under the plan they were attached with.
             self._attached |= {plan.host: plan for plan in new}
         for plan in new:
-            self._bridges.adopt(plan.bridge)
+            self._ways[type(plan.link)].adopt(plan)
         alive = self.links()
         repaired = self._tables.resync(known.values(), alive.keys())
-        if any(host in alive for host in known):
-            with self._socket() as sock:
-                self._bridges.repair(sock)
+        with self._socket() as sock:
+            for kind, way in self._ways.items():
+                here = [plan for plan in known.values() if type(plan.link) is kind and plan.host in alive]
+                repaired += way.repair(here, sock, inet6=self._inet6)
         for plan in known.values():
-            if plan.host in alive:
-                self._repair_host(plan)
+            if plan.host_ports and plan.host in alive:
+                podports.let_loopback_out(plan)
         return repaired
-
-    def _repair_host(self, plan: AttachPlan) -> None:
-        try:
-            podlink.close_host(plan.host, inet6=self._inet6)
-        except KernelError as error:
-            if error.errno != errno.ENOENT:  # somebody deletes it just now
-                raise
-        if plan.host_ports:
-            podports.let_loopback_out(plan)
 
     def links(self) -> dict[str, Owner | None]:
         """Host ends of pods in the kernel that are not dying, with their owners (None: too long for the alias)."""
@@ -193,30 +190,12 @@ class PodDriver:
                 found[link.name] = owner
         return found
 
-    def _create(
-        self, sock: PodSocket, plan: AttachPlan, bridge: BridgeLink, netns_fd: int
-    ) -> tuple[BridgeLink, int, int]:
-        """Make the pair; once more after an earlier attachment has gone or the bridge was made anew."""
-        try:
-            return bridge, *podlink.create(sock, plan, bridge.ifindex, netns_fd)
-        except KernelError as error:
-            if error.errno == errno.EEXIST:
-                inode = netns.inode(netns_fd)
-                if not self._remover.is_dying(plan.host, inode):
-                    raise _taken(sock, plan) from error
-                self._remover.wait_gone(plan.host, inode, DYING_TIMEOUT_S)
-            elif error.errno in {errno.EINVAL, errno.ENODEV}:
-                self._bridges.distrust()
-                bridge = self._bridges.acquire(plan.bridge, sock)
-                self._bridges.release(plan.bridge)
-            else:
-                raise
-        try:
-            return bridge, *podlink.create(sock, plan, bridge.ifindex, netns_fd)
-        except KernelError as error:
-            if error.errno == errno.EEXIST:
-                raise _taken(sock, plan) from error
-            raise
+    def _clear(self, sock: PodSocket, plan: AttachPlan, netns_fd: int, error: KernelError) -> None:
+        """Wait until an earlier attachment that is in the way is gone. Raises KernelError when it is not dying."""
+        inode = netns.inode(netns_fd)
+        if not self._remover.is_dying(plan.host, inode):
+            raise _taken(sock, plan) from error
+        self._remover.wait_gone(plan.host, inode, DYING_TIMEOUT_S)
 
     def _cut_off(self, host: str, plan: AttachPlan | None) -> bool:
         """Take the pod's devices down and into the dying group; whether the veth was there."""
@@ -225,9 +204,7 @@ class PodDriver:
             messages.cut_off(shaper_of(host), group=DYING_GROUP),
         ]
         if plan is not None:
-            # The next pod with one of these addresses has another MAC.
-            device = self._bridges.gateway_ifindex(plan.bridge)
-            msgs += [rtnl.del_neighbour(device, address.address) for address in plan.addresses if device]
+            msgs += self._ways[type(plan.link)].cut_off(plan)
         with self._socket() as sock:
             errors = sock.batch(msgs, "cut off", host)
         for error in errors[:2]:

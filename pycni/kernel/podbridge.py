@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pycni.attach.plan import BridgePlan, PodAddress
 from pycni.errors import KernelError
-from pycni.kernel import podleg, sysctl
+from pycni.kernel import podcheck, podleg, sysctl
 from pycni.kernel import podlink as podlink_io
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.podwatch import DeviceWatch
@@ -31,7 +31,6 @@ log = logging.getLogger("pycni.attach")
 
 TRIES = 8
 """Passes over a bridge that others change at the same time before giving up."""
-_FORWARDING = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 _SCOPE_LINK = 253
 
 
@@ -323,5 +322,5 @@ def _await_addresses(plan: BridgePlan, leg: Link, sock: NetlinkSocket) -> None:
 
 def _set_switches(plan: BridgePlan) -> None:
     for family in plan.families:
-        if sysctl.put(_FORWARDING[family], 1):
+        if sysctl.put(podcheck.FORWARDING[family], 1):
             log.info("switched %s forwarding on: bridge %s is a gateway", family.label, plan.name)

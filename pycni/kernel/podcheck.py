@@ -7,8 +7,9 @@ nobody's fault (CNI specification 1.1.0, section 2 "CHECK").
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
-from pycni.attach.plan import AttachPlan, PodRoute
+from pycni.attach.plan import AttachPlan, BridgePlan, BridgePort, PodAddress, PodRoute
 from pycni.errors import KernelError
 from pycni.kernel import netns, sysctl, tc
 from pycni.kernel.netlink import NetlinkSocket
@@ -16,15 +17,20 @@ from pycni.model.family import Family, show_mac
 from pycni.wire import rtlink, rtnl
 from pycni.wire.rtlink import Link
 
-_FORWARDING = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
+FORWARDING = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 
 
 def differences(plan: AttachPlan, netns_fd: int, host: NetlinkSocket) -> list[str]:
-    """Differences of links, addresses, routes and shaping. ``host``: a socket in the node's namespace."""
+    """Differences of both ends, addresses, routes and shaping. ``host``: a socket in the node's namespace."""
     with netns.socket_in(netns_fd) as inside:
         pod = find(inside, plan.ifname)
-        found = _pod(plan, pod, inside)
-    return found + _host(plan, pod, host) + _bridge(plan, host)
+        found = pod_differences(plan, pod, inside)
+    return found + _host(plan, pod, host)
+
+
+def bridge_differences(plan: AttachPlan, port: BridgePort, host: NetlinkSocket) -> list[str]:
+    """Differences of the host end as a port, and of its bridge as this pod needs it."""
+    return _port(plan, port, host) + _bridge(port.bridge, host)
 
 
 def find(sock: NetlinkSocket, name: str) -> Link | None:
@@ -37,7 +43,7 @@ def find(sock: NetlinkSocket, name: str) -> Link | None:
         return None
 
 
-def _pod(plan: AttachPlan, pod: Link | None, sock: NetlinkSocket) -> list[str]:
+def pod_differences(plan: AttachPlan, pod: Link | None, sock: NetlinkSocket) -> list[str]:
     """The pod's own side."""
     if pod is None:
         return [f"interface {plan.ifname} is missing in the pod"]
@@ -67,7 +73,7 @@ def _pod(plan: AttachPlan, pod: Link | None, sock: NetlinkSocket) -> list[str]:
 
 
 def _host(plan: AttachPlan, pod: Link | None, sock: NetlinkSocket) -> list[str]:
-    """The host end, its bridge port and its shaping."""
+    """The host end and its shaping."""
     host = find(sock, plan.host)
     if host is None:
         return [f"host end {plan.host} of {plan.ifname} is missing"]
@@ -76,44 +82,56 @@ def _host(plan: AttachPlan, pod: Link | None, sock: NetlinkSocket) -> list[str]:
         found.append(f"host end {plan.host} is down")
     if pod is not None and host.parent != pod.ifindex:
         found.append(f"host end {plan.host} is not the other end of {plan.ifname}")
-    bridge = find(sock, plan.bridge.name)
-    if bridge is None or host.master != bridge.ifindex:
-        found.append(f"host end {plan.host} is not a port of bridge {plan.bridge.name}")
-    else:
-        found += [
-            f"bridge port {plan.host} has {option} {'on' if value else 'off'}, expected {'off' if value else 'on'}"
-            for option, value, wanted in (
-                ("hairpin mode", host.hairpin, plan.hairpin),
-                ("isolation", host.isolated, plan.isolated),
-            )
-            if value != wanted
-        ]
     return found + tc.differences(sock, plan, host.ifindex)
 
 
-def _bridge(plan: AttachPlan, sock: NetlinkSocket) -> list[str]:
-    """The bridge as this pod needs it."""
-    name = plan.bridge.name
-    bridge = find(sock, name)
+def _port(plan: AttachPlan, port: BridgePort, sock: NetlinkSocket) -> list[str]:
+    """The host end as a port of its bridge."""
+    host, bridge = find(sock, plan.host), find(sock, port.bridge.name)
+    if host is None:
+        return []  # said already
+    if bridge is None or host.master != bridge.ifindex:
+        return [f"host end {plan.host} is not a port of bridge {port.bridge.name}"]
+    return [
+        f"bridge port {plan.host} has {option} {'on' if value else 'off'}, expected {'off' if value else 'on'}"
+        for option, value, wanted in (
+            ("hairpin mode", host.hairpin, port.hairpin),
+            ("isolation", host.isolated, port.isolated),
+        )
+        if value != wanted
+    ]
+
+
+def _bridge(plan: BridgePlan, sock: NetlinkSocket) -> list[str]:
+    """The bridge as a pod needs it."""
+    bridge = find(sock, plan.name)
     if bridge is None:
-        return [f"bridge {name} is missing"]
-    found = [] if bridge.up else [f"bridge {name} is down"]
-    device = plan.bridge.gateway_device
-    leg = bridge if device == name or not plan.bridge.gateways else find(sock, device)
+        return [f"bridge {plan.name} is missing"]
+    found = [] if bridge.up else [f"bridge {plan.name} is down"]
+    device = plan.gateway_device
+    leg = bridge if device == plan.name or not plan.gateways else find(sock, device)
     if leg is None:
         return [*found, f"gateway device {device} is missing"]
-    present = _addresses(sock, leg.ifindex) if plan.bridge.gateways else set()
-    found += [
-        f"gateway address {gateway.text()} is missing on {device}"
-        for gateway in plan.bridge.gateways
+    return found + gateway_differences(sock, leg, plan.gateways) + forwarding_differences(plan.families)
+
+
+def gateway_differences(sock: NetlinkSocket, leg: Link, gateways: Iterable[PodAddress]) -> list[str]:
+    """Gateway addresses that a device lacks, in words."""
+    present = _addresses(sock, leg.ifindex) if gateways else set()
+    return [
+        f"gateway address {gateway.text()} is missing on {leg.name}"
+        for gateway in gateways
         if (gateway.address, gateway.prefix_len) not in present
     ]
-    found += [
-        f"{family.label} forwarding is off ({_FORWARDING[family]})"
-        for family in plan.bridge.families
-        if sysctl.get(_FORWARDING[family]) == "0"
+
+
+def forwarding_differences(families: Iterable[Family]) -> list[str]:
+    """Families that the node does not forward, in words."""
+    return [
+        f"{family.label} forwarding is off ({FORWARDING[family]})"
+        for family in families
+        if sysctl.get(FORWARDING[family]) == "0"
     ]
-    return found
 
 
 def _addresses(sock: NetlinkSocket, ifindex: int) -> set[tuple[bytes, int]]:

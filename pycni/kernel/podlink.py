@@ -98,29 +98,6 @@ def create(sock: NetlinkSocket, plan: AttachPlan, master: int, netns_fd: int) ->
     return podlink.pair_indexes(answers[0].payload)
 
 
-def bring_up_host(
-    sock: NetlinkSocket, plan: AttachPlan, ifindex: int, *, inet6: bool, gateway: int = 0
-) -> None:
-    """Describe the host end and its bridge port, then bring it up. Raises KernelError.
-
-    ``gateway``: index of the device the node reaches the pod by; 0: none. Packets that wait there for somebody to
-    have the pod's addresses are dropped: they passed the node's filters when those knew nothing of the pod.
-    """
-    close_host(plan.host, inet6=inet6)
-    waiting = [rtnl.del_neighbour(gateway, address.address) for address in plan.addresses if gateway]
-    msgs = [
-        *waiting,
-        podlink.describe_port(
-            ifindex, plan.names.alias, hairpin=plan.hairpin, isolated=plan.isolated, inet6=inet6
-        ),
-        *(podlink.port_vlan(ifindex, plan.bridge.vlan) if plan.bridge.vlan else ()),
-        podlink.set_up(ifindex),
-    ]
-    for number, error in enumerate(sock.batch(msgs, "set up bridge port", plan.host)):
-        if error is not None and not (number < len(waiting) and error.errno == errno.ENOENT):
-            raise error
-
-
 def close_host(name: str, *, inet6: bool) -> None:
     """Have a host end take no packets for itself from frames to the groups of IEEE 802.1D. Raises KernelError.
 
@@ -130,22 +107,6 @@ def close_host(name: str, *, inet6: bool) -> None:
     """
     for family in ("ipv4", "ipv6") if inet6 else ("ipv4",):
         sysctl.put(f"net/{family}/conf/{name}/drop_unicast_in_l2_multicast", 1)
-
-
-def bring_up_pod(
-    sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, pod: int, host: int, *, bridge: int
-) -> None:
-    """Give the pod's interface its addresses and routes and bring it up; usable when this returns.
-
-    ``pod``: the index inside. In the node's namespace: ``sock``, the host end's index ``host`` and, when the bridge
-    was not running before, the index of the device the node itself sends by (``bridge``).
-    """
-    with netns.run_in(netns_fd, PodSocket) as inside:
-        configure_pod(inside, plan, netns_fd, pod)
-        await_running(sock, plan.host, host)
-        if bridge:
-            await_running(sock, plan.bridge.gateway_device, bridge, unknown=True)
-        announce(inside, plan, netns_fd, pod)
 
 
 def configure_pod(sock: NetlinkSocket, plan: AttachPlan, netns_fd: int, ifindex: int) -> None:
@@ -273,6 +234,9 @@ def _pod_steps(plan: AttachPlan, ifindex: int, *, has_v6: bool) -> list[_Step]:
         msg = rtnl.new_address(ifindex, own, 64, flags=rtnl.IFA_F_NODAD)
         steps.append(_Step(msg, "add link-local address"))
     steps.append(_Step(podlink.describe_pod(ifindex, own_link_local=own_link_local), "set up interface"))
+    for neighbour in plan.neighbours:
+        msg = podlink.first_neighbour(ifindex, *neighbour)
+        steps.append(_Step(msg, "add neighbour", neighbour))
     for entry in plan.addresses:
         _, address, length = entry
         flags, broadcast = 0, b""

@@ -1,7 +1,7 @@
 """What mapped ports need besides nft rows: loopback connections let out, stale UDP flows forgotten.
 
-A connection to a mapped port of 127.0.0.1 leaves by the bridge with a loopback source (masqueraded on the way), which
-the kernel allows only with ``route_localnet`` on that device; the tables' guard keeps pods from abusing it.
+A connection to a mapped port of 127.0.0.1 leaves by bridge or host end with a loopback source (masqueraded on the way),
+which the kernel allows only with ``route_localnet`` on that device; the tables' guard keeps pods from abusing it.
 IPv6 has no such switch: the kernel lets nothing with ``::1`` leave the node or come back to it, so connections to a
 mapped port of ``::1`` are refused at once (a client then tries ``127.0.0.1``).
 """
@@ -23,9 +23,9 @@ _FAMILIES = {"v4": Family.V4, "v6": Family.V6}
 
 
 def let_loopback_out(plan: AttachPlan) -> None:
-    """Allow loopback sources on the plan's gateway device when an IPv4 port is mapped. Raises KernelError."""
-    if plan.bridge.gateways and any(entry.family is Family.V4 for entry in plan.host_ports):
-        sysctl.put(f"net/ipv4/conf/{plan.bridge.gateway_device}/route_localnet", 1)
+    """Allow loopback sources on the device that leads to the pod when an IPv4 port is mapped. Raises KernelError."""
+    if plan.way_in and any(entry.family is Family.V4 for entry in plan.host_ports):
+        sysctl.put(f"net/ipv4/conf/{plan.way_in}/route_localnet", 1)
 
 
 def forget_before(rows: Iterable[Element], sock: NetlinkSocket) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pycni.model.attachment import AttachmentKind
 from pycni.model.family import Address, Network
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -135,6 +136,7 @@ class PluginConf(msgspec.Struct, frozen=True, kw_only=True):
     cni_version: str
     name: str
     type: str = "pycni"
+    attachment: AttachmentKind = AttachmentKind.BRIDGE
     bridge: str = "cni0"
     mtu: int = 0
     """0: the node network's MTU."""

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pycni.model.attachment import AttachmentKind
+
 
 class Owner(NamedTuple):
     """What a CNI attachment is identified by (spec section 2: network, container id, interface)."""
@@ -34,6 +36,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Path as the runtime gave it; informative, may be empty."""
     netns_inode: int = 0
     boot_id: str = ""
+    attachment: AttachmentKind = AttachmentKind.BRIDGE
     host_ifname: str = ""
     mac: str = ""
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()

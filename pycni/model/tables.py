@@ -17,6 +17,9 @@ from pycni.model.family import Family, show, show_mac
 ROUTE_PROTOCOL = 112
 """rtm_protocol of every route we own (unassigned in include/uapi/linux/rtnetlink.h and in iproute2)."""
 
+POD_ROUTE_PROTOCOL = 114
+"""rtm_protocol of routes to single pods of this node (attachment ``ptp``); unassigned too, not the fabric's."""
+
 LINK_ALIAS = "pycni"
 """IFLA_IFALIAS of every shared device we made; per-pod links carry ``pycni:<network>:<container id>:<ifname>``."""
 

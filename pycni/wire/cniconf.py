@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from pycni.errors import CniError
+from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import (
     Attachment,
     Bandwidth,
@@ -65,6 +66,7 @@ def _parse(request: Request) -> PluginConf:
     hairpin, promisc = conf.boolean("hairpinMode"), conf.boolean("promiscMode")
     if hairpin and promisc:
         refuse("promiscMode", True, "contradicts hairpinMode=true: choose one of them")
+    attachment = _attachment(conf, gateway=gateway or default_gateway)
     layer2 = "ipam" in raw and raw["ipam"] in (None, {}) and not (gateway or default_gateway)
     _check_other_keys(conf)
     runtime, args = conf.sub("runtimeConfig"), conf.sub("args").sub("cni")
@@ -73,6 +75,7 @@ def _parse(request: Request) -> PluginConf:
         cni_version=version,
         name=raw["name"],
         type=conf.text("type") or "pycni",
+        attachment=attachment,
         bridge=bridge,
         mtu=_mtu(conf),
         hairpin_mode=hairpin,
@@ -122,6 +125,26 @@ def parse_conf_for_removal(request: Request) -> PluginConf:
             ipam=IpamConf(type="" if kind in OWN_TYPES else kind, data_dir=data_dir),
             raw=raw,
         )
+
+
+_BRIDGE_ONLY = ("vlan", "promiscMode", "portIsolation", "forceAddress")
+"""Keys that ask something of a bridge: refused where there is none, unless they ask for nothing."""
+
+
+def _attachment(conf: Fields, *, gateway: bool) -> AttachmentKind:
+    """The kind of attachment, and whether the other keys go with it."""
+    given = conf.text("attachment")
+    if given and given not in set(AttachmentKind):
+        refuse("attachment", given, f"expected one of {', '.join(AttachmentKind)}")
+    kind = AttachmentKind(given or AttachmentKind.BRIDGE)
+    if kind is AttachmentKind.BRIDGE:
+        return kind
+    for key in _BRIDGE_ONLY:
+        if conf.raw.get(key):
+            refuse(key, conf.raw[key], f"there is no bridge with attachment={kind}")
+    if not gateway:
+        refuse("isGateway", False, f"with attachment={kind} the node is the only way to anywhere")
+    return kind
 
 
 def _check_other_keys(conf: Fields) -> None:

@@ -64,6 +64,9 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTM_NEWADDR = 20
+RTM_NEWNEIGH = 28
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_REACHABLE = 0x02
 AF_INET, AF_INET6 = 2, 10
 _DEFAULT_VLAN = 1
 
@@ -72,6 +75,7 @@ _FLAGS = struct.Struct("=8xI")
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _IFADDR = struct.Struct("=BBBBI")
+_NDMSG = struct.Struct("=BxxxiHBB")
 _ONE_QUEUE = attr_u32(IFLA_NUM_TX_QUEUES, 1) + attr_u32(IFLA_NUM_RX_QUEUES, 1)
 """What a veth has by default; asked for, the kernel does not reserve one per CPU (0.1 ms of an ADD on 2 CPUs)."""
 _VETH = attr_str(IFLA_INFO_KIND, "veth")
@@ -109,6 +113,12 @@ def create_pair(
         + nested(IFLA_LINKINFO, _VETH, data)
     )
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO, body)
+
+
+def describe_leg(ifindex: int, alias: str, *, inet6: bool) -> bytes:
+    """Name the owner of a host end that is on no bridge; it makes no link-local address of its own (``inet6``)."""
+    quiet = nested(IFLA_AF_SPEC, _INET6_GEN_NONE) if inet6 else b""
+    return message(RTM_NEWLINK, 0, ifinfo(ifindex) + attr(IFLA_IFALIAS, alias.encode()) + quiet)
 
 
 def describe_port(ifindex: int, alias: str, *, hairpin: bool, isolated: bool, inet6: bool) -> bytes:
@@ -196,17 +206,30 @@ def filter_vlans(ifindex: int) -> bytes:
     return message(RTM_NEWLINK, 0, ifinfo(ifindex) + info)
 
 
-def own_address(ifindex: int, address: bytes, prefix_len: int, *, flags: int, protocol: int) -> bytes:
-    """Add an address that can be told from others' later by its protocol (IFA_PROTO, kernel 5.18)."""
+def own_address(
+    ifindex: int, address: bytes, prefix_len: int, *, flags: int, protocol: int, scope: int = 0
+) -> bytes:
+    """Add an address that can be told from others' later by its protocol (IFA_PROTO, kernel 5.18).
+
+    ``scope``: rt_scope; the kernel finds that of IPv6 addresses itself.
+    """
     family = AF_INET if len(address) == 4 else AF_INET6
     body = (
-        _IFADDR.pack(family, prefix_len, 0, 0, ifindex)
+        _IFADDR.pack(family, prefix_len, 0, scope, ifindex)
         + attr(IFA_LOCAL, address)
         + attr(IFA_ADDRESS, address)
         + (attr_u32(IFA_FLAGS, flags) if flags else b"")
         + attr_u8(IFA_PROTO, protocol)
     )
     return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def first_neighbour(ifindex: int, address: bytes, mac: bytes) -> bytes:
+    """Let a neighbour be known now; the kernel asks for it later as for any it has asked for itself."""
+    family = AF_INET if len(address) == 4 else AF_INET6
+    head = _NDMSG.pack(family, ifindex, NUD_REACHABLE, 0, 0)
+    body = head + attr(NDA_DST, address) + attr(NDA_LLADDR, mac)
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def link_local(mac: bytes) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pycni.attach.plan import AttachPlan, compile_attachment
+from pycni.attach.compile import compile_attachment
+from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks
 from pycni.kernel import netns as namespaces
 from pycni.kernel.pod import PodDriver

@@ -13,7 +13,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.kernel import pod as pod_module
-from pycni.kernel import podlink
+from pycni.kernel import podbridged, podlink
 from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
 from tests.netns.podenv import FAMILIES, PODNET, Env, addresses, links, node, pings, run
 
@@ -364,7 +364,12 @@ def test_a_failure_at_any_step_leaves_nothing(env: Env, monkeypatch, step, momen
         port_mappings=(PortMapping(host_port=80, container_port=80),),
         bandwidth=Bandwidth(ingress_rate=10**7, ingress_burst=10**6, egress_rate=10**7, egress_burst=10**6),
     )
-    places = {"shape": pod_module.tc, "claim": pod_module.PodTables, "let_loopback_out": pod_module.podports}
+    places = {
+        "shape": pod_module.tc,
+        "claim": pod_module.PodTables,
+        "bring_up_host": podbridged,
+        "let_loopback_out": pod_module.podports,
+    }
     place = places.get(step, podlink)
     real = getattr(place, step)
 

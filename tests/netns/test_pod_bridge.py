@@ -36,7 +36,7 @@ def test_the_first_pod_makes_the_bridge(env: Env):
     bridge = links()["cni0"]
     assert bridge["mtu"] == 1450
     assert bridge["ifalias"] == "pycni"
-    assert bridge["address"] == pod.plan.bridge.mac.hex(":") == pod.links.bridge_mac.hex(":")
+    assert bridge["address"] == pod.plan.link.bridge.mac.hex(":") == pod.links.bridge_mac.hex(":")
     assert addresses("cni0") == ["10.1.2.1/24", "fd00:1:2::1/64"]
     assert "tentative" not in run("ip addr show dev cni0 scope global")
     assert run("sysctl -n net.ipv4.ip_forward").strip() == "1"
@@ -206,8 +206,9 @@ def test_networks_of_ours_that_overlap_do_not(env: Env):
     env.attach()
     pod = env.pod()
     plan = env.plan(pod, network="another", podnet=None)
-    gateway = plan.bridge.gateways[0]._replace(prefix_len=16)
-    wide = replace(plan, bridge=replace(plan.bridge, gateways=(gateway,)))
+    gateway = plan.link.bridge.gateways[0]._replace(prefix_len=16)
+    link = replace(plan.link, bridge=replace(plan.link.bridge, gateways=(gateway,)))
+    wide = replace(plan, link=link)
     with pytest.raises(KernelError, match=r"10.1.2.1/24 of network net"):
         env.driver.attach(wide, pod.fd)
     assert list(links(pod.name)) == ["lo"]

@@ -84,7 +84,7 @@ class FakePods:
                 raise KernelError(17, "create interface", plan.ifname)
             inside.add(plan.ifname)
             self.attached[plan.host] = (plan, netns_fd)
-        return AttachedLinks(b"\2\0\0\0\0\1", plan.host, 7, plan.names.host_mac, 3, plan.mac, plan.mtu)
+        return AttachedLinks(plan.host, 7, plan.names.host_mac, 3, plan.mac, plan.mtu, b"\2\0\0\0\0\1")
 
     def detach(
         self,

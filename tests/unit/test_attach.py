@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.attach.bandwidth import BURST_LIMIT, Bucket, bucket, shaping
+from pycni.attach.compile import compile_attachment
 from pycni.attach.masq import Spared, collapse, spared
 from pycni.attach.names import alias, host_ifname, names, owner_of, shaper_of
-from pycni.attach.plan import AttachPlan, compile_attachment
+from pycni.attach.plan import AttachPlan
 from pycni.attach.portmap import host_ports
 from pycni.attach.result import AttachedLinks, result
 from pycni.attach.tables import (
@@ -150,7 +151,7 @@ def test_no_cluster_routes_before_the_node_has_a_lease():
     plan = plan_of("192.0.2.5/24", podnet=None, is_default_gateway=False)
     assert plan.routes == ()
     assert plan.mtu == 0
-    assert [gateway.text() for gateway in plan.bridge.gateways] == ["192.0.2.1/24"]
+    assert [gateway.text() for gateway in plan.link.bridge.gateways] == ["192.0.2.1/24"]
 
 
 def test_a_gateway_outside_the_subnet_is_reached_on_link():
@@ -169,7 +170,7 @@ def test_routes_of_a_delegate_replace_the_configuration():
 def test_the_gateway_ipam_names_is_used():
     allocated = [Allocation(ip_interface(V4), ip_address("10.1.2.254"))]
     plan = compile_attachment(PluginConf(cni_version="1.1.0", name="n"), PODNET, allocated, OWNER)
-    assert [gateway.text() for gateway in plan.bridge.gateways] == ["10.1.2.254/24"]
+    assert [gateway.text() for gateway in plan.link.bridge.gateways] == ["10.1.2.254/24"]
     assert plan.routes[0].text() == "default via 10.1.2.254"
 
 
@@ -182,7 +183,7 @@ def test_a_default_gateway_needs_room():
 def test_the_bridge_carries_gateways_only_when_it_is_one(conf):
     plan = plan_of(V4, V6, **conf)
     expected = [] if conf else ["10.1.2.1/24", "fd00:1:2::1/64"]
-    assert [gateway.text() for gateway in plan.bridge.gateways] == expected
+    assert [gateway.text() for gateway in plan.link.bridge.gateways] == expected
 
 
 # ---------------------------------------------------------------- link settings
@@ -201,13 +202,13 @@ def test_settings_of_the_link():
         mac="02:11:22:33:44:55",
     )
     assert plan.mac == bytes.fromhex("021122334455")
-    assert (plan.mtu, plan.bridge.mtu, plan.bridge.name, plan.bridge.gateway_device) == (
+    assert (plan.mtu, plan.link.bridge.mtu, plan.link.bridge.name, plan.link.bridge.gateway_device) == (
         1400,
         1400,
         "br7",
         "br7.5",
     )
-    assert (plan.hairpin, plan.isolated, plan.enable_dad, plan.bridge.force_address) == (
+    assert (plan.link.hairpin, plan.link.isolated, plan.enable_dad, plan.link.bridge.force_address) == (
         True,
         True,
         True,
@@ -218,10 +219,10 @@ def test_settings_of_the_link():
 
 
 def test_the_bridges_mac_follows_from_its_gateway():
-    mac = plan_of(V4).bridge.mac
-    assert mac == plan_of("10.1.2.77/24").bridge.mac
-    assert mac != plan_of("10.1.3.77/24").bridge.mac
-    assert plan_of(is_gateway=False, is_default_gateway=False).bridge.mac is None
+    mac = plan_of(V4).link.bridge.mac
+    assert mac == plan_of("10.1.2.77/24").link.bridge.mac
+    assert mac != plan_of("10.1.3.77/24").link.bridge.mac
+    assert plan_of(is_gateway=False, is_default_gateway=False).link.bridge.mac is None
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_contradictions_are_refused(conf, field):
 
 
 def test_pods_of_one_network_share_their_bridge_plan():
-    assert plan_of(V4).bridge is plan_of("10.1.2.10/24").bridge
+    assert plan_of(V4).link.bridge is plan_of("10.1.2.10/24").link.bridge
 
 
 # ---------------------------------------------------------------- port mappings
@@ -265,7 +266,7 @@ PORTS = {
 def test_port_mappings(entry, expected):
     plan = plan_of(V4, V6, "10.1.2.10/24", port_mappings=(entry, entry))
     assert [port.text() for port in plan.host_ports] == expected
-    assert plan.hairpin
+    assert plan.link.hairpin
 
 
 def test_a_mapping_for_a_family_the_pod_lacks_yields_nothing():
@@ -273,7 +274,7 @@ def test_a_mapping_for_a_family_the_pod_lacks_yields_nothing():
 
 
 def test_promiscuous_bridges_do_without_hairpin():
-    assert not plan_of(V4, port_mappings=(mapping(),), promisc_mode=True).hairpin
+    assert not plan_of(V4, port_mappings=(mapping(),), promisc_mode=True).link.hairpin
 
 
 def test_replies_need_the_node_where_the_pod_has_no_default_route():
@@ -434,7 +435,7 @@ def test_rows_of_a_pod_read_back_from_nfts_listing():
 
 # ---------------------------------------------------------------- result
 
-LINKS = AttachedLinks(b"\2\0\0\0\0\1", "vethx", 7, b"\2\0\0\0\0\2", 2, b"\2\0\0\0\0\3", 1450)
+LINKS = AttachedLinks("vethx", 7, b"\2\0\0\0\0\2", 2, b"\2\0\0\0\0\3", 1450, b"\2\0\0\0\0\1")
 
 
 def test_the_result_names_bridge_host_and_pod_in_this_order():
