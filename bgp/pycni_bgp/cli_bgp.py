@@ -1,6 +1,7 @@
 """``pycnictl bgp``: with whom a node speaks BGP, what it announces to whom and why not, and what it learned.
 
 The agent is asked over its control socket, which root alone may use. With ``--node`` it is the agent of a lab's node.
+``drain`` and ``undrain`` have it withdraw services' addresses, and announce them again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from pycni_bgp.status import Status
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("show", "drain", "undrain"),
+        default="show",
+        help="drain: announce no addresses of services from this node until undrain",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per node")
     parser.add_argument("--learned", action="store_true", help="print learned routes too")
     cli_agent.add_arguments(parser)
@@ -30,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask and print; returns the exit code."""
     for number, agent in enumerate(cli_agent.agents(args)):
+        if args.action != "show":
+            sys.stdout.write(agent.fetch(f"/bgp/{args.action}").decode())
+            continue
         raw = agent.fetch("/bgp")
         if args.json:
             sys.stdout.write(raw.decode().rstrip("\n") + "\n")
@@ -47,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
 def show(found: Status, *, learned: bool) -> None:
     """One node, as tables."""
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-    drained = ", being drained: services are not announced" if found.draining else ""
+    why = "; ".join(found.drained)
+    drained = f", being drained ({why}): services are not announced" if why else ""
     console.print(f"node {found.node}: AS{found.asn}, router id {found.router_id}, {found.engine}{drained}")
     for line in filter(None, (found.trouble, *found.problems)):
         console.print(f"[red]{escape(line)}[/red]")

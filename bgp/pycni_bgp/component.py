@@ -4,7 +4,8 @@ Life: the store's tracker says which Services, EndpointSlices, Nodes and leases 
 hands it to the engine when it differs from the last one. Nothing is announced before all kinds have been listed, so an
 agent that starts beside an unreachable API leaves a running engine as it is. Sessions are looked at every few seconds,
 for metrics and for ``pycnictl bgp``. A session that is down is the neighbour's state, not a fault of this node; an
-engine that does not run, or refuses its plan, is.
+engine that does not run, or refuses its plan, is. That an operator had the node drained is remembered in a file beside
+the engine's, until it is taken back.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from pycni.agent.settings import Settings
 from pycni.agent.underlay import detect
 from pycni.errors import ConfigError
 from pycni.model.family import FAMILIES, Family, show
-from pycni.model.kube import ENDPOINT_SLICE, NODE, SERVICE
+from pycni.model.kube import ENDPOINT_SLICE, NODE, SERVICE, KubeNode
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
 from pycni.model.service import NodeFacts
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
 from pycni.store import Store
-from pycni_bgp import engines
+from pycni_bgp import engines, machine
 from pycni_bgp.configured import bgp_settings
+from pycni_bgp.drain import BY_HAND
 from pycni_bgp.engine import BgpError, Engine, Session
+from pycni_bgp.files import Drained
 from pycni_bgp.metrics import BgpMetrics
-from pycni_bgp.status import Seen, status
+from pycni_bgp.status import Seen, drained, status
 from pycni_bgp.view import Draft, Place, View
 
 log = logging.getLogger("pycni.bgp")
@@ -45,6 +48,8 @@ LEASE = "lease"
 RESYNC_S = 60.0
 LOOK_S = 3.0
 """Between two looks at sessions."""
+DRAIN_S = 10.0
+"""How long an operator waits for a drain."""
 TROUBLED_S = 0.2
 """The same while the engine is not as it should be, and for the pod network while it is waited for."""
 
@@ -83,6 +88,7 @@ class BgpComponent:
             if reason:
                 raise ConfigError("settings", "bgp-engine", settings.bgp_engine, reason)
             engine = engines.make(settings.bgp_engine, settings.bgp_dir)
+        engine.leaving = self._leaving
         self.engine = engine
         self._kinds = ((SERVICE, ENDPOINT_SLICE, NODE) if objects else ()) + ((LEASE,) if podnet else ())
         self._tracker = store.track(*self._kinds)
@@ -90,6 +96,10 @@ class BgpComponent:
         self._view = View(bgp_settings(settings))
         self._facts: NodeFacts | None = None
         self._draft: Draft | None = None
+        self._carried: Draft | None = None
+        """The last one the engine has taken."""
+        self._taken = asyncio.Event()
+        self._drained = Drained(settings.bgp_dir)
         self._said: tuple[str, ...] = ()
         self._sessions: Sequence[Session] = ()
         self._trouble = ""
@@ -117,7 +127,11 @@ class BgpComponent:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about BGP."""
-        return {"/bgp": self._answer}
+        return {
+            "/bgp": self._answer,
+            "/bgp/drain": lambda _query: self._drain(on=True),
+            "/bgp/undrain": lambda _query: self._drain(on=False),
+        }
 
     # --- a pass ----------------------------------------------------------------------------------------------
 
@@ -146,10 +160,13 @@ class BgpComponent:
                 router_id=self._settings.router_id.packed if self._settings.router_id else b"",
                 port=self._settings.bgp_port,
                 uplink=underlay.name,
+                drained=self._drained.on,
             )
             draft = self._draft = self._view.plan(snapshot, snapshot.of(LEASE), place)
             self._say(draft.problems)
             await self.engine.put(draft.plan)
+            self._carried = draft
+            self._taken.set()
         except BaseException:
             self._tracker.put_back(changed)
             raise
@@ -199,6 +216,31 @@ class BgpComponent:
                     words = f": {item.error}" if item.error and not item.up else ""
                     log.info("session with %s: %s%s", show(item.address), item.state, words)
             self._metrics.looked(self._sessions)
+
+    # --- leaving ---------------------------------------------------------------------------------------------
+
+    def _leaving(self) -> bool:
+        """Whether neighbours are to forget this node when the agent stops."""
+        wish = self._settings.bgp_at_stop
+        if wish != "auto":
+            return wish == "withdraw"
+        node: KubeNode | None = self._objects.of(NODE).get(self._settings.node_name)
+        return (node is not None and node.meta.deleting) or machine.stopping()
+
+    async def _drain(self, *, on: bool) -> Response:
+        try:
+            await asyncio.to_thread(self._drained.set, on=on)
+        except ConfigError as error:
+            return Response(500, body=f"{error}\n")
+        self._runner.poke()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while (draft := self._carried) is None or (BY_HAND in draft.drained) is not on:
+                    self._taken.clear()
+                    await self._taken.wait()
+        except TimeoutError:
+            return Response(503, body=f"noted, but not done yet: {self._health.reason()}\n")
+        return Response(200, body=drained(draft))
 
     async def _answer(self, _query: str) -> Response:
         draft = self._draft

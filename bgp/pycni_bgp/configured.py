@@ -26,6 +26,7 @@ def bgp_settings(settings: Settings) -> BgpSettings:
         graceful=settings.bgp_graceful_restart,
         restart_s=settings.bgp_graceful_restart_time,
         hold_s=settings.bgp_holdtime,
+        drain_unschedulable=settings.bgp_drain_unschedulable,
         service_networks=(
             *settings.service_cluster_ip_range,
             *settings.service_external_ip_range,

@@ -1,4 +1,4 @@
-"""Files with secrets in them."""
+"""Files with secrets in them, and the one that says that the node is drained."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ def write_private(path: str, text: str) -> None:
         os.replace(new, path)
     except OSError as error:
         raise ConfigError("bgp", "folder", os.path.dirname(path), error.strerror or str(error)) from error
+
+
+class Drained:
+    """Whether an operator had this node drained; a file keeps it."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, "drained")
+        self.on = os.path.exists(self._path)
+
+    def set(self, *, on: bool) -> None:
+        """Note it. Raises ConfigError when it cannot be kept."""
+        if on:
+            write_private(self._path, "")
+        else:
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+            except OSError as error:
+                raise ConfigError("bgp", "drained", self._path, error.strerror or str(error)) from error
+        self.on = on

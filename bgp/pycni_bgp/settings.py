@@ -55,6 +55,8 @@ class BgpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """bgp-graceful-restart-time: how long neighbours keep routes without a session."""
     hold_s: int = 90
     """bgp-holdtime."""
+    drain_unschedulable: bool = False
+    """bgp-drain-unschedulable: a node without scheduling announces no services."""
     service_networks: tuple[Network, ...] = ()
     """Where services' addresses come from: nothing inside is accepted from anybody."""
     ospf: OspfSettings | None = None

@@ -72,7 +72,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     trouble: str = ""
     """Why the engine does not do what it is to do."""
-    draining: bool = False
+    drained: tuple[str, ...] = ()
+    """Why no services are announced, when the node is being drained."""
     problems: tuple[str, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
     strangers: dict[str, str] = {}
@@ -135,7 +136,7 @@ def status(draft: Draft, seen: Seen) -> Status:
         router_id=show(plan.router_id),
         engine=seen.name,
         trouble=seen.trouble,
-        draining=plan.draining,
+        drained=draft.drained,
         problems=draft.problems,
         peers=tuple(found),
         strangers=dict(draft.neighbourhood.strangers),
@@ -152,6 +153,17 @@ def status(draft: Draft, seen: Seen) -> Status:
             for item in seen.adjacencies
         ),
     )
+
+
+def drained(draft: Draft) -> str:
+    """What a drain has come to, in a line."""
+    plan = draft.plan
+    routers = sum(1 for peer in plan.sessions.values() if not peer.node)
+    addresses = sum(1 for item in plan.local.values() if item.kind != "pod CIDR")
+    what = f"{addresses} addresses of services, {routers} routers outside"
+    if not draft.drained:
+        return f"node {plan.own.name} announces {what}\n"
+    return f"node {plan.own.name} is drained ({'; '.join(draft.drained)}), nothing is announced of {what}\n"
 
 
 def _learned(item: Route) -> LearnedStatus:

@@ -21,14 +21,12 @@ from pycni.model.service import NodeFacts
 from pycni.view.service_index import ServiceIndex
 from pycni.view.services import resolve
 from pycni_bgp.annotations import NodeSettings, node_settings
+from pycni_bgp.drain import reasons
 from pycni_bgp.engine import Plan
 from pycni_bgp.model import Local, Prefix
 from pycni_bgp.neighbours import Neighbourhood, neighbours
 from pycni_bgp.services import Announced, announced
 from pycni_bgp.settings import BgpSettings
-
-DRAINED = "node.kubernetes.io/exclude-from-external-load-balancers"
-"""Label of nodes that are to get no traffic from outside."""
 
 
 class Objects(Protocol):
@@ -51,6 +49,8 @@ class Place(NamedTuple):
     port: int = 179
     uplink: str = ""
     """Its external interface."""
+    drained: bool = False
+    """An operator has said so."""
 
 
 class Draft(NamedTuple):
@@ -61,6 +61,8 @@ class Draft(NamedTuple):
     withheld: Mapping[Prefix, str]
     """Addresses of services that nobody is told of, and why."""
     problems: tuple[str, ...]
+    drained: tuple[str, ...] = ()
+    """Why no services are announced."""
 
 
 class View:
@@ -110,19 +112,19 @@ class View:
                 local.setdefault(prefix, item)
             withheld.update({prefix: f"Service {key}: {why}" for prefix, why in found.withheld.items()})
             problems += found.problems
-        node = objects.of(NODE).get(place.name)
+        drained = reasons(objects.of(NODE).get(place.name), self._settings, by_hand=place.drained)
         plan = Plan(
             router_id=place.router_id or _router_id(own),
             settings=self._settings,
             own=own,
             sessions=around.sessions,
             local=local,
-            draining=node is not None and DRAINED in node.meta.labels,
+            draining=bool(drained),
             port=place.port,
             uplink=place.uplink,
         )
         withheld = {prefix: why for prefix, why in withheld.items() if prefix not in local}
-        return Draft(plan, around, withheld, tuple(problems))
+        return Draft(plan, around, withheld, tuple(problems), drained)
 
     def _own(self, place: Place) -> NodeSettings:
         """This node: what its object says, else its underlay; the subnets its pods really have."""

@@ -55,6 +55,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ip_masq: bool
     ip_masq_fully_random_disable: bool
     ip_masq_exclude: tuple[Network, ...]
+    follow_backend: bool
+    wireguard_key_period: int
     vtep_probe_port: int
     cni_socket: str
     ipam_data_dir: str
@@ -121,6 +123,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     override_nexthop: bool
     bgp_graceful_restart: bool
     bgp_graceful_restart_time: int
+    bgp_at_stop: str
+    bgp_drain_unschedulable: bool
     bgp_holdtime: int
     ospf: bool
     ospf_area: IPv4Address

@@ -105,6 +105,19 @@ ROWS: tuple[Setting, ...] = (
         "bgp-graceful-restart-time", kinds.integer(1, 4095), 90, "For how long they keep them.", unit="s"
     ),
     Setting(
+        "bgp-at-stop",
+        kinds.choice("auto", "keep", "withdraw"),
+        "auto",
+        "What neighbours do with this node's routes when the agent is told to stop: keep them for a while, or forget "
+        "them at once. auto: forget when the machine is going down or the Node object is being deleted.",
+    ),
+    Setting(
+        "bgp-drain-unschedulable",
+        kinds.BOOLEAN,
+        False,
+        "A node without scheduling (kubectl cordon) announces no addresses of services.",
+    ),
+    Setting(
         "bgp-holdtime",
         kinds.integer(3, 65535),
         90,

@@ -143,6 +143,9 @@ class KubeNode(msgspec.Struct, frozen=True, kw_only=True):
     pod_cidrs: tuple[str, ...] = ()
     internal_ips: tuple[str, ...] = ()
     external_ips: tuple[str, ...] = ()
+    unschedulable: bool = False
+    taints: tuple[str, ...] = ()
+    """Their keys."""
 
     @property
     def zone(self) -> str:

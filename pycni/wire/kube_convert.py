@@ -181,6 +181,8 @@ def node(wire: WireNode) -> KubeNode:
         pod_cidrs=read.networks(obj, "spec.podCIDRs", ranges),
         internal_ips=addresses("InternalIP"),
         external_ips=addresses("ExternalIP"),
+        unschedulable=bool(spec.unschedulable),
+        taints=tuple(taint.key for taint in spec.taints or () if taint.key),
     )
 
 

@@ -164,11 +164,19 @@ class WireSlice(Wire):
     ports: list[WireSlicePort] | None = None
 
 
+class WireTaint(Wire):
+    """Taint."""
+
+    key: str | None = None
+
+
 class WireNodeSpec(Wire):
     """NodeSpec."""
 
     pod_cidr: str | None = field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    unschedulable: bool | None = None
+    taints: list[WireTaint] | None = None
 
 
 class WireNodeAddress(Wire):

@@ -36,8 +36,8 @@ from pycni.store import Store
 from pycni_bgp import cli_bgp
 from pycni_bgp.bird.daemon import Bird
 from pycni_bgp.component import LEASE, BgpComponent
+from pycni_bgp.drain import LABEL as DRAINED
 from pycni_bgp.status import Status
-from pycni_bgp.view import DRAINED
 from tests.netns.bgp_nodes import Router, Switch, until
 
 VIP = "198.51.100.7/32"
