@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def cached(name: str, cache: str = CACHE) -> Code | None:
         return {function: bytes.fromhex(code) for function, code in content.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return None
+
+
+def kernel() -> tuple[int, ...]:
+    """Version of the running kernel, two numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+
+
+def lacking(
+    oldest: tuple[int, ...], source: str, functions: Sequence[str], flags: Sequence[str], cache: str
+) -> str:
+    """Why a source cannot be run here, in one line; "" when it can. ``oldest``: kernel, two numbers."""
+    if kernel() < oldest:
+        return f"kernel {platform.release()} is older than {'.'.join(map(str, oldest))}"
+    return "" if cached(digest(source, functions, flags), cache) is not None else missing(cache)
 
 
 def build(source: str, functions: Sequence[str], flags: Sequence[str] = (), cache: str = CACHE) -> Code:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pycni.errors import KernelError
 from pycni.kernel import bpf
 from pycni.kernel.bpf_object import Attachment
+from pycni.kernel.links import look_up
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.wire import rtlink
 from pycni.wire.netlink import parse_attrs
@@ -47,11 +48,8 @@ class Device(NamedTuple):
 
 def device(sock: NetlinkSocket, name: str) -> Device | None:
     """What is there; None without such an interface. Raises KernelError."""
-    try:
-        [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
-    except KernelError as error:
-        if error.errno != errno.ENODEV:
-            raise
+    reply = look_up(sock, name)
+    if reply is None:
         return None
     link = rtlink.parse_link(reply)
     xdp = parse_attrs(parse_attrs(reply.payload, 16).get(_IFLA_XDP, b""))

@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from pycni.errors import KernelError
+from pycni.kernel.links import look_up
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.family import show
 from pycni.model.tables import LINK_ALIAS
@@ -32,13 +33,9 @@ class Vips:
 
     def find(self) -> int:
         """Index of the device; 0 when there is none. Raises KernelError (EEXIST: the name is somebody else's)."""
-        try:
-            [reply] = self._sock.request(rtlink.get_link(name=self._name), "find link", self._name)
-        except KernelError as exc:
-            if exc.errno == errno.ENODEV:
-                return 0
-            raise
-        link = rtlink.parse_link(reply)
+        link = find_link(self._sock, self._name)
+        if link is None:
+            return 0
         if link.alias != LINK_ALIAS:
             raise KernelError(
                 errno.EEXIST, "use link", self._name, f"it is not marked as ours ({LINK_ALIAS!r})"
@@ -142,13 +139,8 @@ def can_make_link(kind: str) -> bool:
 
 def find_link(sock: NetlinkSocket, name: str) -> rtlink.Link | None:
     """The device of that name; None when there is none. Raises KernelError."""
-    try:
-        [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
-    except KernelError as exc:
-        if exc.errno == errno.ENODEV:
-            return None
-        raise
-    return rtlink.parse_link(reply)
+    reply = look_up(sock, name)
+    return rtlink.parse_link(reply) if reply is not None else None
 
 
 def link_mtu(name: str) -> int:

@@ -550,7 +550,7 @@ def test_what_lacks_is_said(proxy, monkeypatch, tmp_path):
     monkeypatch.setattr(bpf_build, "missing", lambda _: "the Python package bcc is not installed")
     with pytest.raises(ConfigError, match="policy='ebpf': the Python package bcc is not installed"):
         fastpath.make("n1", places=places)
-    monkeypatch.setattr(fastpath, "_release", lambda: (5, 4))
+    monkeypatch.setattr(bpf_build, "kernel", lambda: (5, 4))
     assert "is older than 5.11" in fastpath.missing(places)
 
 

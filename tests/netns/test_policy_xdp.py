@@ -288,7 +288,7 @@ def test_the_death_of_the_agent_leaves_it_at_work(made):
 
 
 def test_what_the_machine_lacks_is_said(monkeypatch):
-    monkeypatch.setattr(driver, "missing", lambda release, cache: "no kernel headers")
+    monkeypatch.setattr(driver, "missing", lambda cache: "no kernel headers")
     monkeypatch.setattr(fastpath, "missing", lambda places: "")
     with pytest.raises(ConfigError, match="policy-xdp='auto': no kernel headers"):
         xdp.make("n1", mode="auto", devices=("eth0",))

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import re
 
 import msgspec
 
@@ -39,8 +37,6 @@ OLDEST = (5, 18)
 
 def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
     """What this machine lacks for it, in one line; "" when it can run here."""
-    if _release() < OLDEST:
-        return f"kernel {platform.release()} is older than {'.'.join(map(str, OLDEST))}"
     if os.geteuid():
         return "eBPF programs need root"
     with open("/proc/filesystems", encoding="utf-8") as file:
@@ -49,16 +45,14 @@ def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
     if lacking:
         return f"the kernel has no {' and no '.join(lacking)} file system"
     source = _driver.source(places.cache)
-    digest = bpf_build.digest(source.text, [spec.function for spec in PROGRAMS], source.flags)
-    if bpf_build.cached(digest, places.cache) is not None:
-        return ""
-    return bpf_build.missing(places.cache)
+    functions = [spec.function for spec in PROGRAMS]
+    return bpf_build.lacking(OLDEST, source.text, functions, source.flags, places.cache)
 
 
 def make(facts: NodeFacts, places: Places = Places()) -> Dataplane:  # noqa: B008
     """The data plane of the node whose network namespace this thread is in. Raises KernelError, BuildError."""
     if facts.uplink:
-        lacks = uplink.missing(_release(), places.cache)
+        lacks = uplink.missing(places.cache)
         if lacks:
             log.info("TCP from outside is left to nftables: %s", lacks)
             facts = msgspec.structs.replace(facts, uplink="")
@@ -78,8 +72,3 @@ def _remove(part: str, places: Places) -> list[str]:
         for folder in bpf_places.existing(part, places.bpffs)
         for name in bpf_places.remove_tree(folder)
     ]
-
-
-def _release() -> tuple[int, ...]:
-    """Version of the running kernel, two numbers."""
-    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])

@@ -12,17 +12,17 @@ of several tries. Everything is in the folder of pins ``uplink``, beside the soc
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pycni.errors import KernelError, PycniError
+from pycni.errors import PycniError
 from pycni.kernel import bpf, bpf_build, bpf_places
 from pycni.kernel.bpf_map import BpfMap, MapSpec
 from pycni.kernel.bpf_object import Attachment, BpfObject, ProgramSpec, Source
+from pycni.kernel.links import look_up
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.service import NodeFacts
 from pycni.reconcile.delta import diff
@@ -128,15 +128,9 @@ class Uplink:
 
     def _find(self) -> int:
         """Index of the interface; 0 when it is not there or has no Ethernet header."""
-        name = self._facts.uplink
-        try:
-            [reply] = self._sock.request(rtlink.get_link(name=name), "find link", name)
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            return 0
-        link = rtlink.parse_link(reply)
-        return link.ifindex if len(link.mac) == _ETHERNET_BYTES else 0
+        reply = look_up(self._sock, self._facts.uplink)
+        link = rtlink.parse_link(reply) if reply is not None else None
+        return link.ifindex if link is not None and len(link.mac) == _ETHERNET_BYTES else 0
 
     def _prepare(self, index: int) -> None:
         """What the programs go by, before they run."""
@@ -158,13 +152,10 @@ def _value(row: tuple[bytes, bytes]) -> bytes:
     return row[1]
 
 
-def missing(release: tuple[int, ...], cache: str) -> str:
+def missing(cache: str) -> str:
     """Why this machine cannot run the programs; "" when it can."""
-    if release < OLDEST:
-        return f"kernel {'.'.join(map(str, release))} is older than {'.'.join(map(str, OLDEST))}"
     item = source(cache)
-    digest = bpf_build.digest(item.text, [spec.function for spec in PROGRAMS], item.flags)
-    return "" if bpf_build.cached(digest, cache) is not None else bpf_build.missing(cache)
+    return bpf_build.lacking(OLDEST, item.text, [spec.function for spec in PROGRAMS], item.flags, cache)
 
 
 def ended(entries: Mapping[bytes, bytes], now: int) -> list[bytes]:

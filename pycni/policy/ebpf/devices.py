@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from pycni.errors import KernelError
 from pycni.kernel import bpf, bpf_tc, netns
 from pycni.kernel.bpf_object import Attachment, BpfObject
+from pycni.kernel.links import look_up
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.policy.ebpf.driver import HOOK_OF
 from pycni.wire import rtlink, rtnl, tc
@@ -49,11 +50,8 @@ class Device(NamedTuple):
 
 def look(sock: NetlinkSocket, name: str) -> Device | None:
     """Read an interface; None when it is not there. Raises KernelError."""
-    try:
-        [reply] = sock.request(rtlink.get_link(name=name), "find link", name)
-    except KernelError as error:
-        if error.errno != errno.ENODEV:
-            raise
+    reply = look_up(sock, name)
+    if reply is None:
         return None
     link = rtlink.parse_link(reply)
     attrs = parse_attrs(reply.payload, 16)

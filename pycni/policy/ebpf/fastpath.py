@@ -11,8 +11,6 @@ Which packet goes where, and why that is right: docs/ebpf.md.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -57,18 +55,14 @@ LOOK_S = 30.0
 
 def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
     """What this machine lacks for it, in one line; "" when it can run here. Changes nothing."""
-    if _release() < OLDEST:
-        return f"kernel {platform.release()} is older than {'.'.join(map(str, OLDEST))}"
     if os.geteuid():
         return "eBPF programs need root"
     with open("/proc/filesystems", encoding="utf-8") as file:
         if "bpf" not in {line.split()[-1] for line in file}:
             return "the kernel has no bpf file system"
     text = source(places.cache)
-    digest = bpf_build.digest(text.text, [item.function for item in programs(tcx=True)], text.flags)
-    if bpf_build.cached(digest, places.cache) is not None:
-        return ""
-    return bpf_build.missing(places.cache)
+    functions = [item.function for item in programs(tcx=True)]
+    return bpf_build.lacking(OLDEST, text.text, functions, text.flags, places.cache)
 
 
 def make(
@@ -88,14 +82,14 @@ def make(
     lacks = missing(places)
     if lacks:
         raise ConfigError("setting", "policy", NAME, lacks)
-    links = _release() >= LINKS_SINCE if tcx is None else tcx
+    links = bpf_build.kernel() >= LINKS_SINCE if tcx is None else tcx
     return EbpfFastPath(node, uplinks, places, times, spoof_check=spoof_check, tcx=links)
 
 
 def leftovers(places: Places = Places()) -> list[str]:  # noqa: B008 - immutable
     """Detach and remove what an earlier life left for the node this thread is in; says what went."""
     found = bpf_places.existing(PART, places.bpffs)
-    if _release() < LINKS_SINCE and found:
+    if bpf_build.kernel() < LINKS_SINCE and found:
         with NetlinkSocket() as sock:
             _devices.take_filters_off(sock)
     gone = []
@@ -398,8 +392,3 @@ def _side(name: RuleName | None) -> str:
 
 def _devices_row(pod: LocalPod) -> bytes:
     return flows.device_row(pod.mac)
-
-
-def _release() -> tuple[int, ...]:
-    """Version of the running kernel, two numbers."""
-    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])

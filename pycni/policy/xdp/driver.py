@@ -45,13 +45,10 @@ def source(cache: str = bpf_build.CACHE) -> Source:
     return Source(head + Path(__file__).with_name("xdp.c").read_text(), cache=cache)
 
 
-def missing(release: tuple[int, ...], cache: str = bpf_build.CACHE) -> str:
+def missing(cache: str = bpf_build.CACHE) -> str:
     """Why this machine cannot run the program; "" when it can."""
-    if release < OLDEST:
-        return f"kernel {'.'.join(map(str, release))} is older than {'.'.join(map(str, OLDEST))}"
     item = source(cache)
-    built = bpf_build.cached(bpf_build.digest(item.text, [FUNCTION], item.flags), cache)
-    return "" if built is not None else bpf_build.missing(cache)
+    return bpf_build.lacking(OLDEST, item.text, [FUNCTION], item.flags, cache)
 
 
 class Programs:

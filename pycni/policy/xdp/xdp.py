@@ -9,8 +9,6 @@ they come and go without anybody telling. Closing leaves everything at work.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -30,8 +28,7 @@ LOOK_S = 10.0
 
 def missing(places: Places = Places()) -> str:  # noqa: B008 - immutable
     """What this machine lacks for it, in one line; "" when it can run here. Changes nothing."""
-    release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
-    return fastpath.missing(places) or driver.missing(release, places.cache)
+    return fastpath.missing(places) or driver.missing(places.cache)
 
 
 def make(
