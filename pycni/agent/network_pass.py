@@ -84,6 +84,7 @@ class NetworkPass:
             ip_masq_exclude=settings.ip_masq_exclude,
             ip_masq_fully_random=not settings.ip_masq_fully_random_disable,
             bgp=COMPONENT in settings.components,
+            services=settings.service_cluster_ip_range,
         )
         self.watchman = Watchman()
         self.stale = Concern.EVERYTHING

@@ -37,6 +37,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ip_masq_fully_random: bool = True
     bgp: bool = False
     """Whether the component bgp runs beside."""
+    services: tuple[Network, ...] = ()
+    """Where Services have their addresses."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +92,8 @@ def make_plan(
         mtu=mtu,
         ip_masq=options.ip_masq,
         exits=(underlay.name, *links),
+        own=underlay.on_link,
+        services=options.services,
     )
     firewall = FirewallPlan(
         masquerade=_masquerade(options, conf, own) if options.ip_masq else (),

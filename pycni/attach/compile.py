@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pycni.attach import bridged, routed
+from pycni.attach import bridged, routed, underlay
 from pycni.attach.bandwidth import UNSHAPED, shaping
 from pycni.attach.names import names
 from pycni.attach.plan import Allocated, AttachPlan
@@ -23,6 +23,8 @@ from pycni.model.podnet import PodNetwork
 KINDS: Mapping[AttachmentKind, Callable[[Wish], Wired]] = {
     AttachmentKind.BRIDGE: bridged.wire,
     AttachmentKind.PTP: routed.wire,
+    AttachmentKind.MACVLAN: underlay.wire,
+    AttachmentKind.IPVLAN: underlay.wire,
 }
 
 

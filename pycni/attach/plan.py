@@ -18,6 +18,7 @@ from pycni.attach.bandwidth import UNSHAPED, Shaping
 from pycni.attach.masq import Spared
 from pycni.attach.names import Names
 from pycni.attach.portmap import HostPort
+from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import CniResult, RouteConf
 from pycni.model.endpoint import Owner
 from pycni.model.family import Address, Family, show, show_mac
@@ -139,10 +140,6 @@ class RoutedLeg(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(sorted({gateway.family for gateway in self.gateways}))
 
 
-Link = BridgePort | RoutedLeg
-"""How the pod is joined to its node."""
-
-
 class PodNeighbour(NamedTuple):
     """What a pod knows of its link from the start, without asking; it asks again as for any neighbour."""
 
@@ -152,6 +149,39 @@ class PodNeighbour(NamedTuple):
     def text(self) -> str:
         """``169.254.1.1 lladdr 02:00:00:00:00:01``."""
         return f"{show(self.address)} lladdr {show_mac(self.mac)}"
+
+
+class UnderlayChild(msgspec.Struct, frozen=True, kw_only=True):
+    """Attachments ``macvlan`` and ``ipvlan``: the pod's interface is a child of the uplink, a leg leads to the node."""
+
+    kind: AttachmentKind
+    master: str
+    """The uplink."""
+    leg: str
+    """Name of the leg's end in the pod."""
+    gateways: tuple[PodAddress, ...]
+    """Addresses of the leg's host end, as of ``RoutedLeg``."""
+    addresses: tuple[PodAddress, ...]
+    """The pod's, as host prefixes: on the leg, and what the node has routes to by it."""
+    routes: tuple[PodRoute, ...]
+    """What the pod reaches by the leg: the node, services, other pod networks."""
+    neighbours: tuple[PodNeighbour, ...]
+    sources: tuple[bytes, ...] = ()
+    """The node's addresses that it sends to the pod by, one per family at most."""
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Families the node forwards for, IPv4 first."""
+        return tuple(sorted({gateway.family for gateway in self.gateways}))
+
+    @property
+    def forwarded(self) -> bool:
+        """Whether the node forwards anything for the pod."""
+        return any(route.prefix_len < route.family.bits for route in self.routes)
+
+
+Link = BridgePort | RoutedLeg | UnderlayChild
+"""How the pod is joined to its node."""
 
 
 class AttachPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +234,8 @@ class AttachPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_tables(self) -> bool:
         """Whether the pod has elements in nft tables."""
-        return self.masquerade or self.spoof_check or bool(self.host_ports)
+        forwarded = isinstance(self.link, UnderlayChild) and self.link.forwarded
+        return self.masquerade or self.spoof_check or bool(self.host_ports) or forwarded
 
     def with_result(self, result: CniResult) -> AttachPlan:
         """The plan as later plugins of the chain changed it: MAC and MTU the result reports for the pod."""

@@ -18,7 +18,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 
 from pycni.attach.masq import Spared, collapse
-from pycni.attach.plan import AttachPlan, BridgePort, PodAddress
+from pycni.attach.plan import AttachPlan, BridgePort, PodAddress, UnderlayChild
 from pycni.attach.portmap import PROTOCOL_NAMES, HostPort
 from pycni.model.family import Family, show, show_mac
 
@@ -87,6 +87,8 @@ def elements(plan: AttachPlan) -> tuple[Element, ...]:
     bridged = isinstance(plan.link, BridgePort)
     if not bridged and any(entry.family is Family.V4 for entry in plan.host_ports):
         rows[Element(PODS, "legs", f'"{plan.host}"')] = None
+    if isinstance(plan.link, UnderlayChild) and plan.link.forwarded:
+        rows[Element(PODS, "children", f'"{plan.host}"')] = None
     if plan.spoof_check:
         table, prefix = (SPOOF, "") if bridged else (PODS, "leg_")
         rows[Element(table, f"{prefix}ports", f'"{plan.host}"')] = None
@@ -161,6 +163,7 @@ def pods_skeleton() -> str:
         f"add table {name}",
         f"add set {name} localnet {{ type ifname; }}",
         f"add set {name} legs {{ type ifname; }}",
+        f"add set {name} children {{ type ifname; }}",
         f"add set {name} leg_ports {{ type ifname; }}",
         f"add set {name} leg_macs {{ type ifname . ether_addr; }}",
     ]
@@ -214,6 +217,8 @@ def _pods_rules() -> list[str]:
     rules += [
         f"ports {unmark}",
         f"postrouting meta mark and {MARK:#x} != 0 {unmark} masquerade fully-random",
+        # Pods on the underlay are answered there, past the node and what it translated.
+        "postrouting iifname @children masquerade fully-random",
     ]
     for version, ip, multicast in (("v4", "ip", "224.0.0.0/4"), ("v6", "ip6", "ff00::/8")):
         rules.append(

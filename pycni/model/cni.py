@@ -138,6 +138,8 @@ class PluginConf(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "pycni"
     attachment: AttachmentKind = AttachmentKind.BRIDGE
     bridge: str = "cni0"
+    master: str = ""
+    """Attachments macvlan and ipvlan: the uplink; "": the node's external interface."""
     mtu: int = 0
     """0: the node network's MTU."""
     hairpin_mode: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Interface, IPv6Interface
+
 import msgspec
 
 from pycni.model.family import Family, Network
@@ -21,6 +23,11 @@ class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
     exits: tuple[str, ...] = ()
     """Interfaces by which other nodes and the outside are reached, the external one first, then the overlay's."""
+
+    own: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    """The node's addresses on the external interface, with its networks."""
+    services: tuple[Network, ...] = ()
+    """Where Services have their addresses."""
 
     def subnet(self, family: Family) -> Network | None:
         """The node's subnet of one family."""

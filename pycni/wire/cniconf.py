@@ -77,6 +77,7 @@ def _parse(request: Request) -> PluginConf:
         type=conf.text("type") or "pycni",
         attachment=attachment,
         bridge=bridge,
+        master=_master(conf, attachment),
         mtu=_mtu(conf),
         hairpin_mode=hairpin,
         promisc_mode=promisc,
@@ -131,6 +132,10 @@ _BRIDGE_ONLY = ("vlan", "promiscMode", "portIsolation", "forceAddress")
 """Keys that ask something of a bridge: refused where there is none, unless they ask for nothing."""
 
 
+ON_UNDERLAY = frozenset({AttachmentKind.MACVLAN, AttachmentKind.IPVLAN})
+_NOT_PAST_THE_NODE = ("ipMasq", "macspoofchk", "hairpinMode")
+
+
 def _attachment(conf: Fields, *, gateway: bool) -> AttachmentKind:
     """The kind of attachment, and whether the other keys go with it."""
     given = conf.text("attachment")
@@ -142,9 +147,22 @@ def _attachment(conf: Fields, *, gateway: bool) -> AttachmentKind:
     for key in _BRIDGE_ONLY:
         if conf.raw.get(key):
             refuse(key, conf.raw[key], f"there is no bridge with attachment={kind}")
+    for key in _NOT_PAST_THE_NODE if kind in ON_UNDERLAY else ():
+        if conf.boolean(key):
+            refuse(key, True, f"with attachment={kind} packets pass the node by")
     if not gateway:
         refuse("isGateway", False, f"with attachment={kind} the node is the only way to anywhere")
     return kind
+
+
+def _master(conf: Fields, kind: AttachmentKind) -> str:
+    """The uplink. The reference macvlan and ipvlan plugins' key."""
+    master = conf.text("master")
+    if master and kind not in ON_UNDERLAY:
+        refuse("master", master, f"attachment={kind} has no uplink of its own")
+    if master and (reason := ifname_fault(master)):
+        refuse("master", master, reason)
+    return master
 
 
 def _check_other_keys(conf: Fields) -> None:
