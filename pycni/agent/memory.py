@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from pycni.errors import ConfigError
-from pycni.model.network import NetConf
+from pycni.model.network import BackendConf, NetConf
 from pycni.model.podnet import PodNetwork
 from pycni.wire.lease import HeldLease, decode_held, encode_held
 from pycni.wire.netconf import decode_netconf, encode_netconf
@@ -32,11 +32,15 @@ class Memory(NamedTuple):
 
     held: HeldLease
     conf: NetConf
+    others: tuple[BackendConf, ...] = ()
+    """Backends the node had besides that of the net-conf (see backends.change)."""
 
 
 class _File(msgspec.Struct):
     lease: msgspec.Raw = msgspec.field(name="Lease")
     conf: msgspec.Raw = msgspec.field(name="NetConf")
+    others: list[msgspec.Raw] = msgspec.field(name="Others", default_factory=list)
+    """The same net-conf with each other backend."""
 
 
 def load(state_dir: str) -> Memory | None:
@@ -47,7 +51,8 @@ def load(state_dir: str) -> Memory | None:
         return None
     try:
         file = msgspec.json.decode(raw, type=_File)
-        return Memory(decode_held(bytes(file.lease)), decode_netconf(bytes(file.conf)))
+        others = tuple(decode_netconf(bytes(other)).backend for other in file.others)
+        return Memory(decode_held(bytes(file.lease)), decode_netconf(bytes(file.conf)), others)
     except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
         log.warning("%s: not readable, going on without: %s", path, error)
         return None
@@ -55,7 +60,12 @@ def load(state_dir: str) -> Memory | None:
 
 def save(state_dir: str, memory: Memory) -> None:
     """Remember the lease. Raises OSError."""
-    file = _File(lease=msgspec.Raw(encode_held(memory.held)), conf=msgspec.Raw(encode_netconf(memory.conf)))
+    others = (msgspec.structs.replace(memory.conf, backend=other) for other in memory.others)
+    file = _File(
+        lease=msgspec.Raw(encode_held(memory.held)),
+        conf=msgspec.Raw(encode_netconf(memory.conf)),
+        others=[msgspec.Raw(encode_netconf(other)) for other in others],
+    )
     _put(os.path.join(state_dir, LEASE_FILE), msgspec.json.encode(file) + b"\n", 0o600)
 
 

@@ -23,15 +23,20 @@ from contextlib import AsyncExitStack
 from ipaddress import IPv4Network, IPv6Network
 from typing import NoReturn, Protocol, TypeVar
 
+import msgspec
+
 from pycni.agent import memory
 from pycni.agent.drift import Concern
 from pycni.agent.fabric_sync import FabricSync
+from pycni.agent.httpd import AsyncHandler, Response
+from pycni.agent.network_course import CourseKeeper
 from pycni.agent.network_pass import FindUnderlay, NetworkPass
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.underlay import detect
 from pycni.agent.underlay_change import SteadyUnderlay
 from pycni.agent.vtep_probe import VtepProber
+from pycni.backends.change import LINGER_S, PATIENCE_S
 from pycni.backends.masq import TABLE
 from pycni.errors import KernelError
 from pycni.kernel.monitor import Event, Lost, Monitor
@@ -98,9 +103,11 @@ class NetworkComponent:
         find_underlay: FindUnderlay = detect,
         readdressed: Callable[[], None] = lambda: None,
         resync_s: float = RESYNC_S,
+        patience_s: float = PATIENCE_S,
+        linger_s: float = LINGER_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` gives seconds since the epoch, by which leases end.
+        """``clock`` gives seconds since the epoch, by which leases end. ``patience_s``, ``linger_s``: backends.change.
 
         ``readdressed`` is called on the event loop when the underlay has lost an address.
         """
@@ -111,6 +118,7 @@ class NetworkComponent:
         self._find_underlay = find_underlay
         self._readdressed = readdressed
         self._resync_s = resync_s
+        self._course = CourseKeeper(follow=settings.follow_backend, patience_s=patience_s, linger_s=linger_s)
         self._clock = clock
         self._worker = ThreadPoolExecutor(1, "network")
         self._pass: NetworkPass | None = None
@@ -152,6 +160,28 @@ class NetworkComponent:
             return f"this node's lease has ended and is not renewed: {waiting or 'no answer from etcd'}"
         return ""
 
+    # --- for pycnictl, on the event loop -----------------------------------------------------------------------
+
+    def routes(self) -> dict[str, AsyncHandler]:
+        """What the agent's control socket answers."""
+        return {"/wireguard": self._show_key, "/wireguard/rotate": self._rotate_key}
+
+    async def _show_key(self, _query: str) -> Response:
+        found = self._pass.keys.status if self._pass is not None else None
+        if found is None:
+            return Response(
+                503, body="no WireGuard key is in use: the network is of another type, or not known yet\n"
+            )
+        return Response(200, "application/json", msgspec.json.encode(found).decode() + "\n")
+
+    async def _rotate_key(self, query: str) -> Response:
+        """Begin to change the key; the answer is as before."""
+        answer = await self._show_key(query)
+        if answer.status == 200:
+            self._known().keys.ask()
+            self._runner.poke()
+        return answer
+
     def _ended(self, expires: float | None) -> bool:
         return expires is not None and expires <= self._clock()
 
@@ -189,6 +219,7 @@ class NetworkComponent:
             find_underlay=SteadyUnderlay(self._find_underlay, on_loop(self._readdressed)),
             prober=self.probes,
             resync_s=self._resync_s,
+            course=self._course,
         )
         self._memory = await self._work(lambda: memory.load(self._settings.state_dir))
         if self._memory is not None:
@@ -197,6 +228,7 @@ class NetworkComponent:
             if not self._ended(held.expires):
                 log.info("lease %s of an earlier life is used until it is confirmed", held.lease.key)
                 self._pass.conf, self._pass.held = self._memory.conf, held
+                self._course.resume(self._memory, held.lease.attrs)
                 self._source.expected = held.lease.key
         monitor = Monitor(self._announced)
         exits.callback(monitor.close)
@@ -216,6 +248,7 @@ class NetworkComponent:
         """Take our lease, then have it say what the plan wants peers to know."""
         known = self._known()
         known.conf = await self._source.netconf()
+        self._course.start_with(known.conf)
         self._runner.poke()
         attrs = await self._next_attrs(None)
         previous = await self._work(lambda: memory.load_previous(self._settings.subnet_file))
@@ -243,8 +276,15 @@ class NetworkComponent:
         finally:
             held = known.held
             self._podnet = None if known.pods is None or held is None else (known.pods, held.expires)
-        if known.stale & Concern.UNDERLAY and self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(UNDERLAY_RETRY_S, self._look_again)
+        if known.again_in:
+            self._look_again_in(known.again_in)
+        elif known.stale & Concern.UNDERLAY and self._retry is None:
+            self._look_again_in(UNDERLAY_RETRY_S)
+
+    def _look_again_in(self, seconds: float) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(seconds, self._look_again)
 
     def _look_again(self) -> None:
         self._retry = None

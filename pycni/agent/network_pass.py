@@ -16,19 +16,25 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from pycni.agent import memory, wireguard_key
+from pycni.agent import memory
 from pycni.agent.drift import Concern, Watchman
 from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
 from pycni.agent.identity import choose_macs, machine_id
 from pycni.agent.memory import Memory
+from pycni.agent.network_course import CourseKeeper, netconfs
 from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.vtep_probe import Vtep, VtepProber
+from pycni.agent.wireguard_rotate import KeyRotation
 from pycni.backends.bgp import COMPONENT
+from pycni.backends.change import Course
 from pycni.backends.compiler import FabricCompiler, Touched
 from pycni.backends.vxlan import device_name
+from pycni.backends.wireguard import published_key
 from pycni.errors import ConfigError, KernelError
+from pycni.kernel.fabric import Failure
+from pycni.model.fabric import VxlanLink
 from pycni.model.family import Address, Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -42,6 +48,7 @@ from pycni.wire.lease import HeldLease
 log = logging.getLogger("pycni.network")
 T = TypeVar("T")
 
+AT_ONCE_S = 0.001
 FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]
 
 
@@ -67,6 +74,7 @@ class NetworkPass:
         find_underlay: FindUnderlay,
         prober: VtepProber | None,
         resync_s: float,
+        course: CourseKeeper,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -76,6 +84,8 @@ class NetworkPass:
         self._find_underlay = find_underlay
         self._prober = prober
         self._resync_s = resync_s
+        self.course = course
+        """Where this node is on its way from one backend to another."""
         self._options = NodeOptions(
             name=settings.node_name,
             public_ip=settings.public_ip,
@@ -86,6 +96,7 @@ class NetworkPass:
             bgp=COMPONENT in settings.components,
             services=settings.service_cluster_ip_range,
         )
+        self.keys = KeyRotation(settings.state_dir, settings.node_name, settings.wireguard_key_period * 3600)
         self.watchman = Watchman()
         self.stale = Concern.EVERYTHING
         """What the next pass has to look at."""
@@ -102,10 +113,13 @@ class NetworkPass:
         self.planned = asyncio.Event()
         """Set whenever a plan was made."""
         self.trouble = ""
+        self.again_in = 0.0
+        """Seconds until the next pass has to come; 0 when it need not."""
         self._underlay: Underlay | None = None
         self._seen_for: tuple[Family, ...] | None = None
         self._underlay_trouble = self._plan_trouble = self._file_trouble = ""
         self._inputs: object = None
+        self._planned_for: NetConf | None = None
         self._prepared: object = None
         self._compiler: FabricCompiler | None = None
         self._targets: dict[PeerKey, Address] = {}
@@ -120,11 +134,12 @@ class NetworkPass:
     @property
     def settled(self) -> bool:
         """Whether the plan follows from the newest net-conf."""
-        return self.plan is not None and self.plan.conf == self.newest_conf
+        return self.plan is not None and self._planned_for == self.newest_conf
 
     async def __call__(self) -> None:
         """Run one pass. Raises KernelError, OSError or a group of KernelErrors; the next one looks at everything."""
         stale, self.stale = self.stale, Concern.NOTHING
+        self.again_in = 0.0
         try:
             await self._run(stale)
         except BaseException:
@@ -139,7 +154,7 @@ class NetworkPass:
         snapshot = self._store.snapshot()
         conf = self.newest_conf
         await self._look_at_underlay(conf, stale)
-        await self._make_plan(conf)
+        course = await self._make_plan(conf, snapshot)
         plan, held = self.plan, self.held
         if plan is None or plan.site is None or held is None:
             self.pods = None
@@ -155,6 +170,9 @@ class NetworkPass:
             self._report.repaired(outcome.changed, reason)
         self.watchman.last = ""
         self._report.synchronised()
+        # What was carried out may make the next step possible.
+        moved = conf is not None and self._step(conf, snapshot) != course
+        self.again_in = sooner(self.again_in, AT_ONCE_S if moved else self.course.wake_s)
 
     def _tell_trouble(self) -> None:
         self.trouble = self._underlay_trouble or self._plan_trouble or self._file_trouble
@@ -185,37 +203,60 @@ class NetworkPass:
             )
         self._underlay = found
 
-    async def _make_plan(self, conf: NetConf | None) -> None:
+    def _step(self, conf: NetConf, snapshot: Snapshot) -> Course:
+        """Which backends this node has now."""
+        own = self.held.lease.key if self.held is not None else ""
+        return self.course.step(conf, snapshot, own, asyncio.get_running_loop().time())
+
+    async def _make_plan(self, conf: NetConf | None, snapshot: Snapshot) -> Course | None:
         """Derive the plan again when an input changed; a wrong input leaves the plan as it is."""
         underlay = self._underlay
         if conf is None or underlay is None:
-            return
+            return None
+        course = self._step(conf, snapshot)
         lease = self.held.lease if self.held is not None else None
         subnets = (lease.subnet, lease.subnet6) if lease is not None else None
-        if (conf, underlay, subnets, self.acquired) == self._inputs:
-            return
-        macs = await self._choose_macs(conf)
+        published = published_key(lease.attrs) if lease is not None else b""
+        inputs = (conf, underlay, subnets, self.acquired, course, self.keys.inputs(published))
+        if inputs == self._inputs:
+            return course
+        macs = dict(self.plan.node.macs) if self.plan is not None else {}
+        public_key = following = b""
         try:
-            public_key = await self._take_wireguard_key(conf)
-            await self._take_udp_secrets(conf)
+            for each in netconfs(conf, course):
+                macs |= await self._choose_macs(each)
+                if each.backend.type == "wireguard":
+                    public_key, following = await self._take_wireguard_key(each, published)
+                await self._take_udp_secrets(each)
         except ConfigError as error:  # a file can be set right meanwhile: the next pass tries again
             self._plan_trouble = str(error)
             self.planned.set()
-            return
+            return course
         try:
             if lease is not None and self.acquired:
                 need_fit(conf, lease)
-            plan = make_plan(self._options, underlay, conf, macs, lease, wireguard_key=public_key)
+            plan = make_plan(
+                self._options,
+                underlay,
+                conf,
+                macs,
+                lease,
+                wireguard_key=public_key,
+                following_key=following,
+                course=course,
+            )
         except ConfigError as error:
             self._plan_trouble = str(error)
         else:
             self._plan_trouble = ""
+            self._planned_for = conf
             if plan != self.plan:
                 self.plan = plan
                 self._compiler = None
                 self._report.replanned()
-        self._inputs = (conf, underlay, subnets, self.acquired)
+        self._inputs = (*inputs[:-1], self.keys.inputs(published))
         self.planned.set()
+        return course
 
     async def _choose_macs(self, conf: NetConf) -> Mapping[str, bytes]:
         """MACs for the devices this net-conf asks for: chosen once, kept while the process lives."""
@@ -231,21 +272,23 @@ class NetworkPass:
                 vni,
                 conf.families,
                 links=links,
-                published=self.last_published,
+                published=self.last_published.by("vxlan") if self.last_published is not None else None,
             )
             known = {**chosen, **known}
         return known
 
-    async def _take_wireguard_key(self, conf: NetConf) -> bytes:
-        """Our public key when this net-conf needs one, and the driver given what goes with it. Raises ConfigError."""
-        if conf.backend.type != "wireguard":
-            return b""
-        state_dir = self._settings.state_dir
+    async def _take_wireguard_key(self, conf: NetConf, published: bytes) -> tuple[bytes, bytes]:
+        """Our public key and the one to follow it, when this net-conf needs one; the driver has what goes with it.
 
-        def job() -> bytes:
-            secrets = wireguard_key.secrets(state_dir, conf.backend.psk)
-            self._sync.take_secrets(secrets)
-            return secrets.public_key
+        Raises ConfigError.
+        """
+        if conf.backend.type != "wireguard":
+            return b"", b""
+
+        def job() -> tuple[bytes, bytes]:
+            keys = self.keys.take(conf.backend.psk, published)
+            self._sync.take_secrets(keys.secrets)
+            return keys.secrets.public_key, keys.following
 
         return await self._work(job)
 
@@ -273,7 +316,7 @@ class NetworkPass:
             self._sync.prepare(families, underlay, plan.firewall)
             try:
                 if self.acquired:
-                    memory.save(settings.state_dir, Memory(held, plan.conf))
+                    memory.save(settings.state_dir, Memory(held, plan.conf, plan.others))
                 memory.save_subnet_env(settings.subnet_file, pods)
             except OSError as error:
                 return f"{error.filename or settings.subnet_file} cannot be written: {error.strerror}"
@@ -289,7 +332,8 @@ class NetworkPass:
 
     async def _synchronise(self, plan: Plan, snapshot: Snapshot, stale: Concern) -> Outcome | None:
         """Compile the leases and make the kernel equal; None when there was nothing to do."""
-        leases: Mapping[str, Lease] = snapshot.of("lease")
+        now = asyncio.get_running_loop().time()
+        leases, self.again_in = self.keys.held_back(snapshot.of("lease"), now)
         compiler = self._compiler
         if compiler is None:
             assert plan.site is not None
@@ -311,11 +355,14 @@ class NetworkPass:
         elif not touched.empty:
             outcome = await self._work(lambda: self._sync.part(compiler.tables, touched, compiler.remotes))
         elif stale & Concern.FIREWALL:
+            self._carried(plan, leases, ())
             if await self._work(lambda: self._sync.check_firewall(plan.firewall, compiler.state.vtep_peers)):
                 self._report.repaired(1, "the nftables table was changed")
             return None
         else:
+            self._carried(plan, leases, ())
             return None
+        self._carried(plan, leases, outcome.failures)
         if outcome.names is not None:
             in_place = not outcome.links_changed and not outcome.failures
             self.watchman.expect(compiler.tables, plan.node.underlay, outcome.names, in_place=in_place)
@@ -323,6 +370,12 @@ class NetworkPass:
             await self._prober.reassert()
         raise_for(outcome.failures)
         return outcome
+
+    def _carried(self, plan: Plan, leases: Mapping[str, Lease], failures: Sequence[Failure]) -> None:
+        """Tell the course what is in the kernel, unless something of a peer is missing."""
+        broken = [failure.key for failure in failures if failure.table == "links"]
+        if plan.site is not None and len(broken) == len(failures):
+            self.course.carried(plan.backend, plan.site, leases, broken)
 
     def _note(
         self, plan: Plan, compiler: FabricCompiler, touched: Touched, leases: Mapping[str, Lease]
@@ -347,10 +400,16 @@ def own_vteps(plan: Plan) -> dict[Family, Vtep]:
     """Our end of the overlay per family; none without VXLAN devices."""
     if plan.site is None:
         return {}
-    links = plan.backend.links(plan.site)
+    devices = [link for link in plan.backend.links(plan.site).values() if isinstance(link, VxlanLink)]
     found: dict[Family, Vtep] = {}
     for family in plan.conf.families:
-        name, subnet = device_name(family, plan.conf.backend.vni), plan.site.own.of(family)
-        if name in links and subnet is not None:
-            found[family] = Vtep(name, subnet.network_address)
+        subnet = plan.site.own.of(family)
+        for link in devices:
+            if subnet is not None and link.name == device_name(family, link.vni):
+                found[family] = Vtep(link.name, subnet.network_address)
     return found
+
+
+def sooner(*seconds: float) -> float:
+    """The shortest of several waits, of which 0 is none."""
+    return min(filter(None, seconds), default=0.0)

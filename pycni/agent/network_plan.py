@@ -15,13 +15,15 @@ import msgspec
 from pycni.agent.firewall import FirewallPlan
 from pycni.backends.base import Backend, Site, pod_mtu
 from pycni.backends.bgp import COMPONENT, Bgp
+from pycni.backends.change import Course
 from pycni.backends.masq import Masquerade, VxlanGuard
+from pycni.backends.mixed import Mixed
 from pycni.backends.table import backend
 from pycni.errors import ConfigError
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import Link, VxlanLink
 from pycni.model.family import Family, Network
 from pycni.model.lease import Lease, LeaseAttrs
-from pycni.model.network import NetConf
+from pycni.model.network import BackendConf, NetConf
 from pycni.model.node import Node, Underlay
 from pycni.model.podnet import PodNetwork
 
@@ -49,6 +51,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     conf: NetConf
     attrs: LeaseAttrs
     """What our lease has to say."""
+    others: tuple[BackendConf, ...] = ()
+    """Backends besides that of ``conf``, while the network changes."""
     site: Site | None
     """None while no fitting lease is held."""
     pods: PodNetwork | None
@@ -63,12 +67,20 @@ def make_plan(
     lease: Lease | None,
     *,
     wireguard_key: bytes = b"",
+    following_key: bytes = b"",
+    course: Course | None = None,
 ) -> Plan:
-    """The plan. Raises ConfigError naming what does not go together."""
-    how = backend(conf.backend.type)
-    if how.name == Bgp.name and not options.bgp:
+    """The plan. Raises ConfigError naming what does not go together.
+
+    ``course``: which backends the node has while it changes from one to that of the net-conf; None: only that one.
+    """
+    target, course = conf, course or Course(using=conf.backend)
+    conf, how = msgspec.structs.replace(conf, backend=course.using), backend(course.using.type)
+    if course.others:
+        how = Mixed(how, course.others, course.offered)
+    if Bgp.name in {how.name, target.backend.type} and not options.bgp:
         reason = f"its routes come from component {COMPONENT}, which is not on: add it to components"
-        raise ConfigError("net-conf", "Backend.Type", how.name, reason)
+        raise ConfigError("net-conf", "Backend.Type", Bgp.name, reason)
     node = Node(
         name=options.name,
         underlay=underlay,
@@ -76,12 +88,22 @@ def make_plan(
         public_ipv6=options.public_ipv6 or (underlay.address6.ip if underlay.address6 is not None else None),
         macs=macs,
         wireguard_key=wireguard_key,
+        following_key=following_key,
     )
+    if target.backend.type != conf.backend.type:
+        _need(target, node, lease)
     attrs = how.published(node, conf)
     mtu = pod_mtu(how, node, conf)
     if lease is None or misfit(conf, lease):
         return Plan(
-            backend=how, node=node, conf=conf, attrs=attrs, site=None, pods=None, firewall=FirewallPlan()
+            backend=how,
+            node=node,
+            conf=conf,
+            attrs=attrs,
+            others=course.others,
+            site=None,
+            pods=None,
+            firewall=FirewallPlan(),
         )
     own = msgspec.structs.replace(lease, attrs=attrs)
     site = Site(node=node, conf=conf, own=own)
@@ -97,9 +119,18 @@ def make_plan(
     )
     firewall = FirewallPlan(
         masquerade=_masquerade(options, conf, own) if options.ip_masq else (),
-        guard=_guard(conf) if any(isinstance(link, VxlanLink) for link in links.values()) else None,
+        guard=_guard(links, conf),
     )
-    return Plan(backend=how, node=node, conf=conf, attrs=attrs, site=site, pods=pods, firewall=firewall)
+    return Plan(
+        backend=how,
+        node=node,
+        conf=conf,
+        attrs=attrs,
+        others=course.others,
+        site=site,
+        pods=pods,
+        firewall=firewall,
+    )
 
 
 def misfit(conf: NetConf, lease: Lease) -> str:
@@ -156,5 +187,17 @@ def _masquerade(options: NodeOptions, conf: NetConf, own: Lease) -> tuple[Masque
     )
 
 
-def _guard(conf: NetConf) -> VxlanGuard:
-    return VxlanGuard(vni=conf.backend.vni, port=conf.backend.port, families=conf.families)
+def _guard(links: Mapping[str, Link], conf: NetConf) -> VxlanGuard | None:
+    for link in links.values():
+        if isinstance(link, VxlanLink):
+            return VxlanGuard(vni=link.vni, port=link.port, families=conf.families)
+    return None
+
+
+def _need(conf: NetConf, node: Node, lease: Lease | None) -> None:
+    """Raise ConfigError for a backend this node is to change to and cannot have."""
+    how = backend(conf.backend.type)
+    attrs = how.published(node, conf)
+    pod_mtu(how, node, conf)
+    if lease is not None and not misfit(conf, lease):
+        how.links(Site(node=node, conf=conf, own=msgspec.structs.replace(lease, attrs=attrs)))

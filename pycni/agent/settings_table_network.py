@@ -124,6 +124,21 @@ ROWS: tuple[Setting, ...] = (
         "Destinations outside the cluster network that are not masqueraded either.",
     ),
     Setting(
+        "follow-backend",
+        kinds.BOOLEAN,
+        True,
+        "Whether another Backend.Type in the net-conf is taken at once, without a lost packet where both kinds can "
+        "live together; off: at the next start, so that a rolling restart changes node by node.",
+    ),
+    Setting(
+        "wireguard-key-period",
+        kinds.integer(0, 24 * 3650),
+        0,
+        "Age at which this node changes its WireGuard key; 0: never by itself.",
+        unit="h",
+        shown_default="never",
+    ),
+    Setting(
         "vtep-probe-port",
         kinds.integer(0, 65535),
         8473,

@@ -13,6 +13,14 @@ import msgspec
 from pycni.model.family import Address, Family, Network
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend a node is equipped for besides the one it wants to be reached by: it may send so, and accepts it."""
+
+    backend_type: str
+    backend_data: bytes | None = None
+    backend_v6_data: bytes | None = None
+
+
 class LeaseAttrs(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a lease record. Whole values are compared, so every field counts as a change.
 
@@ -25,6 +33,33 @@ class LeaseAttrs(msgspec.Struct, frozen=True, kw_only=True):
     backend_type: str = ""
     backend_data: bytes | None = None
     backend_v6_data: bytes | None = None
+    offers: tuple[Offer, ...] = ()
+    """While the network changes its backend (see backends.change), sorted by type."""
+
+    @property
+    def way(self) -> str:
+        """The backend the node wants to be reached by. flannel leaves the type of its udp out."""
+        return self.backend_type or "udp"
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Every backend the node is equipped for, its own first."""
+        return (self.way, *(offer.backend_type for offer in self.offers))
+
+    def by(self, backend_type: str) -> LeaseAttrs | None:
+        """The attributes as they were with this backend alone; None when the node is not equipped for it."""
+        if backend_type == self.way:
+            return self
+        for offer in self.offers:
+            if offer.backend_type == backend_type:
+                return LeaseAttrs(
+                    public_ip=self.public_ip,
+                    public_ipv6=self.public_ipv6,
+                    backend_type=backend_type,
+                    backend_data=offer.backend_data,
+                    backend_v6_data=offer.backend_v6_data,
+                )
+        return None
 
     def public(self, family: Family) -> Address | None:
         """The node's underlay address of one family."""

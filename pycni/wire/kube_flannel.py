@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+import msgspec
+
 from pycni.errors import ConfigError
 from pycni.model.family import Address, Family
 from pycni.model.kube import KubeNode
-from pycni.model.lease import Lease, LeaseAttrs
-from pycni.wire.gojson import read_object
-from pycni.wire.lease import canonical_json
+from pycni.model.lease import Lease, LeaseAttrs, Offer
+from pycni.wire.gojson import Fields, read_object
+from pycni.wire.lease import canonical_json, encode_offers, read_offers
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 NAMES = (
@@ -29,6 +31,7 @@ NAMES = (
     "public-ipv6",
     "public-ip-overwrite",
     "public-ipv6-overwrite",
+    "pycni-backends",
 )
 """The annotations without their prefix."""
 _PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/([A-Za-z0-9]([A-Za-z0-9_.-]*)?)?)?")
@@ -45,6 +48,8 @@ class Names(NamedTuple):
     public_ip6: str
     overwrite: str
     overwrite6: str
+    offers: str
+    """Ours: only there while the network changes its backend."""
 
 
 def annotation_names(prefix: str = DEFAULT_PREFIX) -> Names:
@@ -106,6 +111,7 @@ def decode_node_lease(node: KubeNode, names: Names, families: Sequence[Family]) 
             backend_type=told.get(names.backend_type, ""),
             backend_data=_data(obj, names.data, told) if public is not None else None,
             backend_v6_data=_data(obj, names.data6, told) if public6 is not None else None,
+            offers=_offers(obj, names.offers, told),
         ),
     )
 
@@ -120,6 +126,8 @@ def wanted_annotations(attrs: LeaseAttrs, told: Mapping[str, str], names: Names)
         if address is not None:
             wanted[public] = told.get(overwrite) or str(address)
             wanted[key] = "null" if data is None else data.decode()
+    if attrs.offers or told.get(names.offers):
+        wanted[names.offers] = encode_offers(attrs.offers).decode() if attrs.offers else ""
     return wanted
 
 
@@ -137,6 +145,19 @@ def _address(obj: str, name: str, told: Mapping[str, str], family: Family) -> Ad
     if address.is_multicast or address.is_loopback or scoped or address == IPv4Address("255.255.255.255"):
         raise ConfigError(obj, name, text, "expected a unicast address other hosts can reach")
     return address
+
+
+def _offers(obj: str, name: str, told: Mapping[str, str]) -> tuple[Offer, ...]:
+    """The backends a node is equipped for besides its own."""
+    text = told.get(name, "")
+    if not text:
+        return ()
+    raw = text.encode("utf-8", "surrogatepass")
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigError(obj, name, text[:200], str(exc) or type(exc).__name__) from None
+    return read_offers(Fields({name: value}, obj), name)
 
 
 def _data(obj: str, name: str, told: Mapping[str, str]) -> bytes | None:

@@ -3,6 +3,8 @@
 Key: ``10.5.34.0-24``, dual-stack ``10.5.34.0-24&fd00:1::-64``, IPv6 only ``0.0.0.0-0&fd00:1::-64``.
 Value: ``{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{...},"BackendV6Data":{...}}``
 in this order; an absent PublicIP is "0.0.0.0", an absent PublicIPv6 null, the other three are left out when empty.
+``"Backends":[{"BackendType":...,"BackendData":...,"BackendV6Data":...}]`` is ours and only there while the network
+changes its backend; flannel passes over it.
 
 Records come from other programs and from people (static reservations): whatever does not decode raises one
 ConfigError, which its reader logs; it is never repaired or deleted. A key has one spelling only, or one subnet
@@ -12,6 +14,7 @@ could have two records.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -19,13 +22,16 @@ import msgspec
 
 from pycni.errors import ConfigError
 from pycni.model.family import Address
-from pycni.model.lease import Lease, LeaseAttrs, lease_key
+from pycni.model.lease import Lease, LeaseAttrs, Offer, lease_key
 from pycni.wire.gojson import Fields, is_number, read_object, shorten
 
 # Shape only; the numbers are judged by ipaddress. No anchors needed: always used with fullmatch.
 _KEY = re.compile(r"([0-9.]{7,15})-([0-9]{1,2})(?:&([0-9a-f:.]{2,45})-([0-9]{1,3}))?")
 BROADCAST = IPv4Address("255.255.255.255")
 _canonical = msgspec.json.Encoder(order="sorted")
+OFFERS = "Backends"
+MOST_OFFERS = 16
+"""More than there are backends."""
 
 
 class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,7 @@ def decode_attrs(name: str, raw: bytes) -> LeaseAttrs:
         backend_type=fields.text("BackendType"),
         backend_data=_data(fields, "BackendData"),
         backend_v6_data=_data(fields, "BackendV6Data"),
+        offers=read_offers(fields),
     )
 
 
@@ -96,7 +103,50 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
         out["BackendData"] = msgspec.Raw(attrs.backend_data)
     if attrs.backend_v6_data is not None:
         out["BackendV6Data"] = msgspec.Raw(attrs.backend_v6_data)
+    if attrs.offers:
+        out[OFFERS] = msgspec.Raw(encode_offers(attrs.offers))
     return msgspec.json.encode(out)
+
+
+def encode_offers(offers: Iterable[Offer]) -> bytes:
+    """A JSON array of objects with the names of lease values."""
+    return msgspec.json.encode(
+        [
+            {"BackendType": offer.backend_type}
+            | {
+                name: msgspec.Raw(data)
+                for name, data in (
+                    ("BackendData", offer.backend_data),
+                    ("BackendV6Data", offer.backend_v6_data),
+                )
+                if data is not None
+            }
+            for offer in offers
+        ]
+    )
+
+
+def read_offers(fields: Fields, name: str = OFFERS) -> tuple[Offer, ...]:
+    """The member in which ``encode_offers`` stands, sorted by type. Raises ConfigError."""
+    value = fields.value(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MOST_OFFERS:
+        raise fields.error(name, f"expected an array of {MOST_OFFERS} backends at most")
+    found: dict[str, Offer] = {}
+    for item in value:
+        if not isinstance(item, dict):
+            raise fields.error(name, "expected an array of objects")
+        inner = Fields(item, fields.obj, f"{fields.path}{name}.")
+        kind = inner.text("BackendType")
+        if not kind:
+            raise inner.error("BackendType", "expected the name of a backend")
+        found[kind] = Offer(
+            backend_type=kind,
+            backend_data=_data(inner, "BackendData"),
+            backend_v6_data=_data(inner, "BackendV6Data"),
+        )
+    return tuple(found[kind] for kind in sorted(found))
 
 
 def encode_held(held: HeldLease) -> bytes:
