@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -37,6 +38,31 @@ def curves(
     axis.set_ylabel(axes[1])
     axis.grid(visible=True, which="both", alpha=0.25)
     axis.legend(fontsize=8)
+    return _written(name, figure)
+
+
+def bars(
+    name: str, title: str, unit: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]
+) -> Path:
+    """A bar for each series, in each of the groups; values above them. Returns the file's path."""
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    width = 0.84 / len(groups)
+    for number, group in enumerate(groups):
+        places = [place + number * width for place in range(len(series))]
+        drawn = axis.bar(places, [values[number] for values in series.values()], width * 0.95, label=group)
+        axis.bar_label(drawn, fmt="%.3g", fontsize=7)
+    axis.set_xticks(
+        [place + width * (len(groups) - 1) / 2 for place in range(len(series))], list(series), fontsize=8
+    )
+    axis.set_title(title)
+    axis.set_ylabel(unit)
+    axis.grid(visible=True, axis="y", alpha=0.25)
+    if len(groups) > 1:
+        axis.legend(fontsize=8)
+    return _written(name, figure)
+
+
+def _written(name: str, figure: Any) -> Path:
     figure.tight_layout()
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.svg"

@@ -1,0 +1,155 @@
+"""How soon do routes get to a neighbour and into the kernel, how soon are they led around a router that is gone?
+
+Each engine of ours beside a BIRD configured by hand, taking turns: 1, 1,000 and 10,000 routes announced, learned, taken
+back, and one more among them; a router cut off, with and without BFD; a node that joins twenty.
+
+``BGP_SIZES`` (numbers with commas), ``BGP_ROUNDS``, ``BGP_NODES`` make it shorter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from bench import plots
+from bench.bgpfail import failover
+from bench.bgpjoin import by_bgp, by_leases
+from bench.bgpnet import BARE, BIRD, EXABGP, KINDS, BgpNet, Timers, addresses, bgp_net
+from bench.rows import milliseconds, row
+
+SIZES = [int(text) for text in os.environ.get("BGP_SIZES", "1,1000,10000").split(",")]
+ROUNDS = int(os.environ.get("BGP_ROUNDS", "11"))
+SLOW_ROUNDS = min(ROUNDS, 2)
+"""Of exabgp with more than a thousand routes, each of which takes a quarter of a minute."""
+NODES = int(os.environ.get("BGP_NODES", "20"))
+TARGET_SIZE = 10_000
+ANNOUNCE, WITHDRAW, LEARN, FORGET, ONE_MORE = PARTS = (
+    "announced, to the peer",
+    "withdrawn, at the peer",
+    "learned, to the kernel",
+    "gone at the router, from the kernel",
+    "one more announced among {count}, to the peer",
+)
+Figures = dict[tuple[str, int, str], list[float]]
+WITH_BFD, WITHOUT = Timers(hold_s=3, bfd_ms=100), Timers(hold_s=3)
+
+
+async def one_round(net: BgpNet, count: int) -> dict[str, float]:
+    """Seconds of each part."""
+    ours, theirs = addresses("198.18.0.0", count + 1), addresses("100.64.0.0", count, 24)
+    found = {ANNOUNCE: await net.announce(ours[:-1]), ONE_MORE: await net.announce(ours)}
+    found[WITHDRAW] = await net.announce(())
+    found[LEARN] = await net.learn(theirs)
+    found[FORGET] = await net.learn(())
+    return found
+
+
+async def all_rounds(figures: Figures) -> None:
+    """All engines at once in networks of their own; the order is another one each time."""
+    async with AsyncExitStack() as stack:
+        nets = {kind: await stack.enter_async_context(bgp_net(kind)) for kind in KINDS}
+        for net in nets.values():
+            await one_round(
+                net, min(SIZES)
+            )  # and exabgp's first seconds, in which nothing learned is forgotten
+        for count in SIZES:
+            for number in range(ROUNDS):
+                slow = count > 1000 and number >= SLOW_ROUNDS
+                for kind in random.sample(KINDS, len(KINDS)):
+                    if not (slow and kind == EXABGP):
+                        for part, seconds in (await one_round(nets[kind], count)).items():
+                            figures.setdefault((kind, count, part), []).append(seconds)
+
+
+@pytest.mark.timeout(600)
+def test_routes_to_the_peer_and_to_the_kernel(benchmark: Any) -> None:
+    figures: Figures = {}
+    benchmark.pedantic(lambda: asyncio.run(all_rounds(figures)), rounds=1)
+    for count in SIZES:
+        for part in PARTS:
+            bare = figures[BARE, count, part]
+            for kind in (BIRD, EXABGP):
+                mine = figures[kind, count, part]
+                promised = kind == BIRD and count == TARGET_SIZE and part in {ANNOUNCE, LEARN}
+                row(
+                    f"{kind}: {part.format(count=count)}" + ("" if part == ONE_MORE else f", {count} routes"),
+                    f"{statistics.median(mine) * 1e3:.0f} ms",
+                    f"{BARE} {statistics.median(bare) * 1e3:.0f} ms",
+                    statistics.median(mine) / statistics.median(bare),
+                    "<= 1.2" if promised else "",
+                )
+    for part, name in ((ANNOUNCE, "bgp_announce"), (LEARN, "bgp_learn")):
+        if len(SIZES) > 1:
+            plots.curves(name, f"BGP: {part}", ("routes", "milliseconds"), _series(figures, part))
+
+
+def _series(
+    figures: Mapping[tuple[str, int, str], list[float]], part: str
+) -> dict[str, list[tuple[float, float]]]:
+    return {
+        kind: [(float(count), statistics.median(figures[kind, count, part]) * 1e3) for count in SIZES]
+        for kind in KINDS
+    }
+
+
+@pytest.mark.timeout(300)
+def test_failover(benchmark: Any) -> None:
+    asked = [
+        (BARE, WITH_BFD, 7),
+        (BIRD, WITH_BFD, 7),
+        (BARE, WITHOUT, 2),
+        (BIRD, WITHOUT, 2),
+        (EXABGP, WITHOUT, 2),
+    ]
+    asked = [(kind, timers, min(times, ROUNDS)) for kind, timers, times in asked]
+    found: dict[tuple[str, int], list[float]] = {}
+
+    async def all_of_them() -> None:
+        for kind, timers, times in asked:
+            found[kind, timers.bfd_ms] = await failover(kind, timers, times)
+
+    benchmark.pedantic(lambda: asyncio.run(all_of_them()), rounds=1)
+    for (kind, bfd_ms), gaps in found.items():
+        bare = found[BARE, bfd_ms]
+        if kind != BARE:
+            row(
+                f"{kind}: a router is cut off, until packets take the other way, "
+                + (f"BFD 3 x {bfd_ms} ms, worst of {len(gaps)}" if bfd_ms else "hold time 3 s, worst"),
+                f"{max(gaps):.2f} s",
+                f"{BARE} {max(bare):.2f} s",
+                max(gaps),
+                "< 1.0" if bfd_ms else "",
+            )
+    bars = {f"{kind}\n{'BFD' if bfd else 'hold time'}": [max(gaps)] for (kind, bfd), gaps in found.items()}
+    plots.bars("bgp_failover", "A router is cut off: longest gap", "seconds", ["worst"], bars)
+
+
+@pytest.mark.timeout(300)
+def test_a_node_joins(benchmark: Any) -> None:
+    leases: list[float] = []
+
+    def all_of_them() -> None:
+        for kind in (BIRD, EXABGP):
+            joins = asyncio.run(by_bgp(kind, NODES, 3))
+            row(
+                f"{kind}: one more node, its route in the kernels of all {NODES}; all their routes in its own, p50",
+                f"{statistics.median(joins.seen):.1f}; {statistics.median(joins.knows):.1f} s",
+                "",
+                statistics.median(joins.seen),
+            )
+        leases.extend(by_leases(f"pyb{os.getpid()}", NODES, 20))
+
+    benchmark.pedantic(all_of_them, rounds=1)
+    row(
+        f"etcd: one more lease, its route in the kernels of all {NODES} nodes, p50 / p99",
+        milliseconds(leases),
+        "",
+        statistics.median(leases) * 1e3,
+    )
