@@ -1,0 +1,220 @@
+"""Packets in both directions, in bursts: what is accepted, what is dropped and why.
+
+Out: a packet of the device goes to the peer whose network its receiver is in. In: a datagram counts when it comes from
+a known peer's address, decrypts (with a key), is an IP packet of the length it says, and its sender is in one of that
+peer's networks. Everything else is dropped and counted; nothing is answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pycni.forwarder.sockets import TOO_LARGE, pieces, segment_size, send_piece
+from pycni.forwarder.table import Peer, Table
+
+if TYPE_CHECKING:
+    from pycni.forwarder.seal import Channel, Keyring
+
+BURST = 128
+"""Packets of one direction before the other one has its turn."""
+READ_BYTES = 65536
+TRY_AGAIN_S = 30.0
+"""How long a peer's datagrams are sent one by one after a burst was refused."""
+
+
+class DeviceGoneError(Exception):
+    """The device was deleted."""
+
+
+class Paths:
+    """Between one device and the peers."""
+
+    def __init__(self, tun: int) -> None:
+        """``tun``: the device, not blocking."""
+        self._tun = tun
+        self.table = Table()
+        self.counters: Counter[str] = Counter(tun_packets=0, tun_bytes=0, udp_packets=0, udp_bytes=0)
+        """Packets and bytes of pods from the device, and to it."""
+        self.drops: Counter[str] = Counter()
+        """Packets by why they were dropped."""
+        self.sockets: dict[int, socket.socket] = {}
+        """By length of an address."""
+        self.public: dict[int, bytes] = {}
+        """Own public address by its length."""
+        self._ring: Keyring | None = None
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+
+    # what is wanted
+
+    def secure(self, psk: bytes | None) -> None:
+        """Start over with this key, or without one."""
+        for peer in self.table.peers.values():
+            self.part(peer)
+        self._ring = None
+        if psk is not None:
+            # Its library takes a while to import, and only networks with a key need it.
+            from pycni.forwarder.seal import Keyring  # noqa: PLC0415
+
+            self._ring = Keyring(psk, self.drops)
+
+    def part(self, peer: Peer) -> None:
+        """Forget a peer's sessions."""
+        if peer.channel is not None:
+            peer.channel.close()
+            peer.channel = None
+
+    def tick(self, now: float) -> bool:
+        """What is due; whether something is still under way."""
+        busy = False
+        for peer in self.table.peers.values():
+            channel = peer.channel
+            if channel is not None:
+                channel.tick(now)
+                if channel.out:
+                    self._flush(peer, channel)
+                busy = busy or channel.opening
+        return busy
+
+    # out
+
+    def from_device(self) -> bool:
+        """One burst; whether there may be more. Raises DeviceGoneError."""
+        bursts: dict[Peer, list[bytes]] = {}
+        more = True
+        size = 0
+        for _ in range(BURST):
+            try:
+                packet = os.read(self._tun, READ_BYTES)
+            except BlockingIOError:
+                more = False
+                break
+            except OSError as error:
+                if error.errno == errno.EBADFD:
+                    raise DeviceGoneError from None
+                more = False  # EIO: the device is down
+                break
+            peer = self.table.owner(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
+            if peer is None:
+                self.drops["no_peer"] += 1
+                continue
+            size += len(packet)
+            if peer in bursts:
+                bursts[peer].append(packet)
+            else:
+                bursts[peer] = [packet]
+        for peer, packets in bursts.items():
+            self.counters["tun_packets"] += len(packets)
+            self._send(peer, packets)
+        self.counters["tun_bytes"] += size
+        return more
+
+    def _send(self, peer: Peer, packets: list[bytes]) -> None:
+        if self._ring is None:
+            self._put_out(peer, packets)
+            return
+        channel = self._channel(self._ring, peer)
+        self._put_out(peer, channel.seal(packets, time.monotonic()))
+        if channel.out:
+            self._flush(peer, channel)
+
+    def _channel(self, ring: Keyring, peer: Peer) -> Channel:
+        if peer.channel is None:
+            peer.channel = ring.channel(self.public.get(len(peer.packed), b""), peer.packed)
+        return peer.channel
+
+    def _flush(self, peer: Peer, channel: Channel) -> None:
+        out, channel.out = channel.out, []
+        self._put_out(peer, out)
+
+    def _put_out(self, peer: Peer, datagrams: Sequence[bytes]) -> None:
+        sock = self.sockets.get(len(peer.packed))
+        if sock is None:
+            self.drops["no_socket"] += len(datagrams)
+            return
+        address = peer.address, peer.port
+        one_by_one = peer.whole and peer.whole > time.monotonic()
+        for piece in [[each] for each in datagrams] if one_by_one else pieces(datagrams):
+            try:
+                send_piece(sock, piece, address)
+            except OSError as error:
+                if len(piece) > 1 and error.errno in {*TOO_LARGE, errno.EIO, errno.EOPNOTSUPP}:
+                    peer.whole = time.monotonic() + TRY_AGAIN_S
+                    self._put_out(peer, piece)
+                else:
+                    name = errno.errorcode.get(error.errno or 0, "unknown").lower()
+                    self.drops[f"send_{name}"] += len(piece)
+
+    # in
+
+    def from_socket(self, sock: socket.socket) -> bool:
+        """One burst; whether there may be more."""
+        done = 0
+        while done < BURST:
+            try:
+                size, control, flags, sender = sock.recvmsg_into([self._buffer], 64)
+            except BlockingIOError:
+                return False
+            except OSError as error:  # of an earlier datagram we sent
+                self.drops[f"receive_{errno.errorcode.get(error.errno or 0, 'unknown').lower()}"] += 1
+                return True
+            step = segment_size(control, size) or 1
+            count = -(-size // step) or 1
+            done += count
+            peer = self.table.peers.get(sender[0])
+            if peer is None:
+                self.drops["stranger"] += count
+            elif flags & socket.MSG_TRUNC:
+                self.drops["malformed"] += count
+            else:
+                self._take(peer, size, step)
+        return True
+
+    def _take(self, peer: Peer, size: int, step: int) -> None:
+        """All datagrams of one call, from one peer."""
+        view, ring = self._view, self._ring
+        if not size:
+            self.drops["malformed"] += 1
+            return
+        if ring is None:
+            for start in range(0, size, step):
+                self._deliver(peer, bytes(view[start : min(start + step, size)]))
+            return
+        now = time.monotonic()
+        channel = self._channel(ring, peer)
+        for start in range(0, size, step):
+            packet = ring.receive(channel, bytes(view[start : min(start + step, size)]), now)
+            if packet is not None:
+                self._deliver(peer, packet)
+        if channel.out:
+            self._flush(peer, channel)
+
+    def _deliver(self, peer: Peer, packet: bytes) -> None:
+        """One packet into the device."""
+        size = len(packet)
+        version = packet[0] >> 4 if packet else 0
+        if version == 4 and size >= 20 and packet[2] << 8 | packet[3] == size:
+            sender = packet[12:16]
+        elif version == 6 and size >= 40 and (packet[4] << 8 | packet[5]) + 40 == size:
+            sender = packet[8:24]
+        else:
+            self.drops["malformed"] += 1
+            return
+        if self.table.owner(sender) is not peer:
+            self.drops["foreign_sender"] += 1
+            return
+        try:
+            os.write(self._tun, packet)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise DeviceGoneError from None
+            self.drops[f"device_{errno.errorcode.get(error.errno or 0, 'unknown').lower()}"] += 1
+            return
+        self.counters["udp_packets"] += 1
+        self.counters["udp_bytes"] += size
