@@ -29,6 +29,7 @@ COMMANDS = {
         "pycni_bgp.cli_bgp",
         "BGP of this node: sessions, what is announced to whom and why not, learned routes",
     ),
+    "wireguard": ("pycni.cli_wireguard", "this node's WireGuard key: show it, have it changed"),
     "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 

@@ -81,11 +81,11 @@ class FabricSync:
         return self._driver.read(names).links
 
     def take_secrets(self, secrets: WireguardSecrets | UdpSecrets) -> None:
-        """What WireGuard devices, or the udp forwarder's, need; before any is wanted."""
+        """What WireGuard devices, or the udp forwarder's, need; before any is wanted. A new key is in them at once."""
         if isinstance(secrets, UdpSecrets):
             self._driver.udp.secrets = secrets
         else:
-            self._driver.wireguard.secrets = secrets
+            self._driver.wireguard.take(secrets)
 
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
         """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""

@@ -1,7 +1,12 @@
-"""This node's WireGuard key: made once, kept in a file of ours alone, never in a log.
+"""This node's WireGuard key: made once, kept in a file of ours alone, changed by rotation, never in a log.
 
 Life: ``<state-dir>/wireguard.key`` holds the private key as ``wg genkey`` writes it, mode 0600. Its public half goes
-into our lease; a node that loses the file makes a new key and publishes that. All functions block.
+into our lease; a node that loses the file makes a new key and publishes that.
+
+Rotation: ``begin`` puts the following key beside, into ``wireguard.key.next``. From then on its public half is what we
+publish, while the device goes on with the key in force. As soon as our lease says the following one, ``keys`` makes it
+the one in force. So nothing changes while nobody can be told, and whatever ends us in between is gone on with by the
+next life. All functions block.
 """
 
 from __future__ import annotations
@@ -9,25 +14,56 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from typing import NamedTuple
 
 from pycni.errors import ConfigError
 from pycni.model.wireguard import Secret, WireguardSecrets, key_text, parse_key
 
 log = logging.getLogger("pycni.network")
 
-KEY_FILE, SOCKETS = "wireguard.key", "wireguard"
+KEY_FILE, NEXT_FILE, SOCKETS = "wireguard.key", "wireguard.key.next", "wireguard"
 
 
-def secrets(state_dir: str, psk: Secret | None) -> WireguardSecrets:
-    """Our keys, made when there are none. Raises ConfigError naming the file, never what is in it."""
+class Keys(NamedTuple):
+    """What is in force, and what follows."""
+
+    secrets: WireguardSecrets
+    following: bytes
+    """Public half of the following key; b"" while none is to follow."""
+    made: float
+    """When the key in force was made, in seconds since the epoch."""
+
+
+def keys(state_dir: str, psk: Secret | None, published: bytes) -> Keys:
+    """Our keys, made when there are none. Raises ConfigError naming the file, never what is in it.
+
+    ``published``: the public key our lease says, as far as known; is it the following one's, that is in force.
+    """
     path = os.path.join(state_dir, KEY_FILE)
+    beside = os.path.join(state_dir, NEXT_FILE)
     try:
+        following = _read(beside)
+        if following is not None and public_key(following) == published:
+            os.rename(beside, path)
+            log.info("%s: WireGuard key %s is in force", path, key_text(published))
+            following = None
         private = _read(path) or _make(path)
+        made = os.stat(path).st_mtime
     except OSError as error:
         raise ConfigError("wireguard key", "file", path, error.strerror or str(error)) from None
-    return WireguardSecrets(
+    secrets = WireguardSecrets(
         public_key=public_key(private), private_key=private, psk=psk, folder=os.path.join(state_dir, SOCKETS)
     )
+    return Keys(secrets, public_key(following) if following is not None else b"", made)
+
+
+def begin(state_dir: str) -> bytes:
+    """Have a new key follow, unless one is to follow already; its public half. Raises ConfigError."""
+    path = os.path.join(state_dir, NEXT_FILE)
+    try:
+        return public_key(_read(path) or _make(path))
+    except OSError as error:
+        raise ConfigError("wireguard key", "file", path, error.strerror or str(error)) from None
 
 
 def public_key(private: Secret) -> bytes:

@@ -61,32 +61,34 @@ async def wire(context: Context) -> Tasks:
         network = _network(context, leases, store)
         # The fabric first: while the kernel takes its entries there is time for the rest.
         tasks |= {"network": network.run()}
-    if FOLLOWING.intersection(settings.components):
-        try:
-            tasks |= await _following(context, store, client, network, listeners, gates)
-        except BaseException:
-            _drop(tasks)
-            raise
+    routes: dict[str, AsyncHandler] = network.routes() if network is not None else {}
+    try:
+        if FOLLOWING.intersection(settings.components):
+            tasks |= await _following(context, store, client, network, listeners, gates, routes)
+        await _serve_control(context, routes)
+    except BaseException:
+        _drop(tasks)
+        raise
     if network is not None:
         tasks |= {"cni": _serve_cni(context, network, listeners, gates)}
     return tasks
 
 
-async def _following(  # noqa: PLR0917 - the last two collect
+async def _following(  # noqa: PLR0917 - the last three collect
     context: Context,
     store: Store,
     client: KubeClient | None,
     network: NetworkComponent | None,
     listeners: list[Callable[[EndpointStore], None]],
     gates: list[EndpointGate],
+    routes: dict[str, AsyncHandler],
 ) -> Tasks:
-    """The components that follow objects of Kubernetes, and the socket they answer pycnictl at."""
+    """The components that follow objects of Kubernetes; ``routes`` gets what they answer pycnictl."""
     from pycni.agent import wiring_bgp, wiring_policy, wiring_proxy, wiring_sources  # noqa: PLC0415
 
     components = context.settings.components
     needs = wiring_sources.Needs()
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
-    routes: dict[str, AsyncHandler] = {}
     podnet = network.podnet if network is not None else None
     try:
         if "proxy" in components:
@@ -101,7 +103,6 @@ async def _following(  # noqa: PLR0917 - the last two collect
             made, answers = await wiring_bgp.make(context, store, needs, podnet)
             tasks |= made
             routes |= answers
-        await _serve_control(context, routes)
     except BaseException:
         _drop(tasks)
         raise

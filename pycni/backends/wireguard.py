@@ -56,7 +56,7 @@ class Wireguard:
         families = _underlays(node, conf)
         if not node.wireguard_key:
             raise ConfigError(f"node {node.name}", "wireguard key", None, "no key was made")
-        data = msgspec.json.encode({"PublicKey": key_text(node.wireguard_key)})
+        data = msgspec.json.encode({"PublicKey": key_text(node.following_key or node.wireguard_key)})
         return LeaseAttrs(
             public_ip=node.public_ip if Family.V4 in families else None,
             public_ipv6=node.public_ipv6 if Family.V6 in families else None,
@@ -91,7 +91,7 @@ class Wireguard:
         if isinstance(found, Refusal):
             return found
         key, port = found
-        if key == site.node.wireguard_key:
+        if key in {site.node.wireguard_key, site.node.following_key}:
             return Refusal(f"its PublicKey {key_text(key)} is this node's own")
         conf, net = site.conf.backend, subnet_of(lease, family)
         device = _device(site.conf, family)
@@ -133,6 +133,15 @@ def _data(data: bytes | None) -> tuple[bytes, int] | Refusal:
     if not 0 <= found.port <= 65535:
         return Refusal(f"its Port {found.port} is no UDP port")
     return key, found.port
+
+
+def published_key(attrs: LeaseAttrs) -> bytes:
+    """The public key a lease says, be it that of a node between two backends; b"" when it says none."""
+    ours = attrs.by(Wireguard.name)
+    if ours is None:
+        return b""
+    found = _data(ours.backend_data or ours.backend_v6_data)
+    return b"" if isinstance(found, Refusal) else found[0]
 
 
 def _device(conf: NetConf, family: Family) -> str:

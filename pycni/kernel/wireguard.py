@@ -41,11 +41,12 @@ class Wireguard:
 
     def __init__(self, home: Home) -> None:
         self.secrets: WireguardSecrets | None = None
-        """Given before devices are wanted."""
+        """Given before devices are wanted, and again for another key (``take``)."""
         self._home = home
         self._sock: NetlinkSocket | None = None
         self._family = 0
         self._kinds: dict[str, str] = {}
+        self._ports: dict[str, int] = {}
         self._set: dict[WireguardKey, WireguardPeer] = {}
         """Peers as we last set or read them."""
 
@@ -54,6 +55,21 @@ class Wireguard:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+    def take(self, secrets: WireguardSecrets) -> None:
+        """Go by these keys. A new private key is in the devices on return: peers are about to go by it.
+
+        Sessions of the old one are still received by; what is sent waits for the next handshake. Where a device cannot
+        be set, the pass that follows fails by it.
+        """
+        before, self.secrets = self.secrets, secrets
+        if before is None or before.private_key == secrets.private_key:
+            return
+        for name, port in self._ports.items():
+            try:
+                self._set_device(name, port)
+            except KernelError as exc:
+                log.warning("%s keeps its old key for now: %s", name, exc)
 
     # devices
 
@@ -80,6 +96,7 @@ class Wireguard:
     ) -> tuple[WireguardLink, dict[WireguardKey, WireguardPeer]]:
         self._kinds[link.name] = link.kind
         info = self._info(link.name)
+        self._ports[link.name] = info.port
         secrets = self.secrets
         known = secrets is not None and info.private_key == secrets.private_key
         device = WireguardLink(
@@ -124,19 +141,22 @@ class Wireguard:
             log.info("%s is served by %s: this kernel has no WireGuard", desired.name, wireguard_go.PROGRAM)
 
     def _configure(self, desired: WireguardLink) -> None:
-        secrets = self._need_secrets(desired.name)
-        if secrets.public_key != desired.public_key:
+        if self._need_secrets(desired.name).public_key != desired.public_key:
             raise KernelError(errno.EKEYREJECTED, "set WireGuard device", desired.name, "not the key we have")
-        key, port = secrets.private_key, desired.port
-        if self._kinds[desired.name] == WIREGUARD:
+        self._set_device(desired.name, desired.port)
+
+    def _set_device(self, name: str, port: int) -> None:
+        secrets = self._need_secrets(name)
+        if self._kinds[name] == WIREGUARD:
             sock, family = self._netlink()
-            sock.request(
-                wire.set_device(family, desired.name, key, port), "set WireGuard device", desired.name
-            )
+            message = wire.set_device(family, name, secrets.private_key, port)
+            sock.request(message, "set WireGuard device", name)
         else:
-            [error] = wireguard_go.send(secrets.folder, desired.name, [wire.set_device_text(key, port)])
+            text = wire.set_device_text(secrets.private_key, port)
+            [error] = wireguard_go.send(secrets.folder, name, [text])
             if error is not None:
                 raise error
+        self._ports[name] = port
 
     # peers
 
@@ -147,13 +167,35 @@ class Wireguard:
             earlier = self._set.get(key)
             replace = earlier is None or bool(set(earlier.allowed) - set(peer.allowed))
             jobs.append((key, (self._wanted(key, peer), replace)))
-        failed = self._each(
+        self._greet(jobs)
+        failed = self._put(jobs)
+        self._set.update({key: peer for key, peer in peers.items() if key not in failed})
+        return failed
+
+    def _put(
+        self, jobs: Sequence[tuple[WireguardKey, tuple[wire.PeerInfo, bool]]]
+    ) -> dict[WireguardKey, KernelError]:
+        return self._each(
             jobs,
             lambda family, key, job: wire.set_peer(family, key.device, job[0], replace=job[1]),
             lambda _key, job: wire.set_peer_text(job[0], replace=job[1]),
         )
-        self._set.update({key: peer for key, peer in peers.items() if key not in failed})
-        return failed
+
+    def _greet(self, jobs: Sequence[tuple[WireguardKey, tuple[wire.PeerInfo, bool]]]) -> None:
+        """Have a node with a new key answered at once: its packets wait for a session, and it cannot begin one.
+
+        A peer that takes over an earlier one's networks is first made with a keepalive, which has WireGuard send
+        right now; setting it as it is wanted, as is done next, takes that away. What fails here fails there again.
+        """
+        taken: dict[tuple[str, tuple[bytes, int]], WireguardKey] = {
+            (key.device, net): key for key, peer in self._set.items() for net in peer.allowed
+        }
+        heirs = []
+        for key, (info, replace) in jobs:
+            holders = {taken.get((key.device, net), key) for net in info.allowed}
+            if key not in self._set and holders != {key} and not info.keepalive_s:
+                heirs.append((key, (info._replace(keepalive_s=1), replace)))
+        self._put(heirs)
 
     def remove(self, keys: Iterable[WireguardKey]) -> dict[WireguardKey, KernelError]:
         """Remove peers; missing ones, and those of a device that is gone, are success. Returns what failed."""

@@ -42,6 +42,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     macs: Mapping[str, bytes] = {}
     wireguard_key: bytes = b""
     """Our public key, in networks that need one (see agent.wireguard_key)."""
+    following_key: bytes = b""
+    """The one that peers are to go by from now on, while the key is changed."""
 
     def public(self, family: Family) -> Address | None:
         """The address published to peers."""

@@ -166,6 +166,51 @@ def test_networks_are_replaced_only_when_one_went(second, expected):
     assert replaced(Host(), one(), second) is expected
 
 
+@pytest.mark.parametrize(("keepalive_s", "greeted"), [(0, True), (25, False)], ids=["off", "on"])
+def test_a_peer_with_another_key_is_greeted_and_then_as_wanted(keepalive_s, greeted):
+    """A new peer's first keepalive is sent at once (wg_set_device), so one that is on needs no more."""
+
+    def state(*holders: int) -> FabricState:
+        peers = {
+            WireguardKey("flannel-wg", bytes([holder]) * 32): WireguardPeer(
+                bytes([192, 0, 2, number]), 51820, (subnet(number),), keepalive_s
+            )
+            for number, holder in enumerate(holders, 2)
+        }
+        return msgspec.structs.replace(one(), wireguard=peers)
+
+    host = Host()
+    with host.driver() as driver:
+        driver.apply(state(7), driver.read())
+        host.wireguard.touched.clear()
+        assert driver.apply(state(8, 9), state(7)) == []
+    eight, nine, seven = (bytes([number]) * 32 for number in (8, 9, 7))
+    assert host.wireguard.touched == [eight] * greeted + [eight, nine, seven]
+    assert host.state() == state(8, 9)
+
+
+def test_a_new_private_key_is_in_the_devices_at_once_and_one_that_cannot_be_set_by_the_next_pass():
+    host = Host()
+    both = msgspec.structs.replace(
+        one(), links={name: msgspec.structs.replace(one().links["flannel-wg"], name=name) for name in NAMES}
+    )
+    following = msgspec.structs.replace(SECRETS, public_key=b"\5" * 32, private_key=Secret(b"\6" * 32))
+    with host.driver() as driver:
+        driver.apply(both, driver.read())
+        host.wireguard.fail_at = {host.wireguard._count + 1: errno.EBUSY}
+        driver.wireguard.take(following)
+        keys = {name: device[0] for name, device in host.wireguard.devices.items()}
+        assert set(keys.values()) == {SECRETS.private_key, following.private_key}
+        links = {
+            name: msgspec.structs.replace(link, public_key=following.public_key)
+            for name, link in both.links.items()
+        }
+        wanted = msgspec.structs.replace(both, links=links)
+        assert driver.apply(wanted, driver.read(links.keys())) == []
+        assert {device[0] for device in host.wireguard.devices.values()} == {following.private_key}
+        assert driver.read() == wanted
+
+
 def test_a_peer_that_moved_and_was_heard_of_is_where_it_says(monkeypatch):
     host = Host()
     with host.driver() as driver:

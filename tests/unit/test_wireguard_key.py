@@ -1,15 +1,23 @@
-"""The node's WireGuard key: one file, ours alone, made once."""
+"""The node's WireGuard key: one file, ours alone, made once, changed when the lease says the following one."""
 
 import base64
 import logging
+import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
-from pycni.agent.wireguard_key import secrets
+from pycni.agent.wireguard_key import begin, keys
+from pycni.agent.wireguard_rotate import DELAY_S, KeyRotation
 from pycni.errors import ConfigError
 from pycni.model.wireguard import Secret, key_text
+from tests.unit.fabric_world import by_key, lease, wg_key
+
+
+def secrets(folder, psk):
+    return keys(folder, psk, b"").secrets
 
 
 def test_a_key_is_made_once_with_its_public_half_as_wg_computes_it(tmp_path):
@@ -67,3 +75,75 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path, monkeypatc
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"install pycni\[wireguard\]"):
         secrets(str(tmp_path), None)
+
+
+def test_a_following_key_is_in_force_once_the_lease_says_it(tmp_path):
+    folder = str(tmp_path)
+    first = secrets(folder, None)
+    following = begin(folder)
+    assert begin(folder) == following, "one at a time"
+    for published in (b"", first.public_key, bytes(32)):
+        found = keys(folder, None, published)
+        assert (found.secrets, found.following) == (first, following)
+    found = keys(folder, None, following)
+    assert (found.secrets.public_key, found.following) == (following, b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["wireguard.key"]
+    assert (tmp_path / "wireguard.key").stat().st_mode & 0o777 == 0o600
+    assert keys(folder, None, following).secrets == found.secrets
+
+
+@pytest.mark.parametrize(("age_h", "due"), [(23.9, False), (24.1, True), (-24.1, True)])
+def test_a_key_is_due_by_its_age_whatever_the_clock_does(tmp_path, age_h, due):
+    folder, now = str(tmp_path), 1_800_000_000.0
+    secrets(folder, None)
+    os.utime(tmp_path / "wireguard.key", (now, now))
+    rotation = KeyRotation(folder, "n1", 24 * 3600, clock=lambda: now + age_h * 3600)
+    before = rotation.take(None, b"")
+    assert not before.following
+    same = rotation.inputs(b"") == (b"", False)
+    assert same is not due
+    assert bool(rotation.take(None, b"").following) is due
+    assert rotation.inputs(b"") == (b"", False), "one is under way"
+    assert rotation.status.following == key_text(begin(folder)) if due else not rotation.status.following
+
+
+def rekeyed(number, key, families="4"):
+    found = lease(number, families, "wireguard")
+    data = msgspec.json.encode({"PublicKey": key_text(key)})
+    attrs = msgspec.structs.replace(
+        found.attrs, backend_data=data, backend_v6_data=data if "6" in families else None
+    )
+    return msgspec.structs.replace(found, attrs=attrs)
+
+
+def test_a_peer_with_another_key_is_as_it_was_for_a_moment(tmp_path):
+    rotation = KeyRotation(str(tmp_path), "n1", 0)
+    old = by_key(rekeyed(2, wg_key(2)), rekeyed(3, wg_key(3)))
+    assert rotation.held_back(old, 100.0) == (old, 0.0)
+    new = old | by_key(rekeyed(2, wg_key(7)), rekeyed(4, wg_key(4)))
+    expected = new | by_key(rekeyed(2, wg_key(2)))
+    assert rotation.held_back(new, 200.0) == (expected, pytest.approx(DELAY_S))
+    found, wait_s = rotation.held_back(new, 200.0 + DELAY_S / 2)
+    assert (found, round(wait_s, 6)) == (expected, DELAY_S / 2)
+    again = new | by_key(rekeyed(2, wg_key(8)))
+    assert rotation.held_back(again, 200.0 + DELAY_S) == (again, 0.0), "counted from the first change"
+    assert rotation.held_back(new, 300.0)[1] == pytest.approx(DELAY_S)
+
+
+@pytest.mark.parametrize("change", ["gone", "other backend", "other address", "both families"])
+def test_other_changes_of_leases_do_not_wait(tmp_path, change):
+    rotation = KeyRotation(str(tmp_path), "n1", 0)
+    families = "46" if change == "both families" else "4"
+    old = rekeyed(2, wg_key(2), families)
+    rotation.held_back(by_key(old), 1.0)
+    new = {
+        "gone": {},
+        "other backend": by_key(lease(2, kind="vxlan")),
+        "other address": by_key(
+            msgspec.structs.replace(
+                old, attrs=msgspec.structs.replace(old.attrs, public_ip=lease(9).attrs.public_ip)
+            )
+        ),
+        "both families": by_key(rekeyed(2, wg_key(2), families)),
+    }[change]
+    assert rotation.held_back(new, 2.0) == (new, 0.0)
