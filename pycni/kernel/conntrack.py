@@ -38,7 +38,7 @@ from pycni.wire.netlink import (
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ZONE, _FILTER = 1, 2, 18, 25
+TUPLE_ORIG, TUPLE_REPLY, _ZONE, _FILTER = 1, 2, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCE = {Family.V4: 1, Family.V6: 3}
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
@@ -83,15 +83,15 @@ def flows(sock: NetlinkSocket, family: Family, protocol: int, port: int) -> list
     proto = nested(_TUPLE_PROTO, attr_u8(_PROTO_NUM, protocol), attr_be16(_PROTO_DST_PORT, port))
     flags = attr_u32(_FILTER_ORIG_FLAGS, _BY_PROTO_NUM | _BY_PROTO_DST_PORT)
     body = (
-        _head(family) + nested(_TUPLE_ORIG, proto) + nested(_FILTER, flags, attr_u32(_FILTER_REPLY_FLAGS, 0))
+        _head(family) + nested(TUPLE_ORIG, proto) + nested(_FILTER, flags, attr_u32(_FILTER_REPLY_FLAGS, 0))
     )
     found = []
     for answer in sock.dump(message(_GET, 0, body), "list connections", f"to port {port}"):
         attrs = parse_attrs(answer.payload, 4)
-        number, original = _tuple(attrs[_TUPLE_ORIG], family)
+        number, original = _tuple(attrs[TUPLE_ORIG], family)
         if number == protocol and original.target_port == port:
             zone = _PORT.unpack(attrs[_ZONE])[0] if _ZONE in attrs else 0
-            found.append(Flow(original, _tuple(attrs[_TUPLE_REPLY], family)[1], zone))
+            found.append(Flow(original, _tuple(attrs[TUPLE_REPLY], family)[1], zone))
     return found
 
 
@@ -102,7 +102,7 @@ def forget(family: Family, protocol: int, port: int, stale: Callable[[Flow], boo
         for flow in flows(sock, family, protocol, port):
             if not stale(flow):
                 continue
-            body = _head(family) + _encode(family, protocol, flow.original)
+            body = _head(family) + encode_tuple(TUPLE_ORIG, family, protocol, flow.original)
             if flow.zone:
                 body += attr_be16(_ZONE, flow.zone)
             try:
@@ -148,7 +148,7 @@ def forget_host(addresses: Collection[bytes]) -> int:
             for listing in _listings(family, hosts):
                 for answer in sock.each(listing):
                     attrs = parse_attrs(answer.payload, 4)
-                    original, reply = (_tuple(attrs[kind], family)[1] for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
+                    original, reply = (_tuple(attrs[kind], family)[1] for kind in (TUPLE_ORIG, TUPLE_REPLY))
                     if not hosts.isdisjoint((original.source, original.target, reply.source)):
                         doomed[_deletion(answer.payload)] = None
         results = sock.batch(list(doomed), "forget connections", "of a host")
@@ -165,9 +165,9 @@ def _listings(family: Family, hosts: Collection[bytes]) -> Iterator[bytes]:
         yield message(_GET, 0, _head(family))
         return
     for host in hosts:
-        for which, end in ((_TUPLE_ORIG, 0), (_TUPLE_ORIG, 1), (_TUPLE_REPLY, 0)):
+        for which, end in ((TUPLE_ORIG, 0), (TUPLE_ORIG, 1), (TUPLE_REPLY, 0)):
             flags = {_FILTER_ORIG_FLAGS: 0, _FILTER_REPLY_FLAGS: 0}
-            flags[_FILTER_ORIG_FLAGS if which == _TUPLE_ORIG else _FILTER_REPLY_FLAGS] = _BY_IP_SOURCE << end
+            flags[_FILTER_ORIG_FLAGS if which == TUPLE_ORIG else _FILTER_REPLY_FLAGS] = _BY_IP_SOURCE << end
             chosen = nested(_FILTER, *(attr_u32(kind, value) for kind, value in flags.items()))
             place = nested(which, nested(_TUPLE_IP, attr(_IP_SOURCE[family] + end, host)))
             yield message(_GET, 0, _head(family) + place + chosen)
@@ -195,7 +195,7 @@ def _listing(family: Family, protocol: int, port: int | None) -> bytes:
         proto.append(attr_be16(_PROTO_DST_PORT, port))
         flags |= _BY_PROTO_DST_PORT
     chosen = nested(_FILTER, attr_u32(_FILTER_ORIG_FLAGS, flags), attr_u32(_FILTER_REPLY_FLAGS, 0))
-    body = _head(family) + nested(_TUPLE_ORIG, nested(_TUPLE_PROTO, *proto)) + chosen
+    body = _head(family) + nested(TUPLE_ORIG, nested(_TUPLE_PROTO, *proto)) + chosen
     return message(_GET, 0, body)
 
 
@@ -203,7 +203,7 @@ class _Layout(NamedTuple):
     """The two tuples as the kernel lays them out (ctnetlink_dump_tuples), for reading without walking attributes."""
 
     original: bytes
-    """Header of CTA_TUPLE_ORIG."""
+    """Header of CTATUPLE_ORIG."""
     reply: bytes
     reply_at: int
     ends: struct.Struct
@@ -218,7 +218,7 @@ def _layout(family: Family) -> _Layout:
         f">{4 + 4 + 4 + size + 4}x{size}s4x4xB3x8x4xH2x{4 + 4 + 4}x{size}s{4 + size}x4x8x4xH2x"
     )
     return _Layout(
-        _HEADER.pack(one, _TUPLE_ORIG | 0x8000), _HEADER.pack(one, _TUPLE_REPLY | 0x8000), 4 + one, ends
+        _HEADER.pack(one, TUPLE_ORIG | 0x8000), _HEADER.pack(one, TUPLE_REPLY | 0x8000), 4 + one, ends
     )
 
 
@@ -233,15 +233,15 @@ def _ends(payload: bytes, family: Family) -> tuple[int, bytes, int, bytes, int]:
         target, protocol, target_port, source, source_port = layout.ends.unpack_from(payload, 4)
         return protocol, target, target_port, source, source_port
     attrs = parse_attrs(payload, 4)
-    protocol, original = _tuple(attrs[_TUPLE_ORIG], family)
-    reply = _tuple(attrs[_TUPLE_REPLY], family)[1]
+    protocol, original = _tuple(attrs[TUPLE_ORIG], family)
+    reply = _tuple(attrs[TUPLE_REPLY], family)[1]
     return protocol, original.target, original.target_port, reply.source, reply.source_port
 
 
 def _deletion(payload: bytes) -> bytes:
     """The message that deletes a connection as listed: same family, original tuple, zone."""
     attrs = parse_attrs(payload, 4)
-    body = bytes((payload[0], 0, 0, 0)) + nested(_TUPLE_ORIG, attrs[_TUPLE_ORIG])
+    body = bytes((payload[0], 0, 0, 0)) + nested(TUPLE_ORIG, attrs[TUPLE_ORIG])
     if _ZONE in attrs:
         body += attr(_ZONE, attrs[_ZONE])
     return message(_DELETE, 0, body)
@@ -251,10 +251,11 @@ def _head(family: Family) -> bytes:
     return bytes((family, 0, 0, 0))
 
 
-def _encode(family: Family, protocol: int, flow: Tuple) -> bytes:
+def encode_tuple(which: int, family: Family, protocol: int, flow: Tuple) -> bytes:
+    """A direction of a connection as an attribute; ``which``: CTATUPLE_ORIG or CTATUPLE_REPLY."""
     source = _IP_SOURCE[family]
     return nested(
-        _TUPLE_ORIG,
+        which,
         nested(_TUPLE_IP, attr(source, flow.source), attr(source + 1, flow.target)),
         nested(
             _TUPLE_PROTO,

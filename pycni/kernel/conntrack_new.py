@@ -12,23 +12,20 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pycni.errors import KernelError
+from pycni.kernel.conntrack import TUPLE_ORIG, TUPLE_REPLY, Tuple, encode_tuple
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.family import Family
 from pycni.wire.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     attr,
-    attr_be16,
     attr_u8,
     message,
     nested,
 )
 
 _NEW = 1 << 8
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT = 1, 2, 3, 4, 7
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_IP_SOURCE = {Family.V4: 1, Family.V6: 3}
-_PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
+_STATUS, _PROTOINFO, _TIMEOUT = 3, 4, 7
 _SEEN_REPLY, _ASSURED, _CONFIRMED = 1 << 1, 1 << 2, 1 << 3
 _TCP, _TCP_STATE, _TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY = 1, 1, 4, 5
 _ESTABLISHED, _LIBERAL = 3, 1 << 3
@@ -61,12 +58,12 @@ def remember(sock: NetlinkSocket, connections: Iterable[Connection]) -> int:
 def _creation(item: Connection) -> bytes:
     family = Family.of_packed(item.source)
     status = _SEEN_REPLY | _ASSURED | _CONFIRMED
+    there = Tuple(item.source, item.target, item.source_port, item.target_port)
+    back = Tuple(item.target, item.source, item.target_port, item.source_port)
     body = (
         bytes((_FAMILY[family], 0, 0, 0))
-        + _tuple(_TUPLE_ORIG, item, family)
-        + _tuple(_TUPLE_REPLY, item._replace(
-            source=item.target, source_port=item.target_port, target=item.source, target_port=item.source_port
-        ), family)
+        + encode_tuple(TUPLE_ORIG, family, item.protocol, there)
+        + encode_tuple(TUPLE_REPLY, family, item.protocol, back)
         + attr(_STATUS, status.to_bytes(4, "big"))
         + attr(_TIMEOUT, item.seconds.to_bytes(4, "big"))
     )  # fmt: skip
@@ -75,17 +72,3 @@ def _creation(item: Connection) -> bytes:
         flags = attr(_TCP_FLAGS_ORIGINAL, lenient) + attr(_TCP_FLAGS_REPLY, lenient)
         body += nested(_PROTOINFO, nested(_TCP, attr_u8(_TCP_STATE, _ESTABLISHED), flags))
     return message(_NEW, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def _tuple(which: int, item: Connection, family: Family) -> bytes:
-    kind = _IP_SOURCE[family]
-    return nested(
-        which,
-        nested(_TUPLE_IP, attr(kind, item.source), attr(kind + 1, item.target)),
-        nested(
-            _TUPLE_PROTO,
-            attr_u8(_PROTO_NUM, item.protocol),
-            attr_be16(_PROTO_SRC_PORT, item.source_port),
-            attr_be16(_PROTO_DST_PORT, item.target_port),
-        ),
-    )

@@ -22,9 +22,9 @@ from pycni.kernel.nft_table import NftTable
 from pycni.policy.nft.layout import HOOKS, NEIGHBOURS, SIDES, VERSIONS, denial, version_of
 from pycni.policy.nft.rules import instructions
 from pycni.reconcile.delta import Delta
-from pycni.wire.nftmsg import Hook, add_chain, add_rule
-from pycni.wire.nftset import IPV4, IPV6, SetSpec, add_set
-from pycni.wire.nfttable import Schema
+from pycni.wire.nftmsg import Hook
+from pycni.wire.nftset import IPV4, IPV6, SetSpec
+from pycni.wire.nfttable import Schema, fixed_messages
 
 log = logging.getLogger("pycni.policy")
 
@@ -129,12 +129,8 @@ def _schema() -> Schema:
     names = {f"closed_{side}{version}": kinds[version] for side in SIDES.values() for version in VERSIONS}
     sets = {name: SetSpec(name, (kind,)) for name, kind in names.items()}
     chains = _chains()
-    fixed = [add_set(TABLE, spec, number) for number, spec in enumerate(sets.values(), 1)]
     hooks = {name: Hook(hook.kind, hook.number, hook.priority - 2) for name, hook in HOOKS.items()}
-    fixed += [add_chain(TABLE, name, hooks.get(name)) for name in chains]
-    fixed += [
-        add_rule(TABLE, name, instructions(rule), rule) for name, rules in chains.items() for rule in rules
-    ]
+    fixed = fixed_messages(TABLE, sets.values(), chains, hooks, instructions)
     return Schema(TABLE, GENERATION, _ROW, _CHAINS, sets, (), tuple(fixed), chains, instructions)
 
 

@@ -40,9 +40,9 @@ from functools import lru_cache
 from pycni.policy.base import LocalPod
 from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE
 from pycni.wire import nftexpr as x
-from pycni.wire.nftmsg import Hook, add_chain, add_rule
-from pycni.wire.nftset import IPV4, IPV6, Field, SetSpec, add_set
-from pycni.wire.nfttable import Schema
+from pycni.wire.nftmsg import Hook
+from pycni.wire.nftset import IPV4, IPV6, Field, SetSpec
+from pycni.wire.nfttable import Schema, fixed_messages
 
 TABLE = "pycni_guard"
 LAYOUT = "1"
@@ -242,14 +242,7 @@ def schema() -> Schema:
 
 
 def _fixed() -> Iterator[bytes]:
-    for number, spec in enumerate(SETS.values(), 1):
-        yield add_set(TABLE, spec, number)
-    chains = fixed_chains()
-    for name in chains:
-        yield add_chain(TABLE, name, HOOKS.get(name))
-    for name, rules in chains.items():
-        for rule in rules:
-            yield add_rule(TABLE, name, instructions(rule), rule)
+    return fixed_messages(TABLE, SETS.values(), fixed_chains(), HOOKS, instructions)
 
 
 # Instructions.

@@ -11,9 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pycni.wire.nftmsg import add_chain, add_rule, add_table, delete_chain, delete_table, flush_chain
+from pycni.wire.nftmsg import Hook, add_chain, add_rule, add_table, delete_chain, delete_table, flush_chain
 from pycni.wire.nftrange import add_range_rows, delete_range_rows
-from pycni.wire.nftset import Remembered, SetSpec, add_elements, add_remembered, delete_elements
+from pycni.wire.nftset import (
+    Remembered,
+    SetSpec,
+    add_elements,
+    add_remembered,
+    add_set,
+    delete_elements,
+)
 
 
 class Schema(NamedTuple):
@@ -143,6 +150,23 @@ class Retired:
     def forget(self) -> None:
         """The table was replaced or removed."""
         self._due.clear()
+
+
+def fixed_messages(
+    table: str,
+    sets: Iterable[SetSpec],
+    chains: Mapping[str, Sequence[str]],
+    hooks: Mapping[str, Hook],
+    instructions: Callable[[str], bytes],
+) -> Iterator[bytes]:
+    """Messages for sets, then chains (some hooked), then their rules: for ``Schema.fixed``."""
+    for number, spec in enumerate(sets, 1):
+        yield add_set(table, spec, number)
+    for name in chains:
+        yield add_chain(table, name, hooks.get(name))
+    for name, rules in chains.items():
+        for rule in rules:
+            yield add_rule(table, name, instructions(rule), rule)
 
 
 def build(schema: Schema, memories: Mapping[str, Sequence[Remembered]]) -> Iterator[bytes]:

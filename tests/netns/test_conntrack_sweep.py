@@ -26,7 +26,7 @@ def pack(text):
 
 def entry(family, original, reply, zone=0):
     def tuple_as(kind, value):
-        whole = conntrack._encode(family, UDP, value)
+        whole = conntrack.encode_tuple(conntrack.TUPLE_ORIG, family, UDP, value)
         return struct.pack("=HH", len(whole), kind | 0x8000) + whole[4:]
 
     body = bytes((family, 0, 0, 0)) + tuple_as(1, original) + tuple_as(CTA_REPLY, reply)

@@ -14,9 +14,7 @@ from pycni.policy.nft.layout import (
     row_sets,
 )
 from pycni.policy.nft.rules import instructions
-from pycni.wire.nftmsg import add_chain, add_rule
-from pycni.wire.nftset import add_set
-from pycni.wire.nfttable import Schema
+from pycni.wire.nfttable import Schema, fixed_messages
 
 
 def schema() -> Schema:
@@ -35,11 +33,4 @@ def schema() -> Schema:
 
 
 def _fixed() -> Iterator[bytes]:
-    for number, spec in enumerate(row_sets().values(), 1):
-        yield add_set(TABLE, spec, number)
-    chains = fixed_chains()
-    for name in chains:
-        yield add_chain(TABLE, name, HOOKS.get(name))
-    for name, rules in chains.items():
-        for rule in rules:
-            yield add_rule(TABLE, name, instructions(rule), rule)
+    return fixed_messages(TABLE, row_sets().values(), fixed_chains(), HOOKS, instructions)
