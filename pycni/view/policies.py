@@ -27,7 +27,7 @@ from pycni.view.policy_apart import apart
 from pycni.view.policy_groups import Groups
 from pycni.view.policy_index import Wanting
 from pycni.view.policy_pods import Census, Kind, Known, packed
-from pycni.view.policy_rules import ClusterSection, Match, Section, cluster_section, section
+from pycni.view.policy_rules import ClusterSection, Match, Named, Section, cluster_section, section
 from pycni.view.policy_stages import (
     ABSENT,
     CLOSED,
@@ -137,6 +137,14 @@ class PolicyView:
         known = self._census.of(key)
         some = () if known is None else known.addresses
         return tuple(item for item in some if self._census.holders.get(item) is known)
+
+    def members(self, group: str) -> Iterator[bytes]:
+        """The addresses in a group that policies here refer to."""
+        return self._groups.members(group)
+
+    def bearers(self, named: Named) -> Iterable[tuple[bytes, int]]:
+        """Addresses and numbers of the ports of a name."""
+        return self._groups.bearers(named)
 
     def claimants(self, address: bytes) -> Iterable[str]:
         """Keys of the pods whose objects have an address."""

@@ -6,7 +6,7 @@ of pods; from then on addresses that change hands are rows by their kind's group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from pycni.view.policy_index import Having, Wanting
@@ -71,6 +71,15 @@ class Groups:
                     self._drop(NAMES, named)
                     for address, port in self._bearers.get(named, ()):
                         self._drop(PORTS, (named, address, port))
+
+    def members(self, name: str) -> Iterator[bytes]:
+        """The addresses in a live group."""
+        for kind in self._kinds.get(name, ()):
+            yield from kind.addresses
+
+    def bearers(self, named: Named) -> Iterable[tuple[bytes, int]]:
+        """Addresses and numbers of the ports of a name."""
+        return self._bearers.get(named, ())
 
     def _start(self, group: Group, labels: Labels) -> None:
         self._groups[group.name] = group
