@@ -10,7 +10,7 @@ import socket
 import time
 
 from pycni.forwarder.control import Control
-from pycni.forwarder.paths import DeviceGoneError, Paths
+from pycni.forwarder.paths import LEAST_READ_BYTES, READ_BYTES, DeviceGoneError, Paths
 from pycni.forwarder.sockets import udp_socket
 from pycni.forwarder.table import put_all
 from pycni.wire import forwarder as wire
@@ -86,7 +86,7 @@ class Loop:
 
     def _state(self, *, whole: bool) -> wire.State:
         conf, paths, now = self._conf, self._paths, time.monotonic()
-        drops = {f"drop_{reason}": count for reason, count in sorted(paths.drops.items())}
+        drops = {f"drop_{reason}": count for reason, count in sorted(paths.drops.items()) if count}
         sessions = {
             peer.address: peer.channel.text(now) for peer in paths.table.peers.values() if peer.channel
         }
@@ -104,6 +104,7 @@ class Loop:
     def _configure(self, wanted: wire.Configure) -> None:
         """Other sockets, another key. What stays the same is not touched. Raises OSError; nothing changed then."""
         before = self._conf
+        self._paths.read_bytes = max(wanted.mtu, LEAST_READ_BYTES) if wanted.mtu else READ_BYTES
         if (wanted.port, wanted.local) != (before.port, before.local):
             self._bind(wanted)
         if (wanted.psk, wanted.public) != (before.psk, before.public) or not before.port:

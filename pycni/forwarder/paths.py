@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BURST = 128
 """Packets of one direction before the other one has its turn."""
-READ_BYTES = 65536
+READ_BYTES, LEAST_READ_BYTES = 65536, 2048
 TRY_AGAIN_S = 30.0
 """How long a peer's datagrams are sent one by one after a burst was refused."""
 
@@ -47,6 +47,8 @@ class Paths:
         """By length of an address."""
         self.public: dict[int, bytes] = {}
         """Own public address by its length."""
+        self.read_bytes = READ_BYTES
+        """How much to make room for when a packet is read; a longer one is cut off and comes to nothing."""
         self._ring: Keyring | None = None
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
@@ -89,9 +91,10 @@ class Paths:
         bursts: dict[Peer, list[bytes]] = {}
         more = True
         size = 0
+        tun, read, read_bytes, owner = self._tun, os.read, self.read_bytes, self.table.owner
         for _ in range(BURST):
             try:
-                packet = os.read(self._tun, READ_BYTES)
+                packet = read(tun, read_bytes)
             except BlockingIOError:
                 more = False
                 break
@@ -100,7 +103,7 @@ class Paths:
                     raise DeviceGoneError from None
                 more = False  # EIO: the device is down
                 break
-            peer = self.table.owner(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
+            peer = owner(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
             if peer is None:
                 self.drops["no_peer"] += 1
                 continue
@@ -148,8 +151,7 @@ class Paths:
                     peer.whole = time.monotonic() + TRY_AGAIN_S
                     self._put_out(peer, piece)
                 else:
-                    name = errno.errorcode.get(error.errno or 0, "unknown").lower()
-                    self.drops[f"send_{name}"] += len(piece)
+                    self.drops[f"send_{_name(error)}"] += len(piece)
 
     # in
 
@@ -162,7 +164,7 @@ class Paths:
             except BlockingIOError:
                 return False
             except OSError as error:  # of an earlier datagram we sent
-                self.drops[f"receive_{errno.errorcode.get(error.errno or 0, 'unknown').lower()}"] += 1
+                self.drops[f"receive_{_name(error)}"] += 1
                 return True
             step = segment_size(control, size) or 1
             count = -(-size // step) or 1
@@ -178,43 +180,51 @@ class Paths:
 
     def _take(self, peer: Peer, size: int, step: int) -> None:
         """All datagrams of one call, from one peer."""
-        view, ring = self._view, self._ring
+        view, ring = self._view[:size], self._ring
         if not size:
             self.drops["malformed"] += 1
             return
+        packets = [view[start : start + step].tobytes() for start in range(0, size, step)]
         if ring is None:
-            for start in range(0, size, step):
-                self._deliver(peer, bytes(view[start : min(start + step, size)]))
+            self._deliver(peer, packets)
             return
         now = time.monotonic()
         channel = self._channel(ring, peer)
-        for start in range(0, size, step):
-            packet = ring.receive(channel, bytes(view[start : min(start + step, size)]), now)
-            if packet is not None:
-                self._deliver(peer, packet)
+        opened = [ring.receive(channel, datagram, now) for datagram in packets]
+        self._deliver(peer, [packet for packet in opened if packet is not None])
         if channel.out:
             self._flush(peer, channel)
 
-    def _deliver(self, peer: Peer, packet: bytes) -> None:
-        """One packet into the device."""
-        size = len(packet)
-        version = packet[0] >> 4 if packet else 0
-        if version == 4 and size >= 20 and packet[2] << 8 | packet[3] == size:
-            sender = packet[12:16]
-        elif version == 6 and size >= 40 and (packet[4] << 8 | packet[5]) + 40 == size:
-            sender = packet[8:24]
-        else:
-            self.drops["malformed"] += 1
-            return
-        if self.table.owner(sender) is not peer:
-            self.drops["foreign_sender"] += 1
-            return
-        try:
-            os.write(self._tun, packet)
-        except OSError as error:
-            if error.errno == errno.EBADFD:
-                raise DeviceGoneError from None
-            self.drops[f"device_{errno.errorcode.get(error.errno or 0, 'unknown').lower()}"] += 1
-            return
-        self.counters["udp_packets"] += 1
-        self.counters["udp_bytes"] += size
+    def _deliver(self, peer: Peer, packets: Sequence[bytes]) -> None:
+        """Packets into the device."""
+        tun, owner, write = self._tun, self.table.owner, os.write
+        delivered = bytes_delivered = 0
+        for packet in packets:
+            size = len(packet)
+            version = packet[0] >> 4
+            if version == 4 and size >= 20 and packet[2] << 8 | packet[3] == size:
+                sender = packet[12:16]
+            elif version == 6 and size >= 40 and (packet[4] << 8 | packet[5]) + 40 == size:
+                sender = packet[8:24]
+            else:
+                self.drops["malformed"] += 1
+                continue
+            if owner(sender) is not peer:
+                self.drops["foreign_sender"] += 1
+                continue
+            try:
+                write(tun, packet)
+            except OSError as error:
+                if error.errno == errno.EBADFD:
+                    raise DeviceGoneError from None
+                self.drops[f"device_{_name(error)}"] += 1
+                continue
+            delivered += 1
+            bytes_delivered += size
+        self.counters["udp_packets"] += delivered
+        self.counters["udp_bytes"] += bytes_delivered
+
+
+def _name(error: OSError) -> str:
+    """ENOBUFS as "enobufs"."""
+    return errno.errorcode.get(error.errno or 0, "unknown").lower()

@@ -106,7 +106,7 @@ class Udp:
         psk = secrets.psk.value if secrets.psk is not None else None
         if wire.fingerprint(psk) != desired.psk:
             raise KernelError(errno.EKEYREJECTED, "configure forwarder", desired.name, "not the key we have")
-        request = wire.Configure(desired.port, desired.local, desired.public, psk)
+        request = wire.Configure(desired.port, desired.local, desired.public, psk, desired.mtu)
         [state] = udp_forwarder.send(secrets.folder, desired.name, [request])
         _check(state, "configure forwarder", desired.name)
 

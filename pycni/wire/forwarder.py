@@ -46,6 +46,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     public: tuple[bytes, ...]
     """The same as peers know them."""
     psk: bytes | None = None
+    mtu: int = 0
+    """The device's packets are not longer; 0: unknown."""
 
     def __repr__(self) -> str:
         return f"Configure({self.port}, {self.local}, {self.public}, ...)"
