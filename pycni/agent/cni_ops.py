@@ -226,7 +226,7 @@ class CniOps:
             )
             self._endpoints.put(endpoint)
             for gate in self._gates:
-                gate.admit(endpoint)
+                gate.admit(endpoint, fd)
             links = self._pods.attach(plan, fd)
             endpoint = msgspec.structs.replace(endpoint, mac=links.pod_mac.hex(":"))
             for gate in self._gates:

@@ -92,8 +92,11 @@ class Endpoints(Protocol):
 class EndpointGate(Protocol):
     """Something that has to be in place before a pod's first packet and taken away after its last (policy)."""
 
-    def admit(self, endpoint: Endpoint) -> None:
-        """Returns when it is in place; an error makes ADD fail. Addresses and MAC are known, devices not made yet."""
+    def admit(self, endpoint: Endpoint, netns_fd: int | None = None) -> None:
+        """Returns when it is in place; an error makes ADD fail. Addresses and MAC are known, devices not made yet.
+
+        ``netns_fd``: the pod's namespace, the caller's to close; None: not known.
+        """
 
     def attached(self, endpoint: Endpoint) -> None:
         """The pod has its devices and may send; an error makes ADD fail and the attachment be undone."""

@@ -28,7 +28,7 @@ from pycni.agent.health import Health
 from pycni.agent.httpd import AsyncHandler
 from pycni.agent.metrics import Registry
 from pycni.agent.settings import Settings
-from pycni.agent.tableguard import TableGuard
+from pycni.agent.tableguard import SETTLE_S, TableGuard
 from pycni.errors import KernelError, PycniError
 from pycni.ipam.endpoints import EndpointStore
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
@@ -39,6 +39,7 @@ from pycni.policy.component_fast import Exits, FastMaker
 from pycni.policy.component_gate import Gate
 from pycni.policy.component_report import PART, PolicyReport, Unreadable
 from pycni.policy.engine import PolicyEngine
+from pycni.policy.insides import Insides
 from pycni.policy.metrics import PolicyMetrics
 from pycni.policy.nft.layout import TABLE
 from pycni.policy.pods import LocalPods, Overlay
@@ -59,6 +60,8 @@ SWEEP_S = 5.0
 FAST_S = 60.0
 """Between two attempts to have a fast path."""
 LOOK_S = 0.5
+INSIDE_S = 2.0
+"""To another attempt to bring policies into pods."""
 
 
 class PolicyComponent:
@@ -120,6 +123,7 @@ class PolicyComponent:
             self._changed,
             settled=Settled(self._objects, lambda: self.report.reason),
             spoof_check=recorded and settings.policy_spoof_check,
+            insides=Insides(settings.state_dir, senders=settings.policy_spoof_check),
             make_shut=make_shut,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
@@ -159,6 +163,7 @@ class PolicyComponent:
                 tasks.create_task(eternal("policies' upkeep", self._keep()))
                 tasks.create_task(self._guard.run(exits, self._work))
                 tasks.create_task(self._senders.run(exits, self._work))
+                tasks.create_task(eternal("policies inside pods", self._watch_insides()))
         raise AssertionError("unreachable: the tasks are eternal")
 
     def routes(self) -> dict[str, AsyncHandler]:
@@ -167,6 +172,7 @@ class PolicyComponent:
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The records of this node's pods, once the agent has them."""
+        self.gate.insides.follow(endpoints.all())
         self._pods.follow(endpoints, self._changed)
         self._waits = False
         self.gate.followed = True
@@ -295,6 +301,8 @@ class PolicyComponent:
             self._later("fast", LOOK_S if self._exits() is None else max(self._fast_at - now, 0.0))
         elif engine.aside:
             self._later("aside", FAST_S / 2)
+        if self.gate.insides.problems:
+            self._later("inside", INSIDE_S)
 
     # --- beside passes -----------------------------------------------------------------------------------------------
 
@@ -312,6 +320,23 @@ class PolicyComponent:
             if self._metrics.due and now - self._read_at >= readings.READ_S - 1:
                 self._read_at = now
                 await self._owned(self._read)
+
+    async def _watch_insides(self) -> NoReturn:
+        """Have a pass when somebody changes our tables inside a pod."""
+        loop, insides = asyncio.get_running_loop(), self.gate.insides
+        changed = asyncio.Event()
+        watched = insides.fileno()
+        while True:
+            loop.add_reader(watched, changed.set)
+            try:
+                await changed.wait()
+            finally:
+                loop.remove_reader(watched)
+            # Changes come in bursts, and taking note of them waits for a pass that is under way.
+            await asyncio.sleep(SETTLE_S)
+            changed.clear()
+            if await self._work(insides.noticed):
+                self._runner.poke()
 
     def _watch_bridges(self) -> None:
         """Somebody may switch off what shows bridged packets to the table, as ``sysctl --system`` can: nobody tells."""

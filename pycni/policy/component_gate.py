@@ -24,6 +24,7 @@ from pycni.policy import spoof
 from pycni.policy.base import Denied
 from pycni.policy.component_report import PolicyReport
 from pycni.policy.engine import PolicyEngine, SyncResult
+from pycni.policy.insides import Insides, is_inside
 from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of, local_pod_of
 from pycni.policy.settled import Settled
 from pycni.policy.shut import Shut
@@ -51,9 +52,13 @@ class Gate:
         *,
         settled: Settled,
         spoof_check: bool,
+        insides: Insides,
         make_shut: Callable[[], Shut] = Shut,
     ) -> None:
-        """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread."""
+        """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread.
+
+        ``insides``: pods whose policies are enforced inside them.
+        """
         self._make_shut = make_shut
         self._lock = lock
         self._pods = pods
@@ -67,6 +72,7 @@ class Gate:
         """All records of pods are known."""
         self._shut_lock = threading.Lock()
         self._shut: Shut | None = None
+        self.insides = insides
         self._guard_lock = threading.Lock()
         self._guard: spoof.Guard | None = None
         self._spoof_check = spoof_check
@@ -80,22 +86,25 @@ class Gate:
         with self._guard_lock:
             if self._guard is not None:
                 self._guard.close()
+        self.insides.close()
 
     # --- cni_ports.EndpointGate --------------------------------------------------------------------------------------
 
-    def admit(self, endpoint: Endpoint) -> None:
+    def admit(self, endpoint: Endpoint, netns_fd: int | None = None) -> None:
         """Have a pod's policies in the kernel, or the pod shut. Raises KernelError when neither can be had."""
         began = time.perf_counter()
         self._pods.put(endpoint)
         addresses = addresses_of(endpoint)
         if not addresses:
             return
+        if is_inside(endpoint) and netns_fd is not None:
+            self.insides.admit(endpoint, netns_fd)
         guard = self._checking()
         if guard is not None:
             guard.admit(local_pod_of(endpoint))
-        if not endpoint.pod_namespace:
+        if not (endpoint.pod_namespace or is_inside(endpoint)):
             return
-        programmed = self._admit_now()
+        programmed = self._admit_now() and self.insides.open(endpoint.owner)
         if not programmed:
             with self._shut_lock:
                 self._shut_table().add(addresses)
@@ -104,11 +113,14 @@ class Gate:
         self._report.admitted(time.perf_counter() - began, shut=not programmed)
 
     def attached(self, endpoint: Endpoint) -> None:
-        """The pod has its devices: nothing to do before its record says so."""
+        """The pod has its devices. Raises KernelError."""
+        if is_inside(endpoint):
+            self.insides.attached(endpoint)
 
     def gone(self, endpoint: Endpoint) -> None:
         """Forget a pod that is cut off; the next pass clears its rows away."""
         known = self._pods.remove(endpoint.owner)
+        self.insides.gone(endpoint.owner)
         if known:
             self._forget_connections(endpoint)
         guard = self._checking() if known and endpoint.host_ifname else None
@@ -167,6 +179,7 @@ class Gate:
         Returns what was done and who had which address then. ``most``: nothing is done for more changes than that.
         """
         number = self.settled.seen()
+        engine.programmed = self.insides.note
         changed, moved = self._tracker.take(), self._pods.take()
         holders = self._pods.holders()
         try:
@@ -178,18 +191,28 @@ class Gate:
             keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
             due = full or again or engine.stale or bool(engine.aside)
             if not (due or changed or keys or moved.addresses):
+                self._bring_inside(engine)
                 self.settled.reached(number)
                 return None, holders
             if keys:
                 changed[POD] = changed.get(POD, set()) | keys
             waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
             result = engine.sync(self._objects, None if full else changed, waiting, again=again)
+            self._bring_inside(engine)
             self.settled.reached(number)
             return result, holders
         except BaseException:
             self._tracker.put_back(changed)
             self._pods.put_back(moved)
             raise
+
+    def _bring_inside(self, engine: PolicyEngine) -> None:
+        """Bring policies into the pods that are to enforce them; what fails there is told and tried again."""
+        rows = self.insides.bring(engine.view)
+        if rows:
+            log.debug("policies: %d rows inside pods", rows)
+        self._report.trouble("policies inside pods", self.insides.problems)
+        self._report.note("packet sockets", self.insides.lacks)
 
     def programmed(self, holders: dict[bytes, Attachment] | None, *, full: bool) -> None:
         """A pass has succeeded that knew these holders. Raises KernelError."""
@@ -248,7 +271,8 @@ class Gate:
 
     def denied(self) -> Sequence[Denied]:
         """What pods were refused to send with others' addresses. Raises KernelError."""
-        return () if self._guard is None else self._guard.denied()
+        senders = () if self._guard is None else self._guard.denied()
+        return [*senders, *self.insides.denied()]
 
     def _open(self, holders: dict[bytes, Attachment]) -> None:
         """Open what is shut and has been programmed by a pass that knew these holders. Raises KernelError."""

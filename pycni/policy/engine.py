@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pycni.errors import KernelError
@@ -64,6 +64,8 @@ class PolicyEngine:
         """Pods that are closed because of that, and why."""
         self._stale = True
         """The kernel is not known to be as desired: the next pass reads it back."""
+        self.programmed: Callable[[Sequence[RowDiff], bool], None] = lambda _rows, _full: None
+        """Told of rows of the view that have been programmed; the second: they are all there are."""
 
     @property
     def tables(self) -> Tables:
@@ -139,6 +141,7 @@ class PolicyEngine:
                 log.warning("policies: %s: looking for what is refused", error)
                 return self._carefully(len(rows), started, again=True)
         self._stale = False
+        self.programmed(rows, full)
         if full or changes or rows or self.aside:
             everything = full or bool(self.aside)
             self._hasten(_new(rows_of(self.view)) if everything else rows, full=everything)
@@ -173,6 +176,7 @@ class PolicyEngine:
         else:
             raise last
         self.refusals, self.closed, self._ledger, self._stale = refusals, closed, ledger, False
+        self.programmed((), True)
         self._hasten(_new(program), full=True)
         return SyncResult(
             rows, _size(changes), True, compiled_at - started, time.perf_counter() - compiled_at

@@ -161,7 +161,7 @@ class Insides:
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
-    def note(self, rows: Sequence[RowDiff], *, full: bool) -> None:
+    def note(self, rows: Sequence[RowDiff], full: bool) -> None:
         """Rows of the view that changed; ``full``: anything may have."""
         with self._lock:
             for inside in self._pods.values():

@@ -62,7 +62,7 @@ class Agent:
         self.server = CniServer(str(self.folder / "s"), self.ops)
         self.server.start()
 
-    def admit(self, _endpoint: Endpoint) -> None:
+    def admit(self, _endpoint: Endpoint, _netns_fd: int | None = None) -> None:
         if self.gate_error is not None:
             raise self.gate_error
 

@@ -152,7 +152,7 @@ class Gate:
         self.attachments: list[Endpoint] = []
         """Endpoints that had their devices when we were told."""
 
-    def admit(self, endpoint: Endpoint) -> None:
+    def admit(self, endpoint: Endpoint, _netns_fd: int | None = None) -> None:
         self.admitted[endpoint.owner] = endpoint
         if self.fail is not None:
             raise self.fail
