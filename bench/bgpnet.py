@@ -59,10 +59,11 @@ class Timers(msgspec.Struct, frozen=True):
         )
 
 
-def addresses(base: str, count: int, length: int = 32) -> list[str]:
+def addresses(base: str, count: int, length: int = 32, *, start: int = 0) -> list[str]:
     """So many networks of that length, one after the other."""
     first, step = int(ipaddress.IPv4Address(base)), 1 << (32 - length)
-    return [f"{ipaddress.IPv4Address(first + number * step)}/{length}" for number in range(count)]
+    numbers = range(start, start + count)
+    return [f"{ipaddress.IPv4Address(first + number * step)}/{length}" for number in numbers]
 
 
 class Underlay:
@@ -240,9 +241,8 @@ class Subject:
     async def announce(self, networks: Sequence[str]) -> float:
         """Announce these and nothing else; returns when it was told so."""
         if self._bare is not None:
-            text = node_conf(self._routers, networks, self._timers)
             told = time.perf_counter()
-            await self._bare.configure(text)
+            await self._bare.configure(node_conf(self._routers, networks, self._timers))
             return told
         assert self._node is not None
         self._node.services = {
@@ -289,9 +289,8 @@ class BgpNet:
     async def learn(self, networks: Sequence[str]) -> float:
         """Seconds until the node's kernel has exactly what the first router was told to announce."""
         number, first = next(iter(self.routers.items()))
-        text = self.router_conf(number, networks)
         told = time.perf_counter()
-        await first.configure(text)
+        await first.configure(self.router_conf(number, networks))
         await until(self.kernel.more, len(networks))
         return time.perf_counter() - told
 

@@ -1,15 +1,25 @@
 """The lab's topology built by hand with ip(8) and bridge(8): the floor our network is compared with.
 
-Two nodes on an isolated bridge, a pod bridge on each, pods on veths; VXLAN or plain routes between the nodes; what
-leaves the pod network is masqueraded, as on every cluster node (which makes the kernel track connections).
+Two nodes on an isolated bridge, a pod bridge on each, pods on veths; between the nodes plain routes, VXLAN, ipip,
+WireGuard (by ``wireguard-go``) or a tunnel over UDP in user space (by ``socat``); what leaves the pod network is
+masqueraded, as on every cluster node (which makes the kernel track connections). ``pair`` is nothing but a cable.
 Nothing here uses the project's code, so that it can serve as the yardstick.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+
+MTU = {"host-gw": 1500, "vxlan": 1450, "ipip": 1480, "wireguard": 1420, "udp": 1472}
+"""Of pods."""
 
 
 def _ip(namespace: str, *lines: str) -> None:
@@ -30,15 +40,27 @@ MASQUERADE = (
 )
 
 
-def _run(namespace: str, *command: str) -> None:
-    subprocess.run(
-        ["nsenter", f"--net=/run/netns/{namespace}", "--", *command], check=True, capture_output=True
+def _run(namespace: str, *command: str) -> str:
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{namespace}", "--", *command],
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} in {namespace}: {done.stderr}")
+    return done.stdout
 
 
-def _node(prefix: str, index: int, backend: str) -> None:
-    node, other = f"{prefix}n{index}", 3 - index
-    overlay_mtu = 1450 if backend == "vxlan" else 1500
+def _end(namespace: str) -> None:
+    """What still runs in a namespace ends (wireguard-go), for it would keep it alive."""
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def _node(prefix: str, index: int, backend: str, *, masquerade: bool) -> None:
+    node, mtu = f"{prefix}n{index}", MTU[backend]
     subprocess.run(["ip", "netns", "add", node], check=True)
     _ip(
         f"{prefix}net",
@@ -51,34 +73,82 @@ def _node(prefix: str, index: int, backend: str) -> None:
         f"addr add 192.168.77.{index}/24 dev eth0",
         "link set eth0 up",
         "link add cni0 type bridge",
-        f"link set cni0 mtu {overlay_mtu} up",
+        f"link set cni0 mtu {mtu} up",
         f"addr add 10.77.{index}.1/24 dev cni0",
     )
     _run(node, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    _run(node, "nft", MASQUERADE)
-    if backend == "vxlan":
-        _ip(
-            node,
-            f"link add flannel.1 address 02:00:00:00:00:0{index} type vxlan id 1 local 192.168.77.{index} "
-            "dev eth0 dstport 8472 nolearning",
-            f"addr add 10.77.{index}.0/32 dev flannel.1",
-            f"link set flannel.1 mtu {overlay_mtu} up",
-            f"neigh add 10.77.{other}.0 lladdr 02:00:00:00:00:0{other} dev flannel.1 nud permanent",
-            f"route add 10.77.{other}.0/24 via 10.77.{other}.0 dev flannel.1 onlink",
+    if masquerade:
+        _run(node, "nft", MASQUERADE)
+
+
+def _host_gw(node: str, index: int, other: int) -> None:
+    _ip(node, f"route add 10.77.{other}.0/24 via 192.168.77.{other}")
+
+
+def _vxlan(node: str, index: int, other: int) -> None:
+    _ip(
+        node,
+        f"link add flannel.1 address 02:00:00:00:00:0{index} type vxlan id 1 local 192.168.77.{index} "
+        "dev eth0 dstport 8472 nolearning",
+        f"addr add 10.77.{index}.0/32 dev flannel.1",
+        f"link set flannel.1 mtu {MTU['vxlan']} up",
+        f"neigh add 10.77.{other}.0 lladdr 02:00:00:00:00:0{other} dev flannel.1 nud permanent",
+        f"route add 10.77.{other}.0/24 via 10.77.{other}.0 dev flannel.1 onlink",
+    )
+    entry = f"02:00:00:00:00:0{other} dev flannel.1 dst 192.168.77.{other}"
+    _run(node, "bridge", "fdb", "add", *entry.split(), "self", "permanent")
+
+
+def _ipip(node: str, index: int, other: int) -> None:
+    _ip(
+        node,
+        f"link add ipip0 type ipip local 192.168.77.{index} dev eth0",
+        f"link set ipip0 mtu {MTU['ipip']} up",
+        f"addr add 10.77.{index}.0/32 dev ipip0",
+        f"route add 10.77.{other}.0/24 via 192.168.77.{other} dev ipip0 onlink",
+    )
+
+
+def _udp(node: str, index: int, other: int) -> subprocess.Popen[bytes]:
+    tunnel = f"TUN:10.77.{index}.0/32,tun-name=tun0,iff-no-pi,iff-up"
+    ends = f"UDP-DATAGRAM:192.168.77.{other}:8285,bind=192.168.77.{index}:8285"
+    program = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{node}", "--", "socat", "-b", "65536", tunnel, ends],
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 10
+    while "tun0" not in _run(node, "ip", "-br", "link"):
+        if time.monotonic() > end or program.poll() is not None:
+            program.kill()
+            program.wait()
+            raise RuntimeError("socat made no device")
+        time.sleep(0.02)
+    _ip(node, f"link set tun0 mtu {MTU['udp']} up", f"route add 10.77.{other}.0/24 dev tun0")
+    return program
+
+
+def _wireguard(prefix: str, folder: Path) -> None:
+    """Both nodes. The place of wireguard-go's sockets is each one's own; it ends when they are deleted."""
+    keys = {}
+    for index in (1, 2):
+        private = subprocess.run(["wg", "genkey"], check=True, capture_output=True).stdout
+        (folder / str(index)).write_bytes(private)
+        public = subprocess.run(["wg", "pubkey"], input=private, check=True, capture_output=True).stdout
+        keys[index] = public.decode().strip()
+    os.makedirs("/var/run/wireguard", exist_ok=True)
+    for index, other in ((1, 2), (2, 1)):
+        place, node = folder / f"s{index}", f"{prefix}n{index}"
+        place.mkdir()
+        peer = f"peer {keys[other]} endpoint 192.168.77.{other}:51820 allowed-ips 10.77.{other}.0/24"
+        script = (
+            f"mount --bind {place} /var/run/wireguard && wireguard-go wg0 >/dev/null 2>&1 && "
+            f"wg set wg0 listen-port 51820 private-key {folder}/{index} {peer}"
         )
-        fdb = [
-            "bridge",
-            "fdb",
-            "add",
-            f"02:00:00:00:00:0{other}",
-            "dev",
-            "flannel.1",
-            "dst",
-            f"192.168.77.{other}",
-        ]
-        _run(node, *fdb, "self", "permanent")
-    else:
-        _ip(node, f"route add 10.77.{other}.0/24 via 192.168.77.{other}")
+        _run(node, "unshare", "--mount", "sh", "-c", script)
+        _ip(node, f"link set wg0 mtu {MTU['wireguard']} up", f"route add 10.77.{other}.0/24 dev wg0")
+
+
+KERNEL: Mapping[str, Callable[[str, int, int], None]] = {"host-gw": _host_gw, "vxlan": _vxlan, "ipip": _ipip}
 
 
 def _pod(prefix: str, node: int, index: int, mtu: int) -> str:
@@ -100,17 +170,25 @@ def _pod(prefix: str, node: int, index: int, mtu: int) -> str:
 
 
 @contextmanager
-def network(prefix: str, backend: str) -> Iterator[dict[str, tuple[str, str]]]:
+def network(prefix: str, backend: str, *, masquerade: bool = True) -> Iterator[dict[str, tuple[str, str]]]:
     """Build it; yields pods as name -> (namespace, address): ``a`` and ``b`` on node 1, ``c`` on node 2."""
     names = [f"{prefix}{name}" for name in ("p11", "p12", "p21", "n1", "n2", "net")]
+    folder = mkdtemp(prefix="pyb")
+    programs: list[subprocess.Popen[bytes]] = []
     try:
         subprocess.run(["ip", "netns", "add", f"{prefix}net"], check=True)
         _ip(f"{prefix}net", "link add underlay type bridge", "link set underlay up")
         for index in (1, 2):
-            _node(prefix, index, backend)
-        mtu = 1450 if backend == "vxlan" else 1500
+            _node(prefix, index, backend, masquerade=masquerade)
+        if backend == "wireguard":
+            _wireguard(prefix, Path(folder))
+        for index, other in ((1, 2), (2, 1)):
+            if backend == "udp":
+                programs.append(_udp(f"{prefix}n{index}", index, other))
+            elif backend in KERNEL:
+                KERNEL[backend](f"{prefix}n{index}", index, other)
         pods = {
-            key: _pod(prefix, node, index, mtu)
+            key: _pod(prefix, node, index, MTU[backend])
             for key, node, index in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1))
         }
         yield {
@@ -118,6 +196,27 @@ def network(prefix: str, backend: str) -> Iterator[dict[str, tuple[str, str]]]:
             "b": (pods["b"], "10.77.1.3"),
             "c": (pods["c"], "10.77.2.2"),
         }
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for name in names:
+            _end(name)
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        rmtree(folder)
+
+
+@contextmanager
+def pair(prefix: str) -> Iterator[dict[str, tuple[str, str]]]:
+    """Two namespaces and a cable: pods ``a`` and ``c``."""
+    names = [f"{prefix}a", f"{prefix}c"]
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+        _ip(names[0], f"link add eth0 type veth peer name eth0 netns {names[1]}")
+        for index, name in enumerate(names, 1):
+            _ip(name, "link set lo up", f"addr add 10.77.0.{index}/24 dev eth0", "link set eth0 up")
+        yield {"a": (names[0], "10.77.0.1"), "c": (names[1], "10.77.0.2")}
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
