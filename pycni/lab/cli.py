@@ -22,9 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     pod = commands.add_parser("pod", help="add or remove a pod").add_subparsers(
         dest="pod_command", metavar="COMMAND", required=True
     )
-    add = _command(pod, "add", "pod_add", "make a pod by CNI ADD")
+    add = _command(pod, "add", "pod_add", "make a pod, by CNI ADD unless --network says otherwise")
     add.add_argument("pod", nargs="?", help="name of the pod (default: the next free pod<n>)")
     add.add_argument("--node", help="node it is made on (default: the one with the fewest pods)")
+    add.add_argument(
+        "--network",
+        default="cluster",
+        metavar="MODE",
+        help="cluster (default), or as on a single host: bridge, host, container:POD, none (docs/single-host.md)",
+    )
     add.add_argument(
         "--capabilities", type=_json_object, metavar="JSON", help="capability arguments for the plugins"
     )

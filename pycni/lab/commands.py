@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from pycni.lab import backends, cleanup, policy_matrix
+from pycni.lab import backends, cleanup, modes, policy_matrix
 from pycni.lab.demo import demo as demonstrate
 from pycni.lab.pod_words import manifest_of
 from pycni.lab.report import Progress, grid, tree, verdict, writable
@@ -73,10 +73,11 @@ def pod_add(args: argparse.Namespace) -> int:
         manifest = manifest_of(name, args.labels, args.ports)
     else:
         name = args.pod
-    pod = lab.add_pod(args.node, name, args.capabilities, manifest)
+    pod = lab.add_pod(args.node, name, args.capabilities, manifest, args.network)
     if args.json:
         return print_json(pod_status(pod))
-    print(f"{pod.name} on {pod.node}: {' '.join(pod.ips)} (ADD took {pod.add_seconds * 1000:.0f} ms)")
+    took = f" (ADD took {pod.add_seconds * 1000:.0f} ms)" if pod.network in modes.BY_CNI else ""
+    print(f"{pod.name} on {pod.node}: {' '.join(pod.ips) or 'loopback alone'}{took}")
     return 0
 
 

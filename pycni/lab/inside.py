@@ -73,6 +73,12 @@ def make_namespace(namespace: str) -> str:
     return kernel_netns.create(namespace)
 
 
+def set_loopback_up(namespace: str) -> None:
+    """Give a namespace what no network at all still has. Raises KernelError."""
+    with netns.socket_in(namespace) as sock:
+        netns.bring_up(sock, "lo")
+
+
 def end_processes(namespace: str) -> str:
     """End what runs in a namespace; returns its file, "" when there is no such namespace. Raises LabError."""
     processes.end(lambda: processes.inside(netns.inodes([namespace])))
@@ -96,5 +102,8 @@ def readiness(namespace: str, port: int) -> tuple[bool, str]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (http, readiness, routes, mtu_of, make_namespace, end_processes, delete_namespace, ask)
+    for function in (
+        *(http, readiness, routes, mtu_of, ask),
+        *(make_namespace, set_loopback_up, end_processes, delete_namespace),
+    )
 }

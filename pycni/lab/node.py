@@ -80,6 +80,11 @@ class LabNode:
         return self.folder / "net.d" / "10-pycni.conflist"
 
     @property
+    def single_conflist(self) -> Path:
+        """The list for pods on a bridge of this node alone."""
+        return self.folder / "net.d" / "20-single.conflist"
+
+    @property
     def data_dir(self) -> str:
         """Address reservations."""
         return str(self.home / "networks")
@@ -93,6 +98,7 @@ class LabNode:
         """Write what the agent and the runtime read."""
         self.conflist.parent.mkdir(parents=True, exist_ok=True)
         self.conflist.write_text(topology.conflist(self.spec, self.data_dir))
+        self.single_conflist.write_text(topology.single_conflist(self.spec, self.data_dir))
 
     def arguments(self) -> list[str]:
         """The agent's flags."""
@@ -145,10 +151,10 @@ class LabNode:
         except (FileNotFoundError, ConfigError):
             return None
 
-    def runtime(self) -> CniRuntime:
-        """A container runtime on this node."""
+    def runtime(self, *, single: bool = False) -> CniRuntime:
+        """A container runtime on this node, for the cluster's network or for its own alone."""
         return CniRuntime(
-            load_list(self.conflist),
+            load_list(self.single_conflist if single else self.conflist),
             cache_dir=self.folder,
             path=(plugin_folder(self.lab_folder), *REFERENCE_PLUGINS),
             prefix=self.prefix(),

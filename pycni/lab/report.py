@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from pycni.lab.apply_tables import table
-from pycni.lab.matrix import Matrix
+from pycni.lab.matrix import ALONE, Matrix
 from pycni.lab.probe import Check
 
-OK, PART, BAD, SELF, UNASKED = "●", "◐", "✗", "-", "·"
-_ASCII = str.maketrans({OK: "+", PART: "~", BAD: "X", UNASKED: ".", "├": "|", "└": "`", "─": "-", "│": "|"})
+OK, PART, BAD, SELF, UNASKED, ALONE_OK = "●", "◐", "✗", "-", "·", "○"
+_ASCII = str.maketrans(
+    {OK: "+", PART: "~", BAD: "X", UNASKED: ".", ALONE_OK: "o", "├": "|", "└": "`", "─": "-", "│": "|"}
+)
 Cells = dict[tuple[str, str], tuple[int, int]]
 """(from, to) -> (checks, failures)."""
 GRID_HOSTS = 40
@@ -52,8 +54,14 @@ def tree(status: Mapping[str, Any]) -> str:
         pods = [pod for pod in status["pods"] if pod["node"] == node["name"]]
         for pod in pods:
             corner = "└" if pod is pods[-1] else "├"
-            lines.append(f"{' ' if last else '│'}   {corner}─ {pod['name']}  {' '.join(pod['ips'])}")
+            lines.append(f"{' ' if last else '│'}   {corner}─ {pod['name']}  {_pod_words(pod)}")
     return "\n".join([*lines, *services(status.get("services", ())), *policies(status)])
+
+
+def _pod_words(pod: Mapping[str, Any]) -> str:
+    """Addresses, and where they are from if not from the cluster's network."""
+    network = pod.get("network", "cluster")
+    return " ".join([*pod["ips"], *([] if network == "cluster" else [f"(network {network})"])])
 
 
 def policies(status: Mapping[str, Any]) -> list[str]:
@@ -94,9 +102,11 @@ def grid(matrix: Matrix) -> str:
     place = dict(matrix.pods)
     hosts = [*matrix.nodes, *place]
     cells = matrix.pairs()
+    alone = frozenset(check.source for check in matrix.reasons if check.kind == ALONE)
     if len(hosts) + len(matrix.services) > GRID_HOSTS:
         cells = _by_node(cells, place)
         hosts, place = list(matrix.nodes), dict.fromkeys(matrix.nodes, "and its pods")
+    place = {name: " ".join(filter(None, (node, matrix.modes.get(name)))) for name, node in place.items()}
     place |= dict.fromkeys(matrix.outside, "outside") | dict.fromkeys(matrix.services, "service")
     hosts += [*matrix.outside, *matrix.services]
     width = max((len(host) for host in hosts), default=0)
@@ -105,10 +115,11 @@ def grid(matrix: Matrix) -> str:
     head = " ".join(str(number).rjust(wide) for number in range(1, len(hosts) + 1))
     lines = [f"{'from / to':<{wide + width + away + 3}} {head}"]
     for number, source in enumerate(hosts, 1):
-        row = " ".join(_cell(cells, source, target).rjust(wide) for target in hosts)
+        row = " ".join(_cell(cells, source, target, alone).rjust(wide) for target in hosts)
         line = f"{number:>{wide}} {source:<{width}}  {place.get(source, ''):<{away}} "
         lines.append((line + ("" if source in matrix.services else row)).rstrip())
-    lines.append(f"{OK} all kinds pass  {PART} some fail  {BAD} all fail  {UNASKED} not asked")
+    key = f"{OK} all kinds pass  {PART} some fail  {BAD} all fail  {UNASKED} not asked"
+    lines.append(f"{key}  {ALONE_OK} nothing gets through, as it has to be" if alone else key)
     return "\n".join(lines)
 
 
@@ -146,14 +157,15 @@ def _failure(check: Check, reason: str, place: Mapping[str, str]) -> str:
     return f"  {ends[0]} -> {ends[1]}  {check.family.label} {check.kind}: {reason}"
 
 
-def _cell(pairs: Cells, source: str, target: str) -> str:
+def _cell(pairs: Cells, source: str, target: str, alone: frozenset[str]) -> str:
+    """``alone``: hosts that must not get through."""
     if source == target and (source, target) not in pairs:
         return SELF
     checks, failures = pairs.get((source, target), (0, 0))
     if not checks:
         return UNASKED
     if not failures:
-        return OK
+        return ALONE_OK if source in alone else OK
     return BAD if failures == checks else PART
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, etcd, inside, netns, pods, processes, resolv, router, survey, topology
+from pycni.lab import driver, etcd, inside, modes, netns, pods, processes, resolv, router, survey, topology
 from pycni.lab.apply import Cluster
 from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wipe
 from pycni.lab.driver import Stream
@@ -291,25 +291,29 @@ class Lab:
         name: str | None = None,
         capability_args: Mapping[str, Any] | None = None,
         manifest: Mappings | None = None,
+        network: str = modes.CLUSTER,
     ) -> PodRecord:
         """Make a pod by CNI ADD. ``node`` None: the one with the fewest pods; ``name`` None: the next free one.
 
         ``manifest``: its object, of which name and namespace follow from ``name``, which has to be given then. It is
-        there before the ADD, as in Kubernetes. Raises LabError with the plugin's error; then nothing of it is left.
+        there before the ADD, as in Kubernetes. ``network``: another one than the cluster's (``modes``); such a pod is
+        no object of the cluster. Raises LabError with the plugin's error; then nothing of it is left.
         """
         if name is not None:
             topology.check_pod_name(name)
+        modes.check(network, self.spec.driver, capabilities=capability_args, manifest=manifest)
         with self.state.lock(shared=True):
             self._reload()
-            chosen = self.node(node or self._emptiest())
+            chosen = self.node(pods.home(self.state, network, node) or self._emptiest())
             cluster = Cluster(self, held=True)
             if manifest is not None and name is not None:
                 cluster.announce(manifest, chosen.name)
             if name is None:
-                pod = pods.add_any(self.state, chosen, capability_args)
+                pod = pods.add_any(self.state, chosen, capability_args, network)
             else:
-                pod = pods.add(self.state, chosen, name, capability_args)
-            cluster.joined([pod], manifest)
+                pod = pods.add(self.state, chosen, name, capability_args, network)
+            if network == modes.CLUSTER:
+                cluster.joined([pod], manifest)
         return pod
 
     def remove_pod(self, name: str, *, force: bool = False) -> None:
@@ -354,7 +358,10 @@ class Lab:
             return [*kernel_netns.exec_prefix(space), *argv]
         if target in self.record.nodes:
             return [*self.driver.prefix(target, space), *argv]
-        node = self.node(self.pod(target).node)
+        pod = self.pod(target)
+        node = self.node(pod.node)
+        if modes.root(pod, {item.name: item for item in self.pods()}) != modes.CLUSTER:
+            return [*node.prefix(space), *argv]
         return [*node.prefix(space), *resolv.words(node, topology.pod_key(target)[0], argv)]
 
     def traffic(self, source: str, address: str, interval: float = 0.005) -> AbstractContextManager[Stream]:

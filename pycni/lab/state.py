@@ -51,11 +51,13 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     node: str
     namespace: str
-    """Name of its network namespace."""
+    """Name of its network namespace, its own or the one it shares; "" for a node's that has a kernel of its own."""
     container_id: str
     ips: tuple[str, ...] = ()
     """Addresses without prefix length, IPv4 first."""
     interface: str = "eth0"
+    network: str = "cluster"
+    """Where its network is from (``modes``)."""
     result: Mapping[str, Any] = {}
     """The CNI result of ADD."""
     add_seconds: float = 0.0

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import apply_tables, backends, inside, policy_matrix, topology
+from pycni.lab import apply_tables, backends, inside, modes, policy_matrix, topology
 from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
-from pycni.lab.matrix import Matrix, plan
+from pycni.lab.matrix import Matrix, judge_alone, plan, plan_alone
 from pycni.lab.matrix_services import Asker, Try, judge
 from pycni.lab.matrix_services import plan as plan_services
 from pycni.lab.node import LabNode, Readiness
@@ -44,16 +44,23 @@ def run_matrix(
     spec: LabSpec, nodes: Sequence[LabNode], pods: Sequence[PodRecord], tries: Sequence[Try], timeout: float
 ) -> Matrix:
     """Try who reaches whom. ``tries``: of Services. Raises LabError when there is no pod."""
-    there = sorted((pod for pod in pods if pod.ips), key=lambda pod: topology.node_index(pod.node))
+    roots = {pod.name: modes.root(pod, {item.name: item for item in pods}) for pod in pods}
+    ways = {name: way for name, way in roots.items() if way != modes.CLUSTER}
+    there = sorted(
+        (pod for pod in pods if pod.ips or ways.get(pod.name) == modes.NONE),
+        key=lambda pod: topology.node_index(pod.node),
+    )
     if not there:
         raise LabError(f"lab {spec.name} has no pods to check; add one with: {command('pod add', spec.name)}")
     started = time.monotonic()
     by_name = {node.name: node for node in nodes}
     node_hosts = [_node_host(node) for node in nodes]
-    pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there]
+    alone = [_lone_host(pod, spec) for pod in there if ways.get(pod.name) == modes.NONE]
+    pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there if ways.get(pod.name) != modes.NONE]
     greet(spec, nodes)
-    with nodes[0].driver.probes([*node_hosts, *pod_hosts], timeout) as prober:
-        reasons = prober.run(plan(node_hosts, pod_hosts))
+    with nodes[0].driver.probes([*node_hosts, *pod_hosts, *alone], timeout) as prober:
+        reasons = prober.run(plan(node_hosts, pod_hosts, roots=ways))
+        reasons |= judge_alone(prober.run(plan_alone(node_hosts, alone)))
     reasons |= _ask_services(spec, by_name, there, tries, timeout)
     return Matrix(
         nodes=tuple(host.name for host in node_hosts),
@@ -61,6 +68,7 @@ def run_matrix(
         services=tuple(dict.fromkeys(item.check.target for item in tries)),
         outside=(topology.CLIENT,) if any(item.check.source == topology.CLIENT for item in tries) else (),
         reasons=reasons,
+        modes={pod.name: pod.network for pod in there if pod.network != modes.CLUSTER},
         seconds=time.monotonic() - started,
     )
 
@@ -95,7 +103,10 @@ def run_policy_matrix(
     """Try what policies do between pods. ``only``: one (protocol, port). Raises LabError when there are no two pods."""
     if spec.driver != "netns":
         raise LabError("policies are tried where nodes are namespaces", usage=True)
-    there = sorted((pod for pod in pods if pod.ips), key=lambda pod: (pod_key(pod.name), pod.node))
+    there = sorted(
+        (pod for pod in pods if pod.ips and pod.network == modes.CLUSTER),
+        key=lambda pod: (pod_key(pod.name), pod.node),
+    )
     if len(there) < 2:
         raise LabError(f"lab {spec.name} has no two pods; add some with: {command('pod add', spec.name)}")
     started = time.monotonic()
@@ -137,7 +148,9 @@ def service_tries(
     if spec.proxy == "none":
         return []
     askers = [Asker(node.name, node.name, spec.families) for node in nodes]
-    askers += [Asker(pod.name, pod.node, spec.families) for pod in pods if pod.ips]
+    askers += [
+        Asker(pod.name, pod.node, spec.families) for pod in pods if pod.ips and pod.network == modes.CLUSTER
+    ]
     askers.append(Asker(topology.CLIENT, "", spec.families))
     addresses = {
         node.name: {family: str(address.ip) for family, address in node.addresses.items()} for node in nodes
@@ -252,7 +265,14 @@ def _pod_host(pod: PodRecord, node: LabNode) -> Host:
     # The MTU the agent promised, not the one the interface happens to have: they have to be equal.
     network = node.pod_network()
     mtu = network.mtu if network else node.driver.call(node.name, inside.mtu_of, pod.namespace, pod.interface)
-    return Host(pod.name, kernel_netns.path(pod.namespace), addresses, mtu or node.spec.mtu, node.name)
+    path = kernel_netns.path(pod.namespace) if pod.namespace else ""
+    return Host(pod.name, path, addresses, mtu or node.spec.mtu, node.name)
+
+
+def _lone_host(pod: PodRecord, spec: LabSpec) -> Host:
+    """A pod without a network by its loopback addresses."""
+    addresses = {family: "127.0.0.1" if family is Family.V4 else "::1" for family in spec.families}
+    return Host(pod.name, kernel_netns.path(pod.namespace), addresses, spec.mtu, pod.node)
 
 
 def _node_status(node: LabNode, readiness: Readiness, process: ProcessId | None) -> dict[str, Any]:
@@ -282,5 +302,6 @@ def pod_status(pod: PodRecord) -> dict[str, Any]:
         "namespace": pod.namespace,
         "container_id": pod.container_id,
         "interface": pod.interface,
+        "network": pod.network,
         "add_seconds": round(pod.add_seconds, 4),
     }

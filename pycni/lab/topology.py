@@ -65,6 +65,13 @@ EXTERNAL_NETWORKS: Mapping[Family, Network] = {
     Family.V6: ip_network("fd00:10:99::/120"),
 }
 """spec.externalIPs that nodes accept."""
+SINGLE_NETWORKS: Mapping[Family, Network] = {
+    Family.V4: ip_network("172.30.0.0/24"),
+    Family.V6: ip_network("fd30::/64"),
+}
+"""Of pods on the bridge of a single host: the same on every node, as no other node knows of them."""
+SINGLE_BRIDGE = "single0"
+SINGLE_NAME = "pycni-single"
 NODE_PORTS = range(30000, 32768)
 DNS_HOST = 10
 """The DNS service is the tenth address of each service network."""
@@ -332,6 +339,29 @@ def conflist(spec: LabSpec, data_dir: str) -> str:
     if spec.chain:
         # Debian's reference plugins are of specification 1.0.0.
         listing["cniVersions"] = ["0.3.1", "0.4.0", "1.0.0"]
+    return json.dumps(listing, indent=2) + "\n"
+
+
+def single_conflist(spec: LabSpec, data_dir: str) -> str:
+    """The list for pods on the bridge of their own node alone."""
+    ours = {
+        "type": "pycni",
+        "bridge": SINGLE_BRIDGE,
+        "ipMasq": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "pycni",
+            "dataDir": data_dir,
+            "ranges": [[{"subnet": str(SINGLE_NETWORKS[family])}] for family in spec.families],
+        },
+        "capabilities": dict.fromkeys(("portMappings", "bandwidth", "ips", "mac"), True),
+    }
+    listing = {
+        "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
+        "name": SINGLE_NAME,
+        "plugins": [ours],
+    }
     return json.dumps(listing, indent=2) + "\n"
 
 
