@@ -1,0 +1,132 @@
+"""A packet's way in words and values: flows, hops, faults and the whole report. Pure.
+
+Life: ``walk`` makes hops, ``observe`` adds what was seen at each, ``verdict`` names the fault; ``report`` shows them
+as text or JSON.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pycni.model.family import Family, show
+
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmp"}
+
+
+class Flow(msgspec.Struct, frozen=True, kw_only=True):
+    """A packet's addresses, as it is at one place."""
+
+    protocol: int
+    source: bytes
+    destination: bytes
+    source_port: int = 0
+    """Of ICMP: the identifier."""
+    destination_port: int = 0
+
+    @property
+    def family(self) -> Family:
+        """Of its addresses."""
+        return Family.of_packed(self.source)
+
+    @property
+    def back(self) -> Flow:
+        """Its answer's."""
+        echo = self.protocol in {ICMP, ICMPV6}
+        return Flow(
+            protocol=self.protocol,
+            source=self.destination,
+            destination=self.source,
+            source_port=self.source_port if echo else self.destination_port,
+            destination_port=0 if echo else self.source_port,
+        )
+
+    def text(self) -> str:
+        """``tcp 10.1.0.2:40000 > 10.1.1.3:80``."""
+        name = NAMES.get(self.protocol, str(self.protocol))
+        if self.protocol in {ICMP, ICMPV6}:
+            return f"{name} {show(self.source)} > {show(self.destination)}"
+        return (
+            f"{name} {_end(self.source, self.source_port)} > {_end(self.destination, self.destination_port)}"
+        )
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """The packet as it was seen at a hop."""
+
+    time_ns: int
+    """Kernel time stamp, nanoseconds since the epoch."""
+    after_us: float = 0.0
+    """Since the hop before, where that was seen."""
+    length: int = 0
+    """Bytes with the Ethernet header."""
+    said: str = ""
+    """What the kernel told besides: rules it met, the connection's entry, why it was dropped."""
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happens to a packet."""
+
+    node: str
+    space: str
+    """"" for the node's own namespace, else the pod."""
+    component: str
+    """One of socket, interface, bridge, guard, policy, service, routing, neighbour, overlay, underlay, masquerade and
+    firewall (somebody else's rules)."""
+    interface: str = ""
+    action: str
+    """sent, received, forwarded, translated, encapsulated, decapsulated, delivered, dropped, refused."""
+    detail: str = ""
+    """What decided: the route, the entry, the rule, in the kernel's notation."""
+    reason: str = ""
+    """Why, for people."""
+    flow: Flow
+    """The packet as it leaves this hop (inside, where it is encapsulated)."""
+    mtu: int = 0
+    overhead: int = 0
+    """Bytes of encapsulation around the packet here."""
+    optional: bool = False
+    """One of several possible ways (endpoints, ECMP): its absence is no fault."""
+    sight: Sight | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the packet goes no further."""
+        return self.action in {"delivered", "dropped", "refused"}
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """Where what should happen and what does part."""
+
+    kind: str
+    """Short, stable name: ``fdb-missing``, ``neighbour-stale``, ``policy-denied``, ``node-cut-off``, ..."""
+    node: str
+    space: str = ""
+    component: str
+    interface: str = ""
+    hop: int = -1
+    """Index in the hops (there, then back); -1: none of them."""
+    cause: str
+    """One sentence."""
+    command: str = ""
+    """To look further."""
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole."""
+
+    ok: bool
+    """The packet arrived as predicted, and its answer came back."""
+    question: str
+    hops: tuple[Hop, ...] = ()
+    back: tuple[Hop, ...] = ()
+    fault: Fault | None = None
+    suspicions: tuple[Fault, ...] = ()
+    """What else is not as it should be on the way."""
+    predicted_ms: float = 0.0
+    took_ms: float = 0.0
+    round_trip_us: float | None = None
+
+
+def _end(address: bytes, port: int) -> str:
+    return f"[{show(address)}]:{port}" if len(address) == 16 else f"{show(address)}:{port}"
