@@ -48,6 +48,7 @@ BACKENDS: Mapping[str, LabBackend] = {
     "host-gw": LabBackend(),
     "wireguard": LabBackend(link="wireguard", program="wireguard-go", greets=True, guests=_STRICT),
     "ipip": LabBackend(families=("ipv4",), link="ipip"),
+    "udp": LabBackend(greets=True, guests=_STRICT),
     "bgp": LabBackend(routes=False, engine="exabgp"),
     "alloc": LabBackend(routes=False),
 }

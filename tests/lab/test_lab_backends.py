@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import signal
@@ -20,6 +21,7 @@ from .conftest import LabMaker
 from .lab_tools import within
 
 PATIENCE_S = 30.0
+PSK = base64.b64encode(b"a key that was shared in advance.".ljust(32)[:32]).decode()
 
 
 class Way(NamedTuple):
@@ -32,6 +34,8 @@ class Way(NamedTuple):
     """By which node1 reaches the others' pods."""
     helper: str = ""
     """A program per node that does the backend's work."""
+    forgotten: bool = False
+    """Whether the record is lost before the lab is taken down."""
 
 
 WAYS = {
@@ -42,12 +46,22 @@ WAYS = {
         {
             "backend": "wireguard",
             "family": "dual",
-            "backend_conf": {"Mode": "ipv6", "PSK": "cHljbmkgbGFiIHByZS1zaGFyZWQga2V5IDAwMDAwMDE="},
+            "backend_conf": {"Mode": "ipv6", "PSK": PSK},
         },
         2,
         1420,
         {"flannel-wg"},
         "wireguard-go",
+        forgotten=True,
+    ),
+    "udp": Way({"backend": "udp", "family": "dual"}, 2, 1452, {"flannel0"}, "pycni.forwarder"),
+    "udp with a key": Way(
+        {"backend": "udp", "family": "dual", "backend_conf": {"PSK": PSK}},
+        2,
+        1420,
+        {"flannel0"},
+        "pycni.forwarder",
+        forgotten=True,
     ),
     "bgp": Way({"backend": "bgp", "family": "dual", "bgp": "bird"}, 2, 1500, {"eth0"}),
     "ipip": Way({"backend": "ipip", "driver": "uml"}, 1, 1480, {"flannel.ipip"}),
@@ -73,6 +87,8 @@ def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way
         *processes.inside(netns.inodes(netns.found(lab.spec.name))),
     ]
     assert mine
+    if way.forgotten:
+        lab.state.remove()
     lab.down()
     assert [item for item in mine if item.alive()] == []
     assert netns.found(lab.spec.name) == []
