@@ -52,15 +52,8 @@ def _run(namespace: str, *command: str) -> str:
     return done.stdout
 
 
-def _end(namespace: str) -> None:
-    """What still runs in a namespace ends (wireguard-go), for it would keep it alive."""
-    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    for pid in found.stdout.split():
-        os.kill(int(pid), signal.SIGKILL)
-
-
 def _node(prefix: str, index: int, backend: str, *, masquerade: bool) -> None:
-    node, mtu = f"{prefix}n{index}", MTU[backend]
+    node = f"{prefix}n{index}"
     subprocess.run(["ip", "netns", "add", node], check=True)
     _ip(
         f"{prefix}net",
@@ -72,10 +65,8 @@ def _node(prefix: str, index: int, backend: str, *, masquerade: bool) -> None:
         "link set lo up",
         f"addr add 192.168.77.{index}/24 dev eth0",
         "link set eth0 up",
-        "link add cni0 type bridge",
-        f"link set cni0 mtu {mtu} up",
-        f"addr add 10.77.{index}.1/24 dev cni0",
     )
+    bridge(node, f"10.77.{index}.1", MTU[backend])
     _run(node, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     if masquerade:
         _run(node, "nft", MASQUERADE)
@@ -151,22 +142,35 @@ def _wireguard(prefix: str, folder: Path) -> None:
 KERNEL: Mapping[str, Callable[[str, int, int], None]] = {"host-gw": _host_gw, "vxlan": _vxlan, "ipip": _ipip}
 
 
-def _pod(prefix: str, node: int, index: int, mtu: int) -> str:
-    name, host = f"{prefix}p{node}{index}", f"{prefix}n{node}"
+def bridge(node: str, gateway: str, mtu: int) -> None:
+    """Of a node's pods."""
+    _ip(node, "link add cni0 type bridge", f"link set cni0 mtu {mtu} up", f"addr add {gateway}/24 dev cni0")
+
+
+def pod(node: str, name: str, address: str, mtu: int) -> None:
+    """A namespace on the bridge."""
+    subnet, _, host = address.rpartition(".")
     subprocess.run(["ip", "netns", "add", name], check=True)
     _ip(
-        host,
-        f"link add v{index} mtu {mtu} type veth peer name eth0 netns {name} mtu {mtu}",
-        f"link set v{index} master cni0 up",
+        node,
+        f"link add v{host} mtu {mtu} type veth peer name eth0 netns {name} mtu {mtu}",
+        f"link set v{host} master cni0 up",
     )
     _ip(
         name,
         "link set lo up",
-        f"addr add 10.77.{node}.{index + 1}/24 dev eth0",
+        f"addr add {address}/24 dev eth0",
         "link set eth0 up",
-        f"route add default via 10.77.{node}.1",
+        f"route add default via {subnet}.1",
     )
-    return name
+
+
+def remove(namespace: str) -> None:
+    """A namespace and what still runs in it (wireguard-go), for that would keep it alive."""
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
 
 
 @contextmanager
@@ -188,21 +192,19 @@ def network(prefix: str, backend: str, *, masquerade: bool = True) -> Iterator[d
             elif backend in KERNEL:
                 KERNEL[backend](f"{prefix}n{index}", index, other)
         pods = {
-            key: _pod(prefix, node, index, MTU[backend])
-            for key, node, index in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1))
+            "a": (f"{prefix}p11", "10.77.1.2"),
+            "b": (f"{prefix}p12", "10.77.1.3"),
+            "c": (f"{prefix}p21", "10.77.2.2"),
         }
-        yield {
-            "a": (pods["a"], "10.77.1.2"),
-            "b": (pods["b"], "10.77.1.3"),
-            "c": (pods["c"], "10.77.2.2"),
-        }
+        for name, address in pods.values():
+            pod(f"{prefix}n{address.split('.')[2]}", name, address, MTU[backend])
+        yield pods
     finally:
         for program in programs:
             program.kill()
             program.wait()
         for name in names:
-            _end(name)
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+            remove(name)
         rmtree(folder)
 
 
@@ -219,4 +221,4 @@ def pair(prefix: str) -> Iterator[dict[str, tuple[str, str]]]:
         yield {"a": (names[0], "10.77.0.1"), "c": (names[1], "10.77.0.2")}
     finally:
         for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+            remove(name)
