@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pycni.agent.firewall import Firewall, FirewallPlan
+from pycni.agent.reverse_path import ReversePath
 from pycni.backends.compiler import Touched
 from pycni.backends.masq import TABLE
 from pycni.errors import KernelError
 from pycni.kernel import ethtool, sysctl
+from pycni.kernel.extension import Extension
 from pycni.kernel.fabric import FabricDriver, Failure, Tables
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.nft import Nft
@@ -27,7 +29,7 @@ from pycni.kernel.nft_elements import NftElements
 from pycni.model.fabric import FabricState, Link
 from pycni.model.family import Family
 from pycni.model.udp import UdpSecrets
-from pycni.model.wireguard import WireguardSecrets
+from pycni.model.wireguard import WireguardKey, WireguardSecrets
 from pycni.reconcile.delta import Delta, diff, diff_keys
 from pycni.wire import rtlink
 
@@ -48,9 +50,15 @@ class Outcome(NamedTuple):
 class FabricSync:
     """The kernel's side of the network component."""
 
-    def __init__(self) -> None:
-        """Open sockets in the calling thread's namespace. Raises KernelError."""
+    def __init__(self, state_dir: str = "") -> None:
+        """Open sockets in the calling thread's namespace. Raises KernelError.
+
+        ``state_dir``: where it is remembered which commands were run; without one none can be.
+        """
         self._driver = FabricDriver()
+        if state_dir:
+            self._driver.extension.remember_in(state_dir)
+        self.reverse_path = ReversePath()
         self._opened: tuple[Nft, NftElements, Firewall] | None = None
         self._tables: tuple[dict[Any, Any], ...] | None = None
 
@@ -80,12 +88,21 @@ class FabricSync:
         """The devices of the fabric that are ours or have one of these names."""
         return self._driver.read(names).links
 
+    def met(self) -> frozenset[WireguardKey]:
+        """WireGuard peers that have agreed on a session with us. Raises KernelError."""
+        return self._driver.wireguard.met()
+
     def take_secrets(self, secrets: WireguardSecrets | UdpSecrets) -> None:
         """What WireGuard devices, or the udp forwarder's, need; before any is wanted. A new key is in them at once."""
         if isinstance(secrets, UdpSecrets):
             self._driver.udp.secrets = secrets
         else:
             self._driver.wireguard.take(secrets)
+
+    @property
+    def extension(self) -> Extension:
+        """What runs people's own commands; to be called on the worker."""
+        return self._driver.extension
 
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
         """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""
@@ -98,8 +115,7 @@ class FabricSync:
         self._tables = None
         actual = self._driver.read(desired.links.keys())
         changed = sum(
-            diff(getattr(desired, table), getattr(actual, table)).size
-            for table in ("links", *Tables._fields)
+            diff(getattr(desired, table), getattr(actual, table)).size for table in ("links", *Tables._fields)
         )
         failures: list[Failure] = []
         changed += self._admit(firewall, desired.vtep_peers, failures)

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from pycni.agent.memory import Memory
-from pycni.backends.base import Backend, Site
-from pycni.backends.change import LINGER_S, PATIENCE_S, Census, Changer, Course, census
+from pycni.agent.network_plan import Plan
+from pycni.backends.change import GREETING, LINGER_S, PATIENCE_S, Census, Changer, Course, census
 from pycni.backends.mixed import Mixed
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import BackendConf, NetConf
@@ -58,15 +58,30 @@ class CourseKeeper:
         self._tell(course, target, follow=follow)
         return course
 
+    @property
+    def greets(self) -> bool:
+        """Whether it counts who has answered a greeting."""
+        course = self._course
+        return course is not None and course.greeting and course.using.type not in GREETING
+
     def carried(
-        self, backend: Backend, site: Site, leases: Mapping[str, Lease], broken: Collection[str]
+        self,
+        plan: Plan,
+        leases: Mapping[str, Lease],
+        broken: Collection[str],
+        now: float,
+        strangers: tuple[str, ...] | None,
     ) -> None:
-        """The leases are in the kernel; ``broken`` devices are not as they should be."""
-        if not self._changer.changing:
+        """The leases are in the kernel; ``broken`` devices are not as they should be.
+
+        ``strangers``: leases of peers that have not answered a greeting; None when that was not looked at.
+        """
+        how, site = plan.backend, plan.site
+        if not self._changer.changing or site is None:
             return
-        devices = backend.devices(site) if isinstance(backend, Mixed) else {backend.name: frozenset[str]()}
+        devices = how.devices(site) if isinstance(how, Mixed) else {how.name: frozenset[str]()}
         equipped = [kind for kind, names in devices.items() if not names.intersection(broken)]
-        self._changer.carried(census(leases, site.own.key, self._target), equipped)
+        self._changer.carried(census(leases, site.own.key, self._target), equipped, now, strangers)
 
     @property
     def wake_s(self) -> float:

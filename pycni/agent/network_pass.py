@@ -22,7 +22,7 @@ from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
 from pycni.agent.identity import choose_macs, machine_id
 from pycni.agent.memory import Memory
 from pycni.agent.network_course import CourseKeeper, netconfs
-from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
+from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit, plain_node
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.vtep_probe import Vtep, VtepProber
@@ -30,10 +30,12 @@ from pycni.agent.wireguard_rotate import KeyRotation
 from pycni.backends.bgp import COMPONENT
 from pycni.backends.change import Course
 from pycni.backends.compiler import FabricCompiler, Touched
+from pycni.backends.extension import Extension, environment
 from pycni.backends.vxlan import device_name
 from pycni.backends.wireguard import published_key
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel.fabric import Failure
+from pycni.model.extension import Commands
 from pycni.model.fabric import VxlanLink
 from pycni.model.family import Address, Family
 from pycni.model.lease import Lease, LeaseAttrs
@@ -48,6 +50,8 @@ from pycni.wire.lease import HeldLease
 log = logging.getLogger("pycni.network")
 T = TypeVar("T")
 
+INPUT_RETRY_S = 2.0
+"""Between attempts to get what a plan is made from: a key in a file, the output of a command."""
 AT_ONCE_S = 0.001
 FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]
 
@@ -222,14 +226,17 @@ class NetworkPass:
             return course
         macs = dict(self.plan.node.macs) if self.plan is not None else {}
         public_key = following = b""
+        output = ""
         try:
             for each in netconfs(conf, course):
+                output = output or await self._start_extension(each, underlay)
                 macs |= await self._choose_macs(each)
                 if each.backend.type == "wireguard":
                     public_key, following = await self._take_wireguard_key(each, published)
                 await self._take_udp_secrets(each)
-        except ConfigError as error:  # a file can be set right meanwhile: the next pass tries again
+        except (ConfigError, KernelError) as error:  # can be set right meanwhile: the next pass tries again
             self._plan_trouble = str(error)
+            self.again_in = INPUT_RETRY_S
             self.planned.set()
             return course
         try:
@@ -243,6 +250,7 @@ class NetworkPass:
                 lease,
                 wireguard_key=public_key,
                 following_key=following,
+                extension_output=output,
                 course=course,
             )
         except ConfigError as error:
@@ -292,6 +300,13 @@ class NetworkPass:
 
         return await self._work(job)
 
+    async def _start_extension(self, conf: NetConf, underlay: Underlay) -> str:
+        """What PreStartupCommand writes, when this net-conf has one: it is run once. Raises KernelError."""
+        if conf.backend.type != Extension.name:
+            return ""
+        variables = environment(plain_node(self._options, underlay), conf, None, None)
+        return await self._work(lambda: self._sync.extension.start(conf.backend.commands, variables))
+
     async def _take_udp_secrets(self, conf: NetConf) -> None:
         """Give the driver what the forwarder needs. Raises ConfigError without the library a key needs."""
         if conf.backend.type != "udp":
@@ -311,8 +326,12 @@ class NetworkPass:
         assert plan.pods is not None
         pods, settings = plan.pods, self._settings
         families, underlay = plan.conf.families, plan.node.underlay.name
+        commands = _commands(plan)
 
         def job() -> str:
+            if commands is not None and plan.site is not None:
+                variables = environment(plan.node, plan.conf, plan.site.own, plan.attrs)
+                self._sync.extension.settle(commands, variables)
             self._sync.prepare(families, underlay, plan.firewall)
             try:
                 if self.acquired:
@@ -333,7 +352,8 @@ class NetworkPass:
     async def _synchronise(self, plan: Plan, snapshot: Snapshot, stale: Concern) -> Outcome | None:
         """Compile the leases and make the kernel equal; None when there was nothing to do."""
         now = asyncio.get_running_loop().time()
-        leases, self.again_in = self.keys.held_back(snapshot.of("lease"), now)
+        leases, wait_s = self.keys.held_back(snapshot.of("lease"), now)
+        self.again_in = sooner(self.again_in, wait_s)
         compiler = self._compiler
         if compiler is None:
             assert plan.site is not None
@@ -355,27 +375,46 @@ class NetworkPass:
         elif not touched.empty:
             outcome = await self._work(lambda: self._sync.part(compiler.tables, touched, compiler.remotes))
         elif stale & Concern.FIREWALL:
-            self._carried(plan, leases, ())
+            await self._carried(plan, leases, ())
             if await self._work(lambda: self._sync.check_firewall(plan.firewall, compiler.state.vtep_peers)):
                 self._report.repaired(1, "the nftables table was changed")
             return None
         else:
-            self._carried(plan, leases, ())
+            await self._carried(plan, leases, ())
             return None
-        self._carried(plan, leases, outcome.failures)
+        await self._carried(plan, leases, outcome.failures)
         if outcome.names is not None:
             in_place = not outcome.links_changed and not outcome.failures
             self.watchman.expect(compiler.tables, plan.node.underlay, outcome.names, in_place=in_place)
         if outcome.links_changed and self._prober is not None:
             await self._prober.reassert()
         raise_for(outcome.failures)
+        if _commands(plan) is None and not self._sync.extension.idle:
+            await self._work(self._sync.extension.leave)
         return outcome
 
-    def _carried(self, plan: Plan, leases: Mapping[str, Lease], failures: Sequence[Failure]) -> None:
+    async def _carried(self, plan: Plan, leases: Mapping[str, Lease], failures: Sequence[Failure]) -> None:
         """Tell the course what is in the kernel, unless something of a peer is missing."""
         broken = [failure.key for failure in failures if failure.table == "links"]
-        if plan.site is not None and len(broken) == len(failures):
-            self.course.carried(plan.backend, plan.site, leases, broken)
+        if len(broken) != len(failures):
+            return
+        if plan.others:
+            await self._work(lambda: self._sync.reverse_path.loosen([*plan.pods.exits] if plan.pods else []))
+        else:
+            await self._work(self._sync.reverse_path.restore)
+        strangers: tuple[str, ...] | None = None
+        if self.course.greets and self._compiler is not None:
+            met = await self._work(self._sync.met)
+            strangers = tuple(
+                sorted(
+                    {
+                        name
+                        for (name, _), entries in self._compiler.peers.items()
+                        if not met.issuperset(key for key, _ in entries.wireguard)
+                    }
+                )
+            )
+        self.course.carried(plan, leases, broken, asyncio.get_running_loop().time(), strangers)
 
     def _note(
         self, plan: Plan, compiler: FabricCompiler, touched: Touched, leases: Mapping[str, Lease]
@@ -408,6 +447,12 @@ def own_vteps(plan: Plan) -> dict[Family, Vtep]:
             if subnet is not None and link.name == device_name(family, link.vni):
                 found[family] = Vtep(link.name, subnet.network_address)
     return found
+
+
+def _commands(plan: Plan) -> Commands | None:
+    """The commands of the extension backend, where the node has that."""
+    confs = (plan.conf.backend, *plan.others)
+    return next((conf.commands for conf in confs if conf.type == Extension.name), None)
 
 
 def sooner(*seconds: float) -> float:

@@ -68,6 +68,7 @@ def make_plan(
     *,
     wireguard_key: bytes = b"",
     following_key: bytes = b"",
+    extension_output: str = "",
     course: Course | None = None,
 ) -> Plan:
     """The plan. Raises ConfigError naming what does not go together.
@@ -77,18 +78,16 @@ def make_plan(
     target, course = conf, course or Course(using=conf.backend)
     conf, how = msgspec.structs.replace(conf, backend=course.using), backend(course.using.type)
     if course.others:
-        how = Mixed(how, course.others, course.offered)
+        how = Mixed(how, course.others, course.offered, greet=course.greeting)
     if Bgp.name in {how.name, target.backend.type} and not options.bgp:
         reason = f"its routes come from component {COMPONENT}, which is not on: add it to components"
         raise ConfigError("net-conf", "Backend.Type", Bgp.name, reason)
-    node = Node(
-        name=options.name,
-        underlay=underlay,
-        public_ip=options.public_ip or (underlay.address.ip if underlay.address is not None else None),
-        public_ipv6=options.public_ipv6 or (underlay.address6.ip if underlay.address6 is not None else None),
+    node = msgspec.structs.replace(
+        plain_node(options, underlay),
         macs=macs,
         wireguard_key=wireguard_key,
         following_key=following_key,
+        extension_output=extension_output,
     )
     if target.backend.type != conf.backend.type:
         _need(target, node, lease)
@@ -130,6 +129,16 @@ def make_plan(
         site=site,
         pods=pods,
         firewall=firewall,
+    )
+
+
+def plain_node(options: NodeOptions, underlay: Underlay) -> Node:
+    """This node without what backends make for it."""
+    return Node(
+        name=options.name,
+        underlay=underlay,
+        public_ip=options.public_ip or (underlay.address.ip if underlay.address is not None else None),
+        public_ipv6=options.public_ipv6 or (underlay.address6.ip if underlay.address6 is not None else None),
     )
 
 

@@ -4,7 +4,9 @@ Each node decides alone, by the leases of all, in this order:
 
     net-conf names another type   its devices are made beside ours
     they are there                our lease offers the new type: we can send so, and accept it
-    every peer offers it too      our lease names the new type: from now on peers send to us so
+    every peer offers it too      peers that have to agree on keys (WireGuard) do so now, one of each two beginning:
+                                  where both begin at the same moment both give way, and try again seconds later only
+    every peer has               our lease names the new type: from now on peers send to us so
     no peer is reached by the old our lease stops offering the old type: we send to nobody so any more
     no peer offers it             nobody can send to us so: its devices go, after a moment for packets under way
 
@@ -27,6 +29,12 @@ from pycni.model.network import BackendConf
 
 PATIENCE_S = 30.0
 """How long peers that are not equipped are waited for; meanwhile everything works the old way."""
+GREETING = frozenset({"wireguard"})
+"""Types whose peers agree on keys before the first packet."""
+SETTLE_S = 0.3
+"""From being equipped to greeting: who is greeted has to know us, or does not answer and is greeted again later."""
+LOOK_S = 0.1
+"""How often it is looked whether all have answered."""
 LINGER_S = 2.0
 """From when nobody can send by a backend any more to the end of its devices: for packets under way."""
 
@@ -67,6 +75,8 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     """What it is equipped for, or is to be, besides; sorted by type."""
     offered: tuple[str, ...] = ()
     """Those of them its lease offers, sorted."""
+    greeting: bool = False
+    """Whether peers are greeted that have to be."""
 
 
 class Changer:
@@ -79,6 +89,8 @@ class Changer:
         """None while no lease names any."""
         self._others: dict[str, BackendConf] = {}
         self._equipped: set[str] = set()
+        self._equipped_at: dict[str, float] = {}
+        self._strangers: tuple[str, ...] | None = None
         self._carried: Census | None = None
         self._waiting: tuple[str, float] | None = None
         self._idle: dict[str, float] = {}
@@ -98,10 +110,17 @@ class Changer:
         """Whether there is more than one backend: only then the leases have to be looked at."""
         return bool(self._others)
 
-    def carried(self, found: Census, equipped: Iterable[str]) -> None:
-        """These leases are in the kernel now, and the devices of these types in place."""
+    def carried(
+        self, found: Census, equipped: Iterable[str], now: float, strangers: tuple[str, ...] | None
+    ) -> None:
+        """These leases are in the kernel now, and the devices of these types in place.
+
+        ``strangers``: leases of peers that have not answered a greeting; None when that was not looked at.
+        """
         self._carried = found
         self._equipped = set(equipped)
+        self._equipped_at = {kind: self._equipped_at.get(kind, now) for kind in self._equipped}
+        self._strangers = strangers
 
     def step(
         self, target: BackendConf, seen: Census | None, now: float, *, bound: bool = True, follow: bool = True
@@ -114,7 +133,7 @@ class Changer:
         self.wake_s = 0.0
         self.lacking = ()
         if self.using is None or not bound:
-            self.using, self._others, self._equipped = target, {}, set()
+            self.using, self._others, self._equipped, self._equipped_at = target, {}, set(), {}
         elif target.type == self.using.type:
             self._waiting = None
             if follow:
@@ -127,6 +146,7 @@ class Changer:
                 self._waiting = None
         if seen is not None:
             self._drop(target.type, seen, now)
+        greeting = self._greeting(target.type, now)
         sending = self._carried.types if self._carried is not None else frozenset(self._others)
         return Course(
             using=self.using,
@@ -136,7 +156,20 @@ class Changer:
                 for kind in sorted(self._others)
                 if kind in self._equipped and (kind == target.type or kind in sending)
             ),
+            greeting=greeting,
         )
+
+    def _greeting(self, target: str, now: float) -> bool:
+        """Whether it is time to greet, or the time after it."""
+        assert self.using is not None, "step has set it"
+        if not self._others or self.using.type in GREETING:
+            return bool(self._others)
+        if target not in GREETING or target not in self._equipped_at:
+            return False
+        left_s = self._equipped_at[target] + SETTLE_S - now
+        if left_s > 0:
+            self._wake(left_s)
+        return left_s <= 0
 
     def _may_switch(self, kind: str, now: float) -> bool:
         """Whether peers may be asked to send to us in the new way."""
@@ -145,9 +178,15 @@ class Changer:
         if self._waiting is None or self._waiting[0] != kind:
             self._waiting = (kind, now)
         left_s = self._waiting[1] + self._patience_s - now
-        if not self._carried.lacking or left_s <= 0:
-            return True
         self.lacking = self._carried.lacking
+        met = True
+        if kind in GREETING and not self.lacking:
+            self.lacking = self._strangers or ()
+            met = self._strangers is not None
+            self._wake(LOOK_S)
+        if left_s <= 0 or (met and not self.lacking):
+            self.lacking = ()
+            return True
         self._wake(left_s)
         return False
 

@@ -5,6 +5,9 @@ primary backend, whose MTU pods get. What else a node is equipped for its lease 
 send so, and accepts it. A peer that may send in one of these ways has what it takes to be accepted: its WireGuard key,
 its place in other tables that judge senders, its address among those VXLAN comes from.
 
+Peers that agree on keys first are greeted: of each two the one with the smaller key keeps the session alive, by which
+it also begins it.
+
 Each backend works with the net-conf it was told, all in the same network. Devices have different names.
 """
 
@@ -23,22 +26,34 @@ from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs, Offer
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.node import Node
+from pycni.model.wireguard import WireguardKey, WireguardPeer
 
-SENDING = frozenset({"routes", "neighbours", "fdb", "remote"})
-"""Entries by which we send; all others also say whom we accept."""
+SENDING = frozenset({"routes", "neighbours", "fdb", "extension", "remote"})
+"""Entries by which we send, as people's own commands do; all others also say whom we accept."""
+GREET_S = 10
+"""WireGuard's persistent keepalive while a session is needed that nothing else may keep alive."""
 
 
 class Mixed:
     """A primary backend and others. A value: equal ones are interchangeable."""
 
     def __init__(
-        self, primary: Backend, others: Iterable[BackendConf] = (), offered: Iterable[str] = ()
+        self,
+        primary: Backend,
+        others: Iterable[BackendConf] = (),
+        offered: Iterable[str] = (),
+        *,
+        greet: bool = False,
     ) -> None:
-        """``others`` are of other types than the primary. ``offered``: those of them that our lease names."""
+        """``others`` are of other types than the primary. ``offered``: those of them that our lease names.
+
+        ``greet``: whether peers are greeted that have to be.
+        """
         self.name = primary.name
         self.primary = primary
         self.others = {conf.type: conf for conf in others}
         self.offered = tuple(sorted(set(offered)))
+        self.greet = greet
         self._made: tuple[Site, _Ways] | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -100,6 +115,10 @@ class Mixed:
             return entries
         for offer in lease.attrs.offers:
             entries = self._accepting(entries, lease, family, offer.backend_type, site)
+        if self.greet:
+            entries = entries._replace(
+                wireguard=tuple((key, _greeted(key, peer, site)) for key, peer in entries.wireguard)
+            )
         if ways.guarded:
             # VXLAN may come from a peer that we send to by something else.
             public = lease.attrs.public(family)
@@ -133,7 +152,7 @@ class Mixed:
 
     @property
     def _value(self) -> object:
-        return self.primary, self.others, self.offered
+        return self.primary, self.others, self.offered, self.greet
 
 
 class _Ways:
@@ -159,3 +178,9 @@ class _Ways:
         )
         self.guarded = any(isinstance(link, VxlanLink) for link in everything)
         """Whether VXLAN is accepted here, from peers alone."""
+
+
+def _greeted(key: WireguardKey, peer: WireguardPeer, site: Site) -> WireguardPeer:
+    """A peer that we begin a session with when it is ours to begin."""
+    ours = site.node.wireguard_key < key.public_key and not peer.keepalive_s
+    return peer._replace(keepalive_s=GREET_S) if ours else peer

@@ -160,6 +160,15 @@ class Wireguard:
 
     # peers
 
+    def met(self) -> frozenset[WireguardKey]:
+        """Peers that have agreed on a session with us, ever since they are there. Raises KernelError."""
+        return frozenset(
+            WireguardKey(name, peer.public_key)
+            for name in self._kinds
+            for peer in self._info(name).peers
+            if peer.handshake
+        )
+
     def put(self, peers: Mapping[WireguardKey, WireguardPeer]) -> dict[WireguardKey, KernelError]:
         """Make or change peers; returns what failed."""
         jobs: list[tuple[WireguardKey, tuple[wire.PeerInfo, bool]]] = []

@@ -96,7 +96,7 @@ class Model:
             compiler = FabricCompiler(plan.backend, plan.site)
             compiler.update(snapshot.of("lease"))
             self.kernel = compiler.state
-            self.keeper.carried(plan.backend, plan.site, snapshot.of("lease"), ())
+            self.keeper.carried(plan, snapshot.of("lease"), (), self.now, ())
         self.publish(plan.attrs)
 
     def publish(self, attrs):
