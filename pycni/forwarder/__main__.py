@@ -18,6 +18,9 @@ from pycni.wire import forwarder as wire
 
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
 IFF_TUN, IFF_NO_PI = 0x1, 0x1000
+SIOCSIFTXQLEN = 0x8943
+QUEUE_PACKETS = 2000
+"""What waits for us in the device: the usual 500 overflow under one TCP stream."""
 USAGE = "usage: python3 -m pycni.forwarder [--show] FOLDER DEVICE"
 
 
@@ -27,6 +30,8 @@ def open_device(name: str) -> int:
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
         fcntl.ioctl(fd, TUNSETPERSIST, 1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), QUEUE_PACKETS))
     except BaseException:
         os.close(fd)
         raise

@@ -48,15 +48,15 @@ def udp_socket(address: bytes, port: int) -> socket.socket:
 
 
 def pieces(packets: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut a burst, in order, into runs that one call can send: all of one length, the last one not longer."""
+    """Cut a burst (no datagram is empty), in order, into runs that one call can send: all of one length, the last one not longer."""
     start = 0
     while start < len(packets):
         size = len(packets[start])
-        limit = min(len(packets), start + max(1, min(PIECE_PACKETS, PIECE_BYTES // (size or 1))))
+        limit = min(len(packets), start + max(1, min(PIECE_PACKETS, PIECE_BYTES // size)))
         end = start + 1
         while end < limit and len(packets[end]) == size:
             end += 1
-        if end < limit and 0 < len(packets[end]) < size:
+        if end < limit and len(packets[end]) < size:
             end += 1
         yield packets[start:end]
         start = end
