@@ -5,7 +5,8 @@ its agent wants it (the entries that are the agent's replaced by the desired one
 ``World`` puts the namespaces of all nodes and pods of a trace together. ``walk`` leads packets through worlds and
 never asks which kind it was given.
 
-Addresses are packed bytes (4 or 16), MACs six bytes, devices have names; an index never leaves its namespace.
+Addresses are packed bytes (4 or 16), MACs six bytes. Devices go by their names; their indexes are there only to find
+the two ends of veth pairs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+
+from pycni.model.family import Family
 
 NODE = ""
 """Name of a node's own namespace among the node's spaces; pods are called ``namespace/name``."""
@@ -31,10 +34,15 @@ class LinkState(msgspec.Struct, frozen=True, kw_only=True):
     carrier: bool = True
     master: str = ""
     """The bridge it is a port of."""
+    index: int = 0
+    peer_index: int = 0
+    """Of its veth peer (in the peer's namespace) or lower device; 0: none."""
+    lower: str = ""
+    """Name of the lower device, where that is in this namespace."""
     peer_space: str | None = None
     """Space its veth peer is in, as far as the world has it; None: not a veth, or nobody knows."""
     peer: str = ""
-    """Name of the veth peer in that space, or of the lower device."""
+    """Name of the veth peer in that space."""
     hairpin: bool = False
     isolated: bool = False
     port_state: str = "forwarding"
@@ -81,7 +89,7 @@ class RuleState(msgspec.Struct, frozen=True, kw_only=True):
     """A routing rule (ip-rule(8)) that leads to a table."""
 
     priority: int
-    family: int
+    family: Family
     table: int
     action: str = "lookup"
     source: bytes = b""
