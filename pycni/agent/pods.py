@@ -1,10 +1,10 @@
 """The pods' side of the kernel: changed by CNI calls, kept as it was made in between.
 
 Life: CNI calls attach and detach pods through ``Pods``. ``PodKeeper`` runs beside them: once the node's subnet is
-known it has every recorded attachment taken over from an earlier agent and repaired (bridges, nft rows), at once when
-the kernel tells of a change of our nft tables, and from time to time. A repair compares all attachments on record with
-all in the kernel, so it needs a moment without an ADD or DEL in the middle of both: it waits for one, and calls that
-come meanwhile wait for it, some ten milliseconds.
+known it has every recorded attachment taken over from an earlier agent and repaired (bridges, routes, nft rows), at
+once when the kernel tells of a change of our nft tables or that a pod's route went, and from time to time. A repair
+compares all attachments on record with all in the kernel, so it needs a moment without an ADD or DEL in the middle of
+both: it waits for one, and calls that come meanwhile wait for it, some ten milliseconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 from pycni.agent.cni_ports import Endpoints, Interface
@@ -24,6 +24,7 @@ from pycni.errors import PycniError
 from pycni.kernel import podgateways
 from pycni.kernel.nft_watch import NftWatch
 from pycni.kernel.pod import PodDriver
+from pycni.kernel.podroutewatch import RouteWatch
 from pycni.model.endpoint import Owner
 from pycni.model.podnet import PodNetwork
 from pycni.reconcile.runner import Observer, Runner
@@ -38,6 +39,9 @@ QUIET_WAIT_S = 2.0
 """How long a repair waits for a moment without calls; they go on meanwhile."""
 
 PODNET_POLL_S = 0.2
+
+SETTLE_S = 0.1
+"""From a route's going to asking whose it was: a pod that is detached right now is none any more then."""
 
 
 class NotQuietError(PycniError):
@@ -92,6 +96,10 @@ class Pods:
         """See ``cni_ports.PodDriver``."""
         return self._driver.check(plan, netns_fd)
 
+    def need(self, gone: Collection[bytes | int]) -> bool:
+        """Whether an attached pod needs a route that went."""
+        return self._driver.need(gone)
+
     def resync(self, plans: Iterable[AttachPlan]) -> list[str]:
         """Take over and repair attachments that are still on record. Raises NotQuietError, KernelError."""
         with self._quiet:
@@ -143,10 +151,15 @@ class PodKeeper:
         podnet: Callable[[], PodNetwork | None],
         observer: Observer,
         *,
+        need: Callable[[Collection[bytes | int]], bool] = lambda _gone: False,
         resync_s: float = RESYNC_S,
     ) -> None:
-        """``adopt`` repairs and says what; ``podnet`` None: not known yet, nothing is judged."""
+        """``adopt`` repairs and says what; ``podnet`` None: not known yet, nothing is judged.
+
+        ``need``: whether routes that went are some pod's.
+        """
         self._adopt = adopt
+        self._need = need
         self._podnet = podnet
         self._runner = Runner("pods", self._pass, resync_s=resync_s, min_gap_s=MIN_GAP_S, observer=observer)
         self.repairs = 0
@@ -155,20 +168,30 @@ class PodKeeper:
     async def run(self) -> NoReturn:
         """For ever."""
         loop = asyncio.get_running_loop()
-        watch = NftWatch([PODS[1], SPOOF[1]])
+        with ExitStack() as exits:
+            watch = NftWatch([PODS[1], SPOOF[1]])
+            exits.callback(watch.close)
+            routes = RouteWatch()
+            exits.callback(routes.close)
 
-        def changed() -> None:
-            if watch.drain():
-                self._runner.poke()
+            def changed() -> None:
+                if watch.drain():
+                    self._runner.poke()
 
-        loop.add_reader(watch, changed)
-        try:
+            def went() -> None:
+                loop.call_later(SETTLE_S, self._judge, routes.drain())
+
+            for source, react in ((watch, changed), (routes, went)):
+                loop.add_reader(source, react)
+                exits.callback(loop.remove_reader, source)
             while self._podnet() is None:  # noqa: ASYNC110 - it is read from threads and has no event
                 await asyncio.sleep(PODNET_POLL_S)
             await self._runner.run()
-        finally:
-            loop.remove_reader(watch)
-            watch.close()
+
+    def _judge(self, gone: Collection[bytes | int]) -> None:
+        if self._need(gone):
+            log.info("routes to pods went: looking at all of them")
+            self._runner.poke()
 
     async def _pass(self) -> None:
         if self._podnet() is None:

@@ -78,7 +78,9 @@ async def serve(
     exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
     context.health.set(SERVING, ok=True)
     passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
-    keeper = PodKeeper(lambda: [*ops.adopt(), *pods.sweep(network.podnet())], network.podnet, passes)
+    keeper = PodKeeper(
+        lambda: [*ops.adopt(), *pods.sweep(network.podnet())], network.podnet, passes, need=pods.need
+    )
     follow_pods(context.metrics, endpoints, pools, keeper)
     follow_collector(context.metrics, collector)
     await keeper.run()

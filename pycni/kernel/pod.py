@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -47,7 +47,8 @@ class PodDriver:
 
     def __init__(self) -> None:
         """Open what needs the node's namespace: call on a thread that is in it. No pod is touched yet."""
-        self._ways: dict[type, Way] = {BridgePort: BridgePorts(), RoutedLeg: RoutedLegs()}
+        self._legs = RoutedLegs()
+        self._ways: dict[type, Way] = {BridgePort: BridgePorts(), RoutedLeg: self._legs}
         """By the type of the plan's link."""
         self._tables = PodTables()
         self._remover = Remover()
@@ -95,6 +96,8 @@ class PodDriver:
 
             clear = partial(self._clear, sock, plan, netns_fd)
             links = way.attach(Attaching(plan, netns_fd, sock, undo, clear, made, self._inet6))
+            if isinstance(plan.link, BridgePort):
+                self._legs.bridge_used(plan.link.bridge.name, sock)
             if plan.host_ports:
                 podports.let_loopback_out(plan)
                 podports.forget_before(rows, sock)
@@ -175,6 +178,10 @@ class PodDriver:
             if plan.host_ports and plan.host in alive:
                 podports.let_loopback_out(plan)
         return repaired
+
+    def need(self, gone: Collection[bytes | int]) -> bool:
+        """Whether an attached pod needs what went (``podroutewatch``)."""
+        return self._legs.need(gone)
 
     def links(self) -> dict[str, Owner | None]:
         """Host ends of pods in the kernel that are not dying, with their owners (None: too long for the alias)."""

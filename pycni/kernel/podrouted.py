@@ -2,33 +2,30 @@
 
 Life of a leg: the pair is made; the host end comes up, gets its gateway addresses, and routes to the pod's addresses
 lead to it (protocol 114); the pod gets its side; when both ends have their carrier each is told the other's MAC, so
-that nobody has to ask first. All of it goes with the host end. What no pod has of the node's subnets is unreachable here
-(a route of the last resort): a packet to it would otherwise leave by the default route and come back for ever.
+that nobody has to ask first. All of it goes with the host end. What no pod has of the node's subnets is unreachable
+here (a route of the last resort): a packet to it would otherwise leave by the default route and come back for ever.
 
-Legs are looked at together: three dumps, however many pods.
+What differs from the plans is found and repaired for all legs together (``podlegs``), however many there are.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import socket
 import threading
 from collections.abc import Collection, Iterable
 
 from pycni.attach.plan import AttachPlan, PodAddress, RoutedLeg
 from pycni.attach.result import AttachedLinks
-from pycni.kernel import netns, podcheck, podlink, sysctl
+from pycni.errors import KernelError
+from pycni.kernel import netns, podcheck, podlegs, podlink, sysctl
+from pycni.kernel.podbeside import PodsBeside
 from pycni.kernel.podlink import PodSocket
 from pycni.kernel.podway import Attaching
-from pycni.model.family import Family
-from pycni.model.tables import POD_ROUTE_PROTOCOL
 from pycni.wire import podlink as messages
-from pycni.wire import rtnl
 
 log = logging.getLogger("pycni.attach")
-
-LAST_METRIC = 0xFFFF0000
-"""Of routes that say "unreachable": any other route to the same subnet, as a bridge's, comes before them."""
 
 
 class RoutedLegs:
@@ -39,6 +36,9 @@ class RoutedLegs:
         self._lock = threading.Lock()
         self._closed: set[PodAddress] = set()
         """Subnets with a route of the last resort, as far as we know."""
+        self._places: dict[str, frozenset[bytes]] = {}
+        """Of each pod here, by host end: its addresses and subnets."""
+        self._beside = PodsBeside()
 
     def close(self) -> None:
         """See ``podway.Way``."""
@@ -53,84 +53,112 @@ class RoutedLegs:
         close_leg(plan.host, inet6=job.inet6)
         first = [messages.describe_leg(host, plan.names.alias, inet6=job.inet6), messages.set_up(host)]
         try_all(sock, first, "set up host end", plan.host)
-        try_all(sock, node_messages(plan, link, host), "route to pod", plan.host)
+        ways = [
+            *(podlegs.gateway_message(host, gateway) for gateway in link.gateways),
+            *(podlegs.route_message(host, address) for address in plan.addresses),
+        ]
+        try_all(sock, ways, "route to pod", plan.host)
         with netns.run_in(job.netns_fd, PodSocket) as inside:
             podlink.configure_pod(inside, plan, job.netns_fd, pod)
         podlink.await_running(sock, plan.host, host)
         known = [messages.first_neighbour(host, item.address, plan.mac) for item in plan.addresses]
         try_all(sock, known, "add neighbour", plan.host)
+        job.undo.callback(self.detached, plan)
+        self._beside.add(plan, sock)
+        self.adopt(plan)
         return AttachedLinks(plan.host, host, plan.names.host_mac, pod, plan.mac, plan.mtu)
 
     def detached(self, plan: AttachPlan) -> None:
-        """See ``podway.Way``: nothing is counted."""
+        """See ``podway.Way``."""
+        with self._lock:
+            self._places.pop(plan.host, None)
+        self._beside.remove(plan)
 
     def cut_off(self, plan: AttachPlan) -> list[bytes]:
-        """See ``podway.Way``: routes and neighbours go with the host end's carrier."""
-        return []
+        """See ``podway.Way``: routes and neighbours on the host end go with its carrier."""
+        return self._beside.messages(plan)
 
     def adopt(self, plan: AttachPlan) -> None:
-        """See ``podway.Way``: nothing is counted."""
+        """See ``podway.Way``."""
+        places = (*plan.addresses, *leg_of(plan).subnets)
+        with self._lock:
+            self._places[plan.host] = frozenset(place.address for place in places)
+
+    def need(self, gone: Collection[bytes | int]) -> bool:
+        """Whether a pod here needs what ``podroutewatch`` says has gone."""
+        with self._lock:
+            if not self._places:
+                return False
+            names = {_name(item) for item in gone if isinstance(item, int)}
+            return (
+                b"" in gone
+                or not names.isdisjoint(self._places)
+                or any(not places.isdisjoint(gone) for places in self._places.values())
+            )
+
+    def bridge_used(self, name: str, sock: PodSocket) -> None:
+        """A pod is on this bridge: see that it can reach the pods on legs. Raises KernelError."""
+        self._beside.bridge_used(name, sock)
 
     def differences(self, plan: AttachPlan, netns_fd: int, sock: PodSocket) -> list[str]:
         """See ``podway.Way``."""
-        return podcheck.differences(plan, netns_fd, sock)
+        link = leg_of(plan)
+        found = podcheck.differences(plan, netns_fd, sock)
+        said = set(found)
+        found += [
+            fault.text for fault in podlegs.faults(plan, link, podlegs.read(sock)) if fault.text not in said
+        ]
+        return found + podcheck.forwarding_differences(link.families)
 
     def repair(self, plans: Collection[AttachPlan], sock: PodSocket, *, inet6: bool) -> list[str]:
         """See ``podway.Way``."""
-        return []
+        subnets = {subnet for plan in plans for subnet in leg_of(plan).subnets}
+        seen = podlegs.read(sock) if plans else podlegs.read_subnets(sock)
+        wrong = list(podlegs.subnet_faults(subnets, seen))
+        with self._lock:
+            self._closed = set(subnets)
+        for plan in plans:
+            wrong += podlegs.faults(plan, leg_of(plan), seen)
+            try:
+                close_leg(plan.host, inet6=inet6)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:  # somebody deletes it just now
+                    raise
+        done = [
+            f"{family.label} forwarding was off"
+            for family in sorted({family for plan in plans for family in leg_of(plan).families})
+            if sysctl.put(podcheck.FORWARDING[family], 1)
+        ]
+        results = sock.batch([fault.message for fault in wrong], "repair legs")
+        for fault, failed in zip(wrong, results, strict=True):
+            if failed is None:
+                done.append(fault.text)
+            elif failed.errno not in {errno.EEXIST, errno.ENODEV, errno.ESRCH}:
+                raise KernelError(failed.errno, "repair", fault.text, failed.detail)
+        return done + self._beside.repair(plans, sock)
 
     def _close_subnets(self, subnets: Iterable[PodAddress], sock: PodSocket) -> None:
         """Have addresses of these subnets that no pod has unreachable. Raises KernelError."""
         with self._lock:
             new = [subnet for subnet in subnets if subnet not in self._closed]
-            for subnet in new:
-                msg = rtnl.new_route(
-                    subnet.address,
-                    subnet.prefix_len,
-                    kind=rtnl.RTN_UNREACHABLE,
-                    metric=LAST_METRIC,
-                    protocol=POD_ROUTE_PROTOCOL,
-                )
-                try_all(sock, [msg], "add route", f"unreachable {subnet.text()}")
-                self._closed.add(subnet)
+            try_all(
+                sock, list(map(podlegs.subnet_message, new)), "close subnet", " ".join(s.text() for s in new)
+            )
+            self._closed.update(new)
+
+
+def _name(index: int) -> str:
+    """Name of a device of the calling thread's namespace; "" when it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def leg_of(plan: AttachPlan) -> RoutedLeg:
     """The plan's leg. The way was chosen by its type."""
     assert isinstance(plan.link, RoutedLeg), plan.link
     return plan.link
-
-
-def node_messages(plan: AttachPlan, link: RoutedLeg, host: int) -> list[bytes]:
-    """Gateway addresses of a host end that is up, and the routes to the pod. EEXIST: it is there."""
-    return [
-        *(gateway_message(host, gateway) for gateway in link.gateways),
-        *(route_message(host, address) for address in plan.addresses),
-    ]
-
-
-def gateway_message(host: int, gateway: PodAddress) -> bytes:
-    """Give a host end a gateway address.
-
-    IPv4: of scope "host", so that the node does not choose it as the source of what it sends to pods or, masquerading,
-    for others. IPv6 chooses by the scope of addresses.
-    """
-    v6 = gateway.family is Family.V6
-    return messages.own_address(
-        host,
-        gateway.address,
-        gateway.prefix_len,
-        flags=rtnl.IFA_F_NODAD if v6 else 0,
-        protocol=POD_ROUTE_PROTOCOL,
-        scope=rtnl.RT_SCOPE_LINK if v6 else rtnl.RT_SCOPE_HOST,
-    )
-
-
-def route_message(host: int, address: PodAddress) -> bytes:
-    """Lead an address of the pod to its host end."""
-    return rtnl.new_route(
-        address.address, address.prefix_len, oif=host, protocol=POD_ROUTE_PROTOCOL, replace=True
-    )
 
 
 def close_leg(name: str, *, inet6: bool) -> None:

@@ -20,6 +20,7 @@ from pycni.wire.netlink import (
     attr_u32,
     message,
     nested,
+    parse_attrs,
 )
 from pycni.wire.rtlink import (
     AF_BRIDGE,
@@ -64,9 +65,10 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTM_NEWADDR = 20
-RTM_NEWNEIGH = 28
-NDA_DST, NDA_LLADDR = 1, 2
-NUD_REACHABLE = 0x02
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NUD_REACHABLE, NUD_PERMANENT = 0x02, 0x80
+NTF_PROXY = 0x08
 AF_INET, AF_INET6 = 2, 10
 _DEFAULT_VLAN = 1
 
@@ -230,6 +232,26 @@ def first_neighbour(ifindex: int, address: bytes, mac: bytes) -> bytes:
     head = _NDMSG.pack(family, ifindex, NUD_REACHABLE, 0, 0)
     body = head + attr(NDA_DST, address) + attr(NDA_LLADDR, mac)
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def proxy_neighbour(ifindex: int, address: bytes, *, protocol: int, there: bool = True) -> bytes:
+    """Have a device answer for an address that is reached by another one, or not any more (``there`` False)."""
+    head = _NDMSG.pack(AF_INET if len(address) == 4 else AF_INET6, ifindex, NUD_PERMANENT, NTF_PROXY, 0)
+    body = head + attr(NDA_DST, address) + attr_u8(NDA_PROTOCOL, protocol)
+    if there:
+        return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+    return message(RTM_DELNEIGH, 0, body)
+
+
+def dump_proxies(family: int) -> bytes:
+    """Dump the addresses of one family that devices answer for."""
+    return message(RTM_GETNEIGH, 0, _NDMSG.pack(family, 0, 0, NTF_PROXY, 0))
+
+
+def proxy_of(payload: bytes) -> tuple[int, bytes, int]:
+    """Device, address and protocol of an entry of ``dump_proxies``."""
+    attrs = parse_attrs(payload, _NDMSG.size)
+    return int(_NDMSG.unpack_from(payload)[1]), attrs.get(NDA_DST, b""), attrs.get(NDA_PROTOCOL, b"\0")[0]
 
 
 def link_local(mac: bytes) -> bytes:
