@@ -101,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     policy_xdp: str
     policy_spoof_check: bool
+    policy_net_admin: str
     policy_sync_period: int
     policy_metrics_limit: int
     bgp_engine: str

@@ -27,6 +27,13 @@ ROWS: tuple[Setting, ...] = (
         "Drop what a pod sends with another MAC or IP address than its own.",
     ),
     Setting(
+        "policy-net-admin",
+        kinds.choice("allow", "refuse"),
+        "allow",
+        "Pods on the underlay (macvlan, ipvlan) that may change their own network, as CAP_NET_ADMIN lets them: their "
+        "policies are enforced inside them, so they can undo them. refuse: they get no network.",
+    ),
+    Setting(
         "policy-sync-period",
         kinds.integer(5, 86400),
         300,

@@ -177,6 +177,8 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     """terminationGracePeriodSeconds."""
     hostname: str = ""
     subdomain: str = ""
+    net_admin: bool = False
+    """A container of it may change the pod's network: it is privileged or has CAP_NET_ADMIN."""
 
 
 class Namespace(msgspec.Struct, frozen=True, kw_only=True):

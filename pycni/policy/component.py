@@ -124,6 +124,7 @@ class PolicyComponent:
             settled=Settled(self._objects, lambda: self.report.reason),
             spoof_check=recorded and settings.policy_spoof_check,
             insides=Insides(settings.state_dir, senders=settings.policy_spoof_check),
+            without_admin=settings.policy_net_admin == "refuse",
             make_shut=make_shut,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)

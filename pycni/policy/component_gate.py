@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from pycni.errors import KernelError
+from pycni.errors import CniError, KernelError
 from pycni.kernel import bpf_places, conntrack
 from pycni.model.endpoint import Endpoint
 from pycni.model.kube import POD
 from pycni.policy import spoof
 from pycni.policy.base import Denied
-from pycni.policy.component_report import PolicyReport
+from pycni.policy.component_report import SHOWN, PolicyReport
 from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.policy.insides import Insides, is_inside
 from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of, local_pod_of
@@ -53,11 +53,12 @@ class Gate:
         settled: Settled,
         spoof_check: bool,
         insides: Insides,
+        without_admin: bool = False,
         make_shut: Callable[[], Shut] = Shut,
     ) -> None:
         """``lock``: who holds it has the engine. ``changed``: have a pass soon; on any thread.
 
-        ``insides``: pods whose policies are enforced inside them.
+        ``insides``: pods whose policies are enforced inside them; ``without_admin``: none that could undo them.
         """
         self._make_shut = make_shut
         self._lock = lock
@@ -73,6 +74,7 @@ class Gate:
         self._shut_lock = threading.Lock()
         self._shut: Shut | None = None
         self.insides = insides
+        self._without_admin = without_admin
         self._guard_lock = threading.Lock()
         self._guard: spoof.Guard | None = None
         self._spoof_check = spoof_check
@@ -97,8 +99,10 @@ class Gate:
         addresses = addresses_of(endpoint)
         if not addresses:
             return
-        if is_inside(endpoint) and netns_fd is not None:
-            self.insides.admit(endpoint, netns_fd)
+        if is_inside(endpoint):
+            self._refuse_admin(endpoint)
+            if netns_fd is not None:
+                self.insides.admit(endpoint, netns_fd)
         guard = self._checking()
         if guard is not None:
             guard.admit(local_pod_of(endpoint))
@@ -111,6 +115,22 @@ class Gate:
             log.info("%s starts shut, until its policies are in the kernel", endpoint.owner)
             self._changed()
         self._report.admitted(time.perf_counter() - began, shut=not programmed)
+
+    def _refuse_admin(self, endpoint: Endpoint) -> None:
+        """Refuse a pod that could undo its policies, where that is asked for. Raises CniError."""
+        if not (self._without_admin and endpoint.pod_namespace):
+            return
+        key = f"{endpoint.pod_namespace}/{endpoint.pod_name}"
+        pod = self._objects.of(POD).get(key)
+        if pod is None or (endpoint.pod_uid and pod.meta.uid and endpoint.pod_uid != pod.meta.uid):
+            raise CniError(
+                CniError.TRY_AGAIN_LATER, f"pod {key} is not known here yet: policy-net-admin=refuse"
+            )
+        if pod.net_admin:
+            reason = "policy-net-admin=refuse: on the underlay it could undo its policies"
+            raise CniError(
+                CniError.INVALID_NETWORK_CONFIG, f"pod {key} may change its network (CAP_NET_ADMIN)", reason
+            )
 
     def attached(self, endpoint: Endpoint) -> None:
         """The pod has its devices. Raises KernelError."""
@@ -213,6 +233,12 @@ class Gate:
             log.debug("policies: %d rows inside pods", rows)
         self._report.trouble("policies inside pods", self.insides.problems)
         self._report.note("packet sockets", self.insides.lacks)
+        known = self._objects.of(POD)
+        mighty = sorted(key for key in self.insides.pods() if key in known and known[key].net_admin)
+        text = ", ".join(mighty[:SHOWN]) + (f" and {len(mighty) - SHOWN} more" if len(mighty) > SHOWN else "")
+        self._report.note(
+            "CAP_NET_ADMIN", text and f"these pods could undo their policies (CAP_NET_ADMIN): {text}"
+        )
 
     def programmed(self, holders: dict[bytes, Attachment] | None, *, full: bool) -> None:
         """A pass has succeeded that knew these holders. Raises KernelError."""

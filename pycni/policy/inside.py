@@ -57,6 +57,8 @@ class Place(NamedTuple):
     addresses: tuple[bytes, ...]
     mac: bytes
     link_local: bytes
+    pod: str = ""
+    """``namespace/name``; "" when the runtime did not tell."""
 
     @property
     def ifname(self) -> str:

@@ -48,7 +48,9 @@ def place_of(endpoint: Endpoint) -> Place:
     mac = bytes.fromhex(endpoint.mac.replace(":", ""))
     own = names(endpoint.owner).mac if endpoint.attachment is AttachmentKind.IPVLAN else mac
     addresses = tuple(item.ip.packed for item in endpoint.addresses)
-    return Place(endpoint.owner, addresses, mac, link_local(own) if own else b"")
+    named = endpoint.pod_namespace and endpoint.pod_name
+    pod = f"{endpoint.pod_namespace}/{endpoint.pod_name}" if named else ""
+    return Place(endpoint.owner, addresses, mac, link_local(own) if own else b"", pod)
 
 
 class Insides:
@@ -193,6 +195,11 @@ class Insides:
         with self._lock:
             inside = self._pods.get(owner)
             return inside is None or not inside.pending
+
+    def pods(self) -> list[str]:
+        """Keys of the pods there are, as far as the runtime told them."""
+        with self._lock:
+            return [inside.place.pod for inside in self._pods.values() if inside.place.pod]
 
     @property
     def problems(self) -> str:

@@ -46,6 +46,7 @@ from pycni.wire.kube_types import (
     WirePod,
     WirePodSpec,
     WirePodStatus,
+    WireSecurityContext,
     WireService,
     WireServicePort,
     WireServiceSpec,
@@ -217,6 +218,24 @@ def pod(wire: WirePod) -> Pod:
         grace_s=30 if grace_s is None else max(grace_s, 0),
         hostname=spec.hostname or "",
         subdomain=spec.subdomain or "",
+        net_admin=any(
+            _may_change_network(container.security_context)
+            for some in (spec.containers, spec.init_containers, spec.ephemeral_containers)
+            for container in some or ()
+        ),
+    )
+
+
+_OVER_NETWORK = frozenset({"ALL", "NET_ADMIN", "SYS_ADMIN", "SYS_MODULE", "BPF"})
+"""Capabilities by which a process changes its network, or gets what does. The API wants them without ``CAP_``."""
+
+
+def _may_change_network(context: WireSecurityContext | None) -> bool:
+    if context is None:
+        return False
+    added = context.capabilities.add if context.capabilities is not None else None
+    return context.privileged is True or any(
+        name.upper().removeprefix("CAP_") in _OVER_NETWORK for name in added or ()
     )
 
 

@@ -209,11 +209,25 @@ class WireContainerPort(Wire):
     host_port: int | None = None
 
 
+class WireCapabilities(Wire):
+    """Capabilities."""
+
+    add: list[str] | None = None
+
+
+class WireSecurityContext(Wire):
+    """SecurityContext of a container."""
+
+    privileged: bool | None = None
+    capabilities: WireCapabilities | None = None
+
+
 class WireContainer(Wire):
     """Container."""
 
     ports: list[WireContainerPort] | None = None
     restart_policy: str | None = None
+    security_context: WireSecurityContext | None = None
 
 
 class WirePodSpec(Wire):
@@ -226,6 +240,7 @@ class WirePodSpec(Wire):
     termination_grace_period_seconds: int | None = None
     containers: list[WireContainer] | None = None
     init_containers: list[WireContainer] | None = None
+    ephemeral_containers: list[WireContainer] | None = None
 
 
 class WirePodIp(Wire):
