@@ -48,7 +48,10 @@ def udp_socket(address: bytes, port: int) -> socket.socket:
 
 
 def pieces(packets: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut a burst (no datagram is empty), in order, into runs that one call can send: all of one length, the last one not longer."""
+    """Cut a burst, in order, into runs that one call can send: all of one length, the last one not longer.
+
+    No datagram is empty.
+    """
     start = 0
     while start < len(packets):
         size = len(packets[start])

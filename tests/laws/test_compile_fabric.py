@@ -14,7 +14,7 @@ from pycni.model.wireguard import key_text
 from pycni.reconcile.delta import diff, diff_keys, patched
 from tests.unit.fabric_world import lease, mac, site, wg_key
 
-TABLES = ("routes", "neighbours", "fdb", "wireguard")
+TABLES = ("routes", "neighbours", "fdb", "udp", "wireguard")
 
 
 @st.composite
@@ -39,9 +39,10 @@ def sets(kind):
     return st.lists(leases(kind), max_size=7).map(lambda items: {item.key: item for item in items})
 
 
-KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip", "wireguard", "wireguard auto"])
+KINDS = pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip", "udp", "wireguard", "wireguard auto"])
 SITES = {
-    kind: site("4" if kind == "ipip" else "46", kind) for kind in ("vxlan", "host-gw", "ipip", "wireguard")
+    kind: site("4" if kind == "ipip" else "46", kind)
+    for kind in ("vxlan", "host-gw", "ipip", "udp", "wireguard")
 }
 SITES["wireguard auto"] = site("46", "wireguard", mode="auto")
 
@@ -98,8 +99,9 @@ def test_no_two_peers_share_an_entry_and_every_lease_is_served_or_refused(kind, 
     compiler = FabricCompiler(backend(kind.split()[0]), SITES[kind])
     compiler.update(some)
     state = compiler.state
-    for index, name in enumerate(TABLES[:3]):
-        assert sum(len(entries[index]) for entries in compiler.peers.values()) == len(getattr(state, name))
+    for name in TABLES[:4]:
+        count = sum(len(getattr(entries, name)) for entries in compiler.peers.values())
+        assert count == len(getattr(state, name))
     for peer_key, peer in state.wireguard.items():
         holders = {key for key, entries in compiler.peers.items() if peer_key in dict(entries.wireguard)}
         assert len({name for name, _ in holders}) == 1

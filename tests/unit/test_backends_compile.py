@@ -36,6 +36,12 @@ WIREGUARD6 = [
     f"link flannel-wg-v6 type wireguard listen-port 51821 public-key {key_text(OWN_KEY)} mtu 1420",
     f"peer {key_text(wg_key(2))} dev flannel-wg-v6 endpoint [2001:db8::2]:51821 allowed-ips fd00:5:0:2::/64",
 ]
+UDP4 = ["10.5.2.0/24 dev flannel0 proto 112", "forward 10.5.2.0/24 dev flannel0 to 192.0.2.2:8285"]
+UDP6 = [
+    "fd00:5:0:2::/64 dev flannel0 proto 112",
+    "forward fd00:5:0:2::/64 dev flannel0 to [2001:db8::2]:8285",
+]
+UDP_LINK = "link flannel0 type udp local {} port 8285 mtu {}"
 COMPILED = [
     pytest.param("4", "vxlan", {}, VXLAN4, id="vxlan ipv4"),
     pytest.param("6", "vxlan", {}, VXLAN6, id="vxlan ipv6"),
@@ -103,6 +109,22 @@ COMPILED = [
         for mode, host in (("ipv4", "192.0.2.2"), ("ipv6", "[2001:db8::2]"), ("auto", "192.0.2.2"))
     ),
     pytest.param("46", "bgp", {}, [], id="bgp"),
+    pytest.param("4", "udp", {"port": 8285}, [*UDP4, UDP_LINK.format("192.0.2.1", 1472)], id="udp ipv4"),
+    pytest.param("6", "udp", {"port": 8285}, [*UDP6, UDP_LINK.format("2001:db8::1", 1452)], id="udp ipv6"),
+    pytest.param(
+        "46",
+        "udp",
+        {"port": 8285},
+        sorted([*UDP4, *UDP6, UDP_LINK.format("192.0.2.1,2001:db8::1", 1452)]),
+        id="udp dual-stack",
+    ),
+    pytest.param(
+        "4",
+        "udp",
+        {"port": 8285, "psk": Secret(b"x" * 32), "mtu": 1400},
+        [*UDP4, UDP_LINK.format("192.0.2.1", 1340) + " psk"],
+        id="udp with PSK and MTU",
+    ),
     pytest.param("46", "alloc", {}, [], id="alloc"),
     pytest.param("4", "host-gw", {}, ["10.5.2.0/24 via 192.0.2.2 dev eth0 proto 112"], id="host-gw ipv4"),
     pytest.param(
@@ -298,6 +320,7 @@ PUBLISHED = [
     pytest.param("4", "bgp", None, None, id="bgp"),
     pytest.param("4", "alloc", None, None, id="alloc"),
     pytest.param("4", "ipip", None, None, id="ipip"),
+    pytest.param("46", "udp", None, None, id="udp"),
     pytest.param("4", "wireguard", {"PublicKey": key_text(OWN_KEY)}, None, id="wireguard"),
     pytest.param("6", "wireguard", None, {"PublicKey": key_text(OWN_KEY)}, id="wireguard ipv6"),
 ]
@@ -467,9 +490,9 @@ def test_an_underlay_too_small_for_ipv6_is_an_error():
 
 def test_an_unknown_backend_is_an_error_naming_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"Backend.Type='udp': expected one of vxlan, host-gw, ipip, wireguard, "
+        ConfigError, match=r"Backend.Type='ipsec': expected one of vxlan, host-gw, ipip, wireguard, "
     ):
-        backend("udp")
+        backend("ipsec")
 
 
 @pytest.mark.parametrize("family", Family)
@@ -489,3 +512,33 @@ def test_a_second_underlay_network_is_on_link_too():
     far = lease(2, kind="host-gw", public_ip=IPv4Address("198.51.100.2"))
     state = compile_fabric(backend("host-gw"), by_key(far), here)
     assert state.text() == ["10.5.2.0/24 via 198.51.100.2 dev eth0 proto 112"]
+
+
+def test_udp_takes_flannels_leases_which_say_no_type_and_no_others():
+    some = by_key(lease(2, kind=""), lease(3, kind="udp"), lease(4, kind="vxlan"))
+    compiler = FabricCompiler(backend("udp"), site(kind="udp"))
+    touched = compiler.update(some)
+    assert {key for key, _ in compiler.peers} == {"10.5.2.0-24", "10.5.3.0-24"}
+    assert {refusal.reason for refusal in compiler.refusals.values()} == {
+        "its backend is 'vxlan', this network's is 'udp'"
+    }
+    assert touched.udp == set(compiler.state.udp)
+    assert len(compiler.update(by_key(lease(3, kind="udp"))).udp) == 1
+
+
+def test_behind_nat_the_forwarder_sends_from_the_own_address_and_is_known_by_the_public_one():
+    here = site(kind="udp")
+    behind = msgspec.structs.replace(here, node=node(public_ip=IPv4Address("203.0.113.9")))
+    (link,) = backend("udp").links(behind).values()
+    assert (link.local, link.public) == (
+        (IPv4Address("192.0.2.1").packed,),
+        (IPv4Address("203.0.113.9").packed,),
+    )
+
+
+def test_a_key_costs_udp_32_bytes_and_a_caller_without_net_conf_hears_the_most():
+    how = backend("udp")
+    for family, plain in ((Family.V4, 28), (Family.V6, 48)):
+        assert how.overhead(family, conf(kind="udp")) == plain
+        assert how.overhead(family, conf(kind="udp", psk=Secret(b"x" * 32))) == plain + 32
+        assert how.overhead(family) == plain + 32

@@ -76,6 +76,9 @@ GOOD = [
                        "Mode": "auto", "PersistentKeepaliveInterval": 25}},
      {"backend": BackendConf(type="wireguard", psk=Secret(bytes(range(32))), listen_port=1, listen_port_v6=2,
                              mtu=1400, mode="auto", keepalive_s=25)}),
+    ("udp has flannel's port", V4 | {"Backend": {"Type": "udp"}}, {"backend": BackendConf(type="udp", port=8285)}),
+    ("every udp key", V4 | {"Backend": {"Type": "udp", "Port": 9, "MTU": 1400, "PSK": PSK}},
+     {"backend": BackendConf(type="udp", port=9, mtu=1400, psk=Secret(bytes(range(32))))}),
     ("host-gw", V4 | {"Backend": {"Type": "host-gw"}}, {"backend": BackendConf(type="host-gw")}),
     ("ipip", V4 | {"Backend": {"Type": "ipip", "DirectRouting": True}},
      {"backend": BackendConf(type="ipip", direct_routing=True)}),
@@ -175,6 +178,9 @@ BAD = [
      "Backend.PersistentKeepaliveInterval"),
     ("wireguard MTU", V4 | V6 | {"Backend": {"Type": "wireguard", "MTU": 1279}}, "Backend.MTU"),
     ("VNI means nothing to wireguard", V4 | {"Backend": {"Type": "wireguard", "VNI": 1}}, "Backend.VNI"),
+    ("udp Port", V4 | {"Backend": {"Type": "udp", "Port": -1}}, "Backend.Port"),
+    ("udp MTU", V4 | V6 | {"Backend": {"Type": "udp", "MTU": 1279}}, "Backend.MTU"),
+    ("VNI means nothing to udp", V4 | {"Backend": {"Type": "udp", "VNI": 1}}, "Backend.VNI"),
     ("VNI means nothing to host-gw", V4 | {"Backend": {"Type": "host-gw", "VNI": 1}}, "Backend.VNI"),
 ]  # fmt: skip
 
@@ -191,9 +197,10 @@ def test_a_bad_value_is_one_error_naming_field_and_value(conf, field):
 @pytest.mark.parametrize(
     "psk", ["aaaa", PSK[:-2], 7, "A" * 43 + "="], ids=["short", "cut", "number", "zeros"]
 )
-def test_a_bad_pre_shared_key_is_an_error_that_does_not_show_it(psk):
+@pytest.mark.parametrize("kind", ["wireguard", "udp"])
+def test_a_bad_pre_shared_key_is_an_error_that_does_not_show_it(kind, psk):
     with pytest.raises(ConfigError, match=r"^net-conf: Backend.PSK='\(hidden\)': expected 32 bytes"):
-        decode(V4 | {"Backend": {"Type": "wireguard", "PSK": psk}})
+        decode(V4 | {"Backend": {"Type": kind, "PSK": psk}})
 
 
 def test_a_pre_shared_key_is_not_in_the_net_confs_repr():
