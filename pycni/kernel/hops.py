@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NetlinkSocket
-from pycni.model.family import FAMILIES, show
+from pycni.model.family import FAMILIES, Family, show
 from pycni.wire import rtnl
 
-METRIC = 32
-"""Less wanted than routes without one: what this node knows by itself goes first."""
+METRICS = {Family.V4: 32, Family.V6: 2048}
+"""Less wanted than routes without one, which have 0 and 1024: what this node knows by itself goes first."""
 
 
 class Destination(NamedTuple):
@@ -62,7 +62,7 @@ class HopRoutes:
         for family in FAMILIES:
             for msg in self._sock.dump(rtnl.dump_routes(int(family), protocol=self._protocol), "dump routes"):
                 info = rtnl.parse_route(msg)
-                if info.protocol == self._protocol and info.metric == METRIC:
+                if info.protocol == self._protocol and info.metric == METRICS[family]:
                     found[Destination(info.destination, info.prefix_len)] = tuple(
                         sorted(info.hops or (info.gateway,))
                     )
@@ -72,6 +72,8 @@ class HopRoutes:
     def apply(self, wanted: Routes) -> list[Refused]:
         """Make these routes and no others. Raises KernelError when nothing can be done."""
         there = dict(self.read() if self._there is None else self._there)
+        # A neighbour that tells of its own address is next door all the same, and IPv6 finds no gateway behind a gateway.
+        wanted = {item: hops for item, hops in wanted.items() if item.address not in hops}
         ways = self._ways({hop for hops in wanted.values() for hop in hops})
         changes: list[tuple[Destination, tuple[bytes, ...], bytes]] = []
         refused = []
@@ -103,14 +105,15 @@ class HopRoutes:
     def _message(self, destination: Destination, hops: list[tuple[bytes, int]], replace: bool) -> bytes:
         """In the place of our own only: of somebody else's equal route the kernel says EEXIST."""
         protocol, (gateway, oif) = self._protocol, hops[0]
+        metric = _metric(destination)
         if len(hops) > 1:
-            return rtnl.new_route(*destination, hops=hops, protocol=protocol, metric=METRIC, replace=replace)
+            return rtnl.new_route(*destination, hops=hops, protocol=protocol, metric=metric, replace=replace)
         return rtnl.new_route(
-            *destination, oif=oif, gateway=gateway, protocol=protocol, metric=METRIC, replace=replace
+            *destination, oif=oif, gateway=gateway, protocol=protocol, metric=metric, replace=replace
         )
 
     def _removal(self, destination: Destination) -> bytes:
-        return rtnl.del_route(*destination, protocol=self._protocol, metric=METRIC)
+        return rtnl.del_route(*destination, protocol=self._protocol, metric=_metric(destination))
 
     def _ways(self, hops: set[bytes]) -> dict[bytes, tuple[bytes, int] | None]:
         """The gateway next to this node, and its device, for each; None: there is no way, or only one of our own."""
@@ -126,3 +129,7 @@ class HopRoutes:
             unusable = info.kind != rtnl.RTN_UNICAST or not info.oif or info.protocol == self._protocol
             found[hop] = None if unusable else (info.gateway or hop, info.oif)
         return found
+
+
+def _metric(destination: Destination) -> int:
+    return METRICS[Family.of_packed(destination.address)]

@@ -19,10 +19,11 @@ import msgspec
 from pycni.kernel import netns as namespaces
 from pycni.kernel.hops import HopRoutes
 from pycni.kernel.monitor import Monitor
+from pycni.lab.traffic import Traffic
 from pycni_bgp.annotations import NodeSettings, PeerWish
 from pycni_bgp.bird.control import ask
 from pycni_bgp.bird.daemon import Bird
-from pycni_bgp.engine import BgpError, Plan
+from pycni_bgp.engine import BgpError, Plan, Session
 from pycni_bgp.exabgp.daemon import ExaBgp
 from pycni_bgp.exabgp.kernel import PROTOCOL, KernelRoutes
 from pycni_bgp.model import Local, Prefix, prefix
@@ -59,11 +60,20 @@ async def until(check: Callable[[], T | Awaitable[T]], what: str, seconds: float
         await asyncio.sleep(0.1)
 
 
+def flow(where: str, address: str) -> Traffic:
+    """Pings from a namespace, a hundred per second; a context manager that counts what is lost."""
+    return Traffic(namespaces.path(where), address, 0.01)
+
+
 class Switch:
-    """A switch, and namespaces on it. Number n has 192.0.2.n and 2001:db8::n."""
+    """A switch, and namespaces on it. Number n has 192.0.2.n and 2001:db8::n.
+
+    They know each other's MAC addresses: the kernel's neighbour tables are the whole machine's, and may be full.
+    """
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make
+        self._joined: dict[int, str] = {}
         self.where = make()
         execute(self.where, "ip link add br0 type bridge")
         execute(self.where, "ip link set br0 up")
@@ -72,12 +82,28 @@ class Switch:
         """A new namespace."""
         where = self._make()
         execute(where, "ip link set lo up")
-        execute(self.where, f"ip link add v{number} type veth peer name eth0 netns {where}")
+        execute(
+            self.where,
+            f"ip link add v{number} type veth peer name eth0 netns {where} address {_mac(number)}",
+        )
         execute(self.where, f"ip link set v{number} master br0 up")
         execute(where, "ip link set eth0 up")
         execute(where, f"ip address add 192.0.2.{number}/24 dev eth0")
         execute(where, f"ip address add 2001:db8::{number}/64 dev eth0 nodad")
+        for other, there in self._joined.items():
+            self._introduce(where, other)
+            self._introduce(there, number)
+        self._joined[number] = where
         return where
+
+    @staticmethod
+    def _introduce(where: str, number: int) -> None:
+        for address in (f"192.0.2.{number}", f"2001:db8::{number}"):
+            execute(where, f"ip neigh replace {address} lladdr {_mac(number)} dev eth0 nud permanent")
+
+    def port(self, number: int, state: str) -> None:
+        """Pull the cable of a namespace, and put it in again: "down", "up"."""
+        execute(self.where, f"ip link set v{number} {state}")
 
     @staticmethod
     def routes(where: str) -> dict[str, tuple[str, ...]]:
@@ -88,6 +114,10 @@ class Switch:
                 hops = [hop["gateway"] for hop in route.get("nexthops", ())] or [route.get("gateway", "")]
                 found[route["dst"]] = tuple(sorted(hops))
         return found
+
+
+def _mac(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
 
 
 def make_engine(kind: str, where: str, folder: Path) -> Any:
@@ -161,9 +191,32 @@ class Node:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    async def stop_for_good(self) -> None:
+        """As an agent of a node that goes down."""
+        self.engine.leaving = lambda: True
+        await self.stop()
+
     def serve(self, text: str) -> None:
         """Announce an address of a service."""
         self.services[prefix(text)] = Local("LoadBalancer", "Service x/y")
+
+    def pod(self, family: int = 4) -> str:
+        """An address out of its pods' subnet that answers."""
+        address = f"10.1.{self.number}.1/32" if family == 4 else f"2001:db8:{self.number}::1/128"
+        execute(self.where, f"ip address replace {address} dev lo")
+        return address.partition("/")[0]
+
+    async def sessions(self) -> dict[bytes, Session]:
+        """As its engine sees them; {} while it does not answer."""
+        try:
+            return {item.address: item for item in await self.engine.sessions()}
+        except BgpError:
+            return {}
+
+    async def up(self, *numbers: int) -> bool:
+        """Whether these sessions, and no others, are established."""
+        found = {address for address, item in (await self.sessions()).items() if item.up}
+        return found == {packed(f"192.0.2.{number}") for number in numbers}
 
     def routes(self) -> dict[str, tuple[str, ...]]:
         """Routes BGP brought into this node's kernel, with their next hops."""
@@ -171,11 +224,15 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def running_nodes(*nodes: Node, settings: BgpSettings = BgpSettings()) -> AsyncIterator[None]:  # noqa: B008
-    """Nodes that know each other, with running engines."""
+async def running_nodes(
+    *nodes: Node,
+    settings: BgpSettings = BgpSettings(),  # noqa: B008
+    everybody: Iterable[Node] = (),
+) -> AsyncIterator[None]:
+    """Nodes that know each other (``everybody``: these), with running engines."""
     try:
         for node in nodes:
-            await node.engine.put(node.plan(nodes, settings))
+            await node.engine.put(node.plan(everybody or nodes, settings))
             await node.start()
         yield
     finally:
@@ -192,8 +249,18 @@ class Router:
     """A BIRD that is not ours: a router of the fabric, with a configuration of its own."""
 
     def __init__(
-        self, switch: Switch, number: int, asn: int, folder: Path, neighbour: str, *, extra: str = ""
+        self,
+        switch: Switch,
+        number: int,
+        asn: int,
+        folder: Path,
+        neighbour: str,
+        *,
+        extra: str = "",
+        network: str = "203.0.113.0/24",
+        text: str = "",
     ) -> None:
+        """``extra``: more lines within the session; ``text``: all but the identifier and the devices."""
         self.where = switch.join(number)
         self.control = str(folder / f"router{number}.ctl")
         self._folder, self._number = folder, number
@@ -202,25 +269,31 @@ class Router:
             f"""
             router id 192.0.2.{number};
             protocol device {{ }}
+            """
+            + (
+                text
+                or f"""
             protocol direct {{ ipv4; ipv6; interface "eth0"; }}
-            protocol static {{ ipv4; route 203.0.113.0/24 blackhole; }}
-            protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; merge paths on; }}
+            protocol static {{ ipv4; route {network} blackhole; }}
+            protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; merge paths on; persist; graceful restart; }}
             protocol bgp ours {{
               local as {asn}; neighbor {neighbour}; connect delay time 1; graceful restart on;
-              ipv4 {{ import all; export where net = 203.0.113.0/24; }}; ipv6 {{ import all; export none; }};
+              ipv4 {{ import all; export where net = {network}; }}; ipv6 {{ import all; export none; }};
               {extra}
             }}
             """
+            )
         )
         self.process = self.begin()
 
-    def begin(self) -> subprocess.Popen[bytes]:
-        """Start it."""
-        return subprocess.Popen(
-            [*namespaces.exec_prefix(self.where), "bird", "-f", "-c", self._conf, "-s", self.control,
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start it; ``-R``: it has been there before."""
+        self.process = subprocess.Popen(
+            [*namespaces.exec_prefix(self.where), "bird", "-f", *words, "-c", self._conf, "-s", self.control,
              "-P", str(self._folder / f"router{self._number}.pid")],
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        return self.process
 
     async def show(self, command: str) -> str:
         """What it says itself."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,9 @@ class Seen(NamedTuple):
     communities: frozenset[str]
     next_hop: str
     stale: bool = False
+    originator: str = ""
+    clusters: tuple[str, ...] = ()
+    large: frozenset[str] = frozenset()
 
 
 class Fabric(Protocol):
@@ -45,41 +48,83 @@ class Fabric(Protocol):
 
 
 class Frr:
-    """FRR's bgpd, alone: no route of it goes to a kernel."""
+    """FRR's bgpd; alone no route of it goes to a kernel."""
 
     def __init__(
-        self, switch: Switch, number: int, folder: Path, node: int, asn: int, password: str = ""
+        self,
+        switch: Switch,
+        number: int,
+        folder: Path,
+        node: int | Sequence[int],
+        asn: int,
+        password: str = "",
+        *,
+        networks: Sequence[str] = (ROUTE,),
+        each: str = "",
+        kernel: Sequence[str] = (),
+        hold: int = 9,
+        more: str = "",
+        where: str = "",
     ) -> None:
+        """``where``: a namespace that is there already.
+
+        ``each``: more lines for every node, of which ``{node}`` is the address, ``{family}`` those within a family.
+
+        ``kernel``: daemons besides, zebra first; ``more``: lines within ``router bgp``.
+        """
         self.number, self.asn = number, asn
-        self.where = switch.join(number)
+        self.where = where or switch.join(number)
         self._folder = folder / f"frr{number}"
         self._folder.mkdir(mode=0o755)
-        self._node = f"192.0.2.{node}"
-        secret = f"neighbor {self._node} password {password}" if password else ""
+        nodes = [f"192.0.2.{item}" for item in ((node,) if isinstance(node, int) else node)]
+        self._node = nodes[0]
+        self._kernel = kernel
+        sessions, families = [], {"ipv4": [f"network {item}" for item in networks], "ipv6": []}
+        for address in nodes:
+            sessions += [f"neighbor {address} remote-as 64512", f"neighbor {address} timers connect 1"]
+            sessions += [f"neighbor {address} password {password}"] if password else []
+            for line in filter(None, each.format(node=address).splitlines()):
+                words = line.strip().removeprefix("family ")
+                for where in families.values() if line.strip().startswith("family ") else [sessions]:
+                    where.append(words)
+            for lines in families.values():
+                lines.append(f"neighbor {address} activate")
         (self._folder / "bgpd.conf").write_text(
-            f"""
-            router bgp {asn}
-             bgp router-id 192.0.2.{number}
-             no bgp ebgp-requires-policy
-             no bgp network import-check
-             bgp graceful-restart
-             timers bgp 3 9
-             neighbor {self._node} remote-as 64512
-             neighbor {self._node} timers connect 1
-             {secret}
-             address-family ipv4 unicast
-              network {ROUTE}
-              neighbor {self._node} activate
-             exit-address-family
-             address-family ipv6 unicast
-              neighbor {self._node} activate
-             exit-address-family
-            """
+            "\n".join(
+                [
+                    f"router bgp {asn}",
+                    f"bgp router-id 192.0.2.{number}",
+                    "no bgp ebgp-requires-policy",
+                    "no bgp network import-check",
+                    "bgp graceful-restart",
+                    f"timers bgp {hold // 3} {hold}",
+                    more,
+                    *sessions,
+                ]
+                + [
+                    line
+                    for family, lines in families.items()
+                    for line in (f"address-family {family} unicast", *lines, "exit-address-family")
+                ]
+            )
+            + "\n"
         )
-        self.process = subprocess.Popen(
-            [*namespaces.exec_prefix(self.where), FRR / "bgpd", "-f", self._folder / "bgpd.conf", "-Z", "-S",
-             "-i", self._folder / "bgpd.pid", "--vty_socket", self._folder, "-P", "0", "--log", "stdout",
-             "--log-level", "warnings"],
+        self.others = [self._start(name) for name in kernel]
+        self.process = self.begin()
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start bgpd."""
+        self.process = self._start("bgpd", *(() if self._kernel else ("-Z",)))
+        return self.process
+
+    def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        conf = self._folder / f"{name}.conf"
+        conf.touch()
+        return subprocess.Popen(
+            [*namespaces.exec_prefix(self.where), FRR / name, "-f", conf, "-S", *words,
+             "-i", self._folder / f"{name}.pid", "-z", self._folder / "zserv.api",
+             *(("--bfdctl", self._folder / "bfdd.sock") if name == "bfdd" else ()),
+             "--vty_socket", self._folder, "-P", "0", "--log", "stdout", "--log-level", "warnings"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -89,20 +134,27 @@ class Frr:
             return json.loads(_vtysh(self.where, self._folder, "bgpd", f"show {words} json"))
         return {}
 
-    def up(self) -> bool:
+    def up(self, node: int | None = None) -> bool:
         """Its session is established."""
-        found = self.show(f"bgp neighbors {self._node}").get(self._node, {})
+        address = self._node if node is None else f"192.0.2.{node}"
+        found = self.show(f"bgp neighbors {address}").get(address, {})
         return found.get("bgpState") == "Established"
 
-    def routes(self) -> dict[str, Seen]:
+    def routes(self, node: int | None = None) -> dict[str, Seen]:
         """Of both families."""
+        address = self._node if node is None else f"192.0.2.{node}"
         found = {}
         for family in ("ipv4", "ipv6"):
             for prefix in self.show(f"bgp {family} unicast").get("routes", {}):
                 for path in self.show(f"bgp {family} unicast {prefix}").get("paths", ()):
-                    if path.get("peer", {}).get("peerId") == self._node:
+                    if path.get("peer", {}).get("peerId") == address:
                         found[prefix] = _frr_path(path)
         return found
+
+    def count(self) -> int:
+        """How many IPv4 routes it has from the node."""
+        peers = self.show("bgp ipv4 unicast summary").get("peers", {})
+        return int(peers.get(self._node, {}).get("pfxRcd", 0))
 
 
 def _frr_path(path: dict[str, Any]) -> Seen:
@@ -113,6 +165,9 @@ def _frr_path(path: dict[str, Any]) -> Seen:
         frozenset(path.get("community", {}).get("list", ())),
         hops[0] if hops else "",
         bool(path.get("stale")),
+        path.get("originatorId", ""),
+        tuple(path.get("clusterList", {}).get("list", ())),
+        frozenset(path.get("largeCommunity", {}).get("list", ())),
     )
 
 
@@ -196,12 +251,36 @@ class GoBgp:
     """GoBGP, which has no kernel either."""
 
     def __init__(
-        self, switch: Switch, number: int, folder: Path, node: int, asn: int, password: str = ""
+        self,
+        switch: Switch,
+        number: int,
+        folder: Path,
+        node: int | Sequence[int],
+        asn: int,
+        password: str = "",
+        *,
+        network: str = ROUTE,
+        cluster: str = "",
+        where: str = "",
     ) -> None:
+        """``where``: a namespace that is there already.
+
+        ``cluster``: the nodes are its route reflector's clients, in this cluster."""
         self.number, self.asn = number, asn
-        self.where = switch.join(number)
-        self._node = f"192.0.2.{node}"
+        self.where = where or switch.join(number)
+        nodes = (node,) if isinstance(node, int) else node
+        self._node = f"192.0.2.{nodes[0]}"
+        self._network = network
         secret = f'auth-password = "{password}"' if password else ""
+        reflector = (
+            f"""
+              [neighbors.route-reflector.config]
+                route-reflector-client = true
+                route-reflector-cluster-id = "{cluster}"
+            """
+            if cluster
+            else ""
+        )
         families = "".join(
             f"""
             [[neighbors.afi-safis]]
@@ -212,15 +291,11 @@ class GoBgp:
             """
             for name in ("ipv4", "ipv6")
         )
-        conf = folder / f"gobgp{number}.toml"
-        conf.write_text(
+        sessions = "".join(
             f"""
-            [global.config]
-              as = {asn}
-              router-id = "192.0.2.{number}"
             [[neighbors]]
               [neighbors.config]
-                neighbor-address = "{self._node}"
+                neighbor-address = "192.0.2.{item}"
                 peer-as = 64512
                 {secret}
               [neighbors.timers.config]
@@ -228,24 +303,31 @@ class GoBgp:
               [neighbors.graceful-restart.config]
                 enabled = true
                 restart-time = 5
+              {reflector}
               {families}
             """
+            for item in nodes
         )
-        self.process = subprocess.Popen(
-            [
-                *namespaces.exec_prefix(self.where),
-                "gobgpd",
-                "-f",
-                conf,
-                "--api-hosts",
-                "127.0.0.1:50051",
-                "-l",
-                "error",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._conf = folder / f"gobgp{number}.toml"
+        self._conf.write_text(
+            f"""
+            [global.config]
+              as = {asn}
+              router-id = "192.0.2.{number}"
+            {sessions}
+            """
         )
+        self.process = self.begin()
+
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start it; ``-r``: it says that it has been there before."""
         self._announced = False
+        self.process = subprocess.Popen(
+            [*namespaces.exec_prefix(self.where), "gobgpd", "-f", self._conf, "--api-hosts", "127.0.0.1:50051",
+             "-l", "error", *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return self.process
 
     def ask(self, words: str) -> Any:
         """What it says, as JSON; None while it says nothing."""
@@ -259,41 +341,41 @@ class GoBgp:
             return json.loads(done.stdout)
         return None
 
-    def up(self) -> bool:
+    def up(self, node: int | None = None) -> bool:
         """Its session is established; it announces its route then."""
-        found = self.ask(f"neighbor {self._node}") or {}
+        found = self.ask(f"neighbor {self._node if node is None else f'192.0.2.{node}'}") or {}
         if found.get("state", {}).get("session_state") not in {6, "ESTABLISHED"}:
             return False
         if not self._announced:
-            subprocess.run(
-                [
-                    *namespaces.exec_prefix(self.where),
-                    "gobgp",
-                    "global",
-                    "rib",
-                    "add",
-                    ROUTE,
-                    "origin",
-                    "igp",
-                ],
-                check=True,
-            )
+            words = f"gobgp global rib add {self._network} origin igp"
+            subprocess.run([*namespaces.exec_prefix(self.where), *words.split()], check=True)
             self._announced = True
         return True
 
-    def routes(self) -> dict[str, Seen]:
+    def routes(self, node: int | None = None) -> dict[str, Seen]:
         """Of both families."""
+        address = self._node if node is None else f"192.0.2.{node}"
         found = {}
         for family in ("ipv4", "ipv6"):
-            for prefix, paths in (self.ask(f"neighbor {self._node} adj-in -a {family}") or {}).items():
+            for prefix, paths in (self.ask(f"neighbor {address} adj-in -a {family}") or {}).items():
                 found[prefix] = _gobgp_path(paths[0])
         return found
+
+    def count(self) -> int:
+        """How many IPv4 routes it has from the node."""
+        families = (self.ask(f"neighbor {self._node}") or {}).get("afi_safis", ())
+        return sum(
+            int(item["state"].get("received", 0))
+            for item in families
+            if item["state"].get("family", {}).get("afi") == 1
+        )
 
 
 def _gobgp_path(path: dict[str, Any]) -> Seen:
     as_path: tuple[int, ...] = ()
     communities: frozenset[str] = frozenset()
-    hop = ""
+    hop = originator = ""
+    clusters: tuple[str, ...] = ()
     for attribute in path["attrs"]:
         if attribute["type"] == 2:
             as_path = tuple(number for part in attribute["as_paths"] for number in part["asns"])
@@ -301,7 +383,12 @@ def _gobgp_path(path: dict[str, Any]) -> Seen:
             communities = frozenset(_community(number) for number in attribute["communities"])
         elif attribute["type"] in {3, 14}:
             hop = attribute["nexthop"]
-    return Seen(as_path, communities, str(ipaddress.ip_address(hop)), bool(path.get("stale")))
+        elif attribute["type"] == 9:
+            originator = attribute["value"]
+        elif attribute["type"] == 10:
+            clusters = tuple(attribute["value"])
+    stale = bool(path.get("stale"))
+    return Seen(as_path, communities, str(ipaddress.ip_address(hop)), stale, originator, clusters)
 
 
 def _community(number: int) -> str:
@@ -317,6 +404,7 @@ def running(make: Callable[[], list[Any]]) -> Iterator[list[Any]]:
     finally:
         for item in made:
             # The pid is that of the program itself: nsenter has become it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(item.process.pid, 9)
-            item.process.wait()
+            for process in (item.process, *getattr(item, "others", ())):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, 9)
+                process.wait()

@@ -77,6 +77,30 @@ def test_routes_follow_what_is_wanted(where: str, driver: HopRoutes) -> None:
         assert driver.read() == _wanted(*rows)
 
 
+@pytest.mark.parametrize(
+    ("network", "gateway", "inside"),
+    [("192.0.2.0/24", "192.0.2.9", "192.0.2.7"), ("2001:db8::/64", "2001:db8::9", "2001:db8::7")],
+    ids=["IPv4", "IPv6"],
+)
+def test_a_network_this_node_is_on_is_not_led_elsewhere(
+    where: str, driver: HopRoutes, network: str, gateway: str, inside: str
+) -> None:
+    assert driver.apply(_wanted((network, gateway))) == []
+    assert _shown(where) == {network: gateway}
+    assert "via" not in run(where, f"ip route get {inside}")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_neighbour_may_tell_of_its_own_address(where: str, driver: HopRoutes, family: int) -> None:
+    """That adds nothing; other routes by it stay, however often it is looked at."""
+    rows = [("192.0.2.9/32", "192.0.2.9"), ("10.1.0.0/24", "192.0.2.9")]
+    if family == 6:
+        rows = [("2001:db8::9/128", "2001:db8::9"), ("2001:db8:1::/64", "2001:db8::9")]
+    for _ in range(3):
+        assert driver.apply(_wanted(*rows)) == []
+        assert driver.read() == _wanted(rows[1])
+
+
 def test_a_gateway_farther_away_is_reached_by_the_one_next_door(where: str, driver: HopRoutes) -> None:
     wanted = _wanted(("10.1.0.0/24", "198.51.100.7"))
     assert driver.apply(wanted) == []

@@ -22,8 +22,10 @@ from pycni_bgp.model import BFD_PORT, Bfd, Neighbour, Prefix, Secret, community_
 from pycni_bgp.settings import OspfSettings
 
 MAX_PATHS = 64
-KNOWN = 20
-"""Preference of connected networks: less than of what is announced (200) and learned (100), more than the kernel's."""
+KNOWN = 160
+"""Preference of connected networks: less than of what is announced (200), more than of what is learned (100, 150)."""
+METRICS = {Family.V4: 32, Family.V6: 2048}
+"""In the kernel; less wanted than routes without one, which have 0 and 1024."""
 LOG_BYTES = 1_000_000
 CONNECT_S, ERROR_MAX_S = 1, 60
 """Before the first try to connect; after an error, growing to the second."""
@@ -43,6 +45,8 @@ TO_KERNEL = (
     "filter to_kernel {",
     # OSPF tells of networks this node is connected to itself, too.
     "  if gw = :: then reject;",
+    # A neighbour that tells of its own address is next door all the same; IPv6 finds no gateway behind a gateway.
+    "  if net.ip = gw then reject;",
     "  if source = RTS_BGP || source ~ [ RTS_OSPF, RTS_OSPF_IA, RTS_OSPF_EXT1, RTS_OSPF_EXT2 ] then accept;",
     "  reject;",
     "}",
@@ -138,6 +142,7 @@ def _route(prefix: Prefix) -> str:
 def _kernel(family: Family) -> Iterator[str]:
     yield f"protocol kernel kernel{_number(family)} {{"
     yield f"  scan time {SCAN_S};"
+    yield f"  metric {METRICS[family]};"
     yield "  persist;"
     yield "  learn;"
     # Until neighbours have told everything again, what an earlier run left in the kernel stays.

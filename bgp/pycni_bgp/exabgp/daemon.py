@@ -41,6 +41,9 @@ SETTLE_S = 0.05
 """From the first news to looking at all of it."""
 RESYNC_S = 60.0
 END_S = 5.0
+"""How long a good-bye may take."""
+IDLE_S, IDLE_LOOKS = 0.1, 3
+"""exabgp has said everything when it did nothing at so many looks."""
 LIVED_S = 10.0
 LINE_MAX = 1 << 24
 _STATES = {"up": "Established", "connected": "OpenSent", "down": "Active"}
@@ -162,10 +165,7 @@ class ExaBgp:
         return ()
 
     async def run(self) -> None:
-        """Keep exabgp running for ever. Cancelled, it ends it without a word, so that neighbours keep its routes.
-
-        With a word, so that they forget them, when this node is ``leaving``.
-        """
+        """Keep exabgp running for ever. Cancelled, it ends it without a word, so that neighbours keep its routes."""
         await self._planned.wait()
         self._kernel.watch(self._news.set)
         try:
@@ -173,8 +173,7 @@ class ExaBgp:
                 tasks.create_task(self._keep())
                 tasks.create_task(self._follow())
         finally:
-            await self._farewell()
-            self._signal(signal.SIGKILL)
+            self._kill()
             self._kernel.close()
 
     def _need(self) -> None:
@@ -230,36 +229,48 @@ class ExaBgp:
         try:
             return f"status {await process.wait()}"
         except asyncio.CancelledError:
-            await self._farewell()
+            await _ended(talking)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
             raise
         finally:
-            talking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await talking
+            await _ended(talking)
 
     async def _farewell(self) -> None:
-        """Neighbours that are told that a session ends forget its routes; without a word they keep them."""
-        if self.leaving() and self._signal(signal.SIGTERM):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(END_S):
-                    while self._signal(0):  # noqa: ASYNC110  (it may be nobody's child)
-                        await asyncio.sleep(0.05)
+        """When this node is leaving, withdraw everything and give exabgp time to say so.
 
-    def _signal(self, number: int) -> bool:
-        """Send exabgp a signal, whoever started it; False when it is not there."""
+        exabgp never says good-bye to neighbours that restart gracefully with it, so they keep what is not withdrawn.
+        """
+        if not self.leaving() or self._plan is None:
+            return
+        self._order({"out": {show(address): {} for address in self._plan.sessions}})
+        idle, before = 0, self._worked()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                while idle < IDLE_LOOKS:
+                    await asyncio.sleep(IDLE_S)
+                    now = self._worked()
+                    idle, before = (idle + 1 if now - before <= 1 else 0), now
+
+    def _worked(self) -> int:
+        """Processor time exabgp has used, in ticks: it does not say when it has sent everything."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(Path(self.pid_file).read_text(encoding="utf-8"))
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            return int(fields[11]) + int(fields[12])
+        return 0
+
+    def _kill(self) -> None:
+        """End exabgp, whoever started it."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(Path(self.pid_file).read_text(encoding="utf-8"))
             fd = os.pidfd_open(pid)
             try:
                 if self._conf.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    signal.pidfd_send_signal(fd, number)
-                    return True
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
             finally:
                 os.close(fd)
-        return False
 
     async def _talk_soon(self) -> None:
         while not await self._talk():  # noqa: ASYNC110  (nobody tells when the relay is there)
@@ -279,6 +290,9 @@ class ExaBgp:
             self._order({"reload": True})
             while line := await reader.readline():
                 self._take(json.loads(line))
+        except asyncio.CancelledError:
+            await self._farewell()
+            raise
         finally:
             self._writer = None
             writer.close()
@@ -358,3 +372,9 @@ def _grouped(paths: Sequence[Learned]) -> dict[Prefix, list[Learned]]:
     for path in paths:
         found.setdefault(path.prefix, []).append(path)
     return found
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
