@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from pycni.attach.names import host_ifname, owner_of, shaper_of
-from pycni.attach.plan import AttachPlan, BridgePort, RoutedLeg
+from pycni.attach.plan import AttachPlan, BridgePort, RoutedLeg, UnderlayChild
 from pycni.attach.result import AttachedLinks
 from pycni.errors import KernelError, PycniError
 from pycni.kernel import netns, podcheck, podports, tc
@@ -29,6 +29,7 @@ from pycni.kernel.poddel import DYING_GROUP, Remover
 from pycni.kernel.podlink import PodSocket
 from pycni.kernel.podnft import PodTables, Rows
 from pycni.kernel.podrouted import RoutedLegs
+from pycni.kernel.podunderlay import UnderlayChildren, remove_child
 from pycni.kernel.podway import Attaching, Way
 from pycni.model.endpoint import Owner
 from pycni.wire import podlink as messages
@@ -38,6 +39,7 @@ log = logging.getLogger("pycni.attach")
 
 Done = Callable[[PycniError | None], None]
 """Told once when a detached pod's devices are gone, with what went wrong on the way."""
+_POD_LINKS = frozenset({"veth", "macvlan", "ipvlan"})
 DYING_TIMEOUT_S = 5.0
 """How long an ADD waits for an earlier attachment of the same name or namespace to go."""
 
@@ -48,7 +50,11 @@ class PodDriver:
     def __init__(self) -> None:
         """Open what needs the node's namespace: call on a thread that is in it. No pod is touched yet."""
         self._legs = RoutedLegs()
-        self._ways: dict[type, Way] = {BridgePort: BridgePorts(), RoutedLeg: self._legs}
+        self._ways: dict[type, Way] = {
+            BridgePort: BridgePorts(),
+            RoutedLeg: self._legs,
+            UnderlayChild: UnderlayChildren(),
+        }
         """By the type of the plan's link."""
         self._tables = PodTables()
         self._remover = Remover()
@@ -118,6 +124,9 @@ class PodDriver:
         host = host_ifname(owner)
         with self._lock:
             plan = self._attached.get(host)
+        if plan is None or isinstance(plan.link, UnderlayChild):
+            with self._socket() as sock:
+                remove_child(sock, host, owner.ifname)
         found = self._cut_off(host, plan)
         if not found and netns_fd is not None:
             found = _delete_inside(owner.ifname, netns_fd)
@@ -258,8 +267,8 @@ def _delete_inside(ifname: str, netns_fd: int) -> bool:
         link = podcheck.find(sock, ifname)
         if link is None:
             return False
-        if link.kind != "veth":
-            log.warning("not deleting %s of a pod: it is a %s, not a veth", ifname, link.kind or "device")
+        if link.kind not in _POD_LINKS:
+            log.warning("not deleting %s of a pod: it is a %s", ifname, link.kind or "device")
             return False
         sock.request(rtlink.del_link(link.ifindex), "delete link", ifname)
         return True

@@ -1,0 +1,322 @@
+"""A node whose pods are on the underlay's own subnet: its CNI operations, its policy component, and a segment to be on.
+
+switch (a bridge in a namespace)
+  eth1  node   192.0.2.1/24  2001:db8::1/64      pods 192.0.2.10.. from ipam.ranges
+  far   other  192.0.2.2/24  2001:db8::2/64      the segment's router; another node
+  peer  192.0.2.60/24  2001:db8::3c/64           a pod of another node
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from pycni.agent.cni_ops import CniOps
+from pycni.agent.health import Health
+from pycni.agent.pods import Pods
+from pycni.agent.settings_file import load
+from pycni.ipam.endpoints import EndpointStore
+from pycni.ipam.pool import Pools
+from pycni.kernel import netns as namespaces
+from pycni.kernel.pod import PodDriver
+from pycni.model.endpoint import Owner
+from pycni.model.podnet import PodNetwork
+from pycni.policy.component import PolicyComponent
+from pycni.reconcile.backoff import Backoff
+from pycni.sources.manifests import ManifestSource
+from pycni.store import Store
+from tests.netns.podenv import Pod, run
+
+API = {"NetworkPolicy": "networking.k8s.io/v1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2"}
+NODE, FAR, PEER = (
+    ("192.0.2.1", "2001:db8::1"),
+    ("192.0.2.2", "2001:db8::2"),
+    ("192.0.2.60", "2001:db8::3c"),
+)
+SERVICE = "10.96.0.10"
+PODNET = PodNetwork(
+    subnets=(ip_network("10.1.2.0/24"),),
+    networks=(ip_network("10.1.0.0/16"),),
+    mtu=1450,
+    exits=("eth1",),
+    own=(ip_interface("192.0.2.1/24"), ip_interface("2001:db8::1/64")),
+    services=(ip_network("10.96.0.0/12"),),
+)
+RANGES = [
+    [
+        {
+            "subnet": "192.0.2.0/24",
+            "rangeStart": "192.0.2.10",
+            "rangeEnd": "192.0.2.29",
+            "gateway": "192.0.2.2",
+        }
+    ],
+    [
+        {
+            "subnet": "2001:db8::/64",
+            "rangeStart": "2001:db8::10",
+            "rangeEnd": "2001:db8::29",
+            "gateway": "2001:db8::2",
+        }
+    ],
+]
+PATIENCE_S = 20.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    """What the condition gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
+    return found
+
+
+class Folder:
+    """Manifests, one object a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        status = {"addresses": [{"type": "InternalIP", "address": address} for address in NODE]}
+        self.put("Node", "n1", status=status)
+        self.put("Namespace", "shop")
+        self.put("Namespace", "lone")
+
+    def put(self, kind: str, name: str, namespace: str = "", labels: Any = None, **fields: Any) -> None:
+        meta = {"name": name, "namespace": namespace, "labels": labels or {}}
+        value = {"apiVersion": API.get(kind, "v1"), "kind": kind, "metadata": meta, **fields}
+        draft = self.path / f".{kind}-{namespace}-{name}"
+        draft.write_text(json.dumps(value))
+        draft.rename(self.path / f"{kind}-{namespace}-{name}.json")
+
+    def drop(self, kind: str, name: str, namespace: str = "") -> None:
+        (self.path / f"{kind}-{namespace}-{name}.json").unlink()
+
+    def pod(
+        self, name: str, namespace: str = "shop", *, ips: Any = (), node: str = "n1", **labels: str
+    ) -> None:
+        self.put(
+            "Pod", name, namespace, labels,
+            spec={"nodeName": node, "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}]},
+            status={"phase": "Running", "podIPs": [{"ip": address} for address in ips]},
+        )  # fmt: skip
+
+    def policy(self, name: str, namespace: str = "shop", **spec: Any) -> None:
+        self.put("NetworkPolicy", name, namespace, spec={"podSelector": {}, **spec})
+
+
+class Agent:
+    """CNI operations in the node's namespace; the policy component on a thread of its own in it."""
+
+    def __init__(self, space: str, folder: Path, *, flags: tuple[str, ...] = ()) -> None:
+        self.space, self.folder = space, folder
+        self.flags = flags
+        self.manifests = Folder(folder / "manifests")
+        self.podnet: PodNetwork | None = PODNET
+        self._thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, *, listed: bool = True, ready: bool = True) -> None:
+        self.health = Health()
+        self.records = EndpointStore(str(self.folder / "state"))
+        self.pools = Pools(str(self.folder / "networks"), in_use=self.records.in_use)
+        self.driver = PodDriver()
+        self.driver.start()
+        self.pods = Pods(self.driver, self.records)
+        self._run_component(listed=listed)
+        self.ops = CniOps(
+            ipam=self.pools,
+            endpoints=self.records,
+            pods=self.pods,
+            podnet=lambda: self.podnet,
+            not_ready_reason=lambda: "",
+            boot_id="boot",
+            gates=[self.component.gate],
+        )
+        self.ops.resume()
+        self.ops.adopt()
+        if ready:
+            wait_for(lambda: self.red == "", "policies to be programmed")
+
+    def _run_component(self, *, listed: bool) -> None:
+        begun = threading.Event()
+        words = [
+            "--components=policy",
+            "--node-name=n1",
+            "--policy-sync-period=600",
+            f"--state-dir={self.folder / 'state'}",
+            *self.flags,
+        ]
+        settings = load(words, {}, "n1").settings
+
+        async def main() -> None:
+            store = Store()
+            source = ManifestSource(self.manifests.path)
+            self.component = PolicyComponent(
+                settings,
+                store,
+                health=self.health,
+                recorded=True,
+                exits=lambda: ("eth1",),
+                malformed=source.malformed,
+                backoff=Backoff(0.05, 0.2),
+            )
+            self.component.follow_pods(self.records)
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            self._reading = asyncio.Event()
+            if listed:
+                self._reading.set()
+
+            async def read() -> None:
+                await self._reading.wait()
+                await source.run(store)
+
+            begun.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.component.run())
+                tasks.create_task(read())
+
+        def life() -> None:
+            fd = namespaces.open_netns(namespaces.path(self.space))
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    namespaces.run_in(fd, lambda: asyncio.run(main()))
+            except BaseException as exc:
+                self.error = exc
+                begun.set()
+            finally:
+                os.close(fd)
+
+        self._thread = threading.Thread(target=life)
+        self._thread.start()
+        assert begun.wait(PATIENCE_S)
+        assert self.error is None, self.error
+
+    def read(self) -> None:
+        """Let the manifests be read."""
+        self._loop.call_soon_threadsafe(self._reading.set)
+
+    def stop(self) -> None:
+        """As when the agent ends: the kernel keeps everything."""
+        if self._thread is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+        self._thread = None
+        self.driver.close()
+        self.pools.close()
+        self.records.close()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def red(self) -> str:
+        """Why health is red; "" when it is not."""
+        return self.health.red().get("policy", "")
+
+    # --- CNI ------------------------------------------------------------------------------------------------------
+
+    def conf(self, kind: str = "macvlan", **keys: Any) -> dict[str, Any]:
+        return {
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "pycni",
+            "attachment": kind,
+            "ipam": {"type": "pycni", "ranges": RANGES},
+            **keys,
+        }
+
+    def call(self, command: str, pod: Pod | None, conf: dict[str, Any], name: str = "") -> tuple[int, Any]:
+        """Exit code and decoded answer. ``name``: of the pod in namespace shop, or ``namespace/name``."""
+        namespace, _, own = name.rpartition("/")
+        args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace or 'shop'};K8S_POD_NAME={own}" if name else ""
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": pod.name if pod is not None else "none",
+            "CNI_NETNS": namespaces.path(pod.name) if pod is not None and command != "GC" else "",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/nowhere",
+            "CNI_ARGS": args,
+        }
+        code, out = self.ops.handle(
+            environment, json.dumps(conf).encode(), pod.fd if pod is not None else None
+        )
+        return code, json.loads(out) if out else None
+
+    def add(self, pod: Pod, name: str, conf: dict[str, Any] | None = None) -> dict[str, Any]:
+        """ADD that succeeds; the pod object's addresses are its result's."""
+        code, found = self.call("ADD", pod, conf or self.conf(), name)
+        assert code == 0, found
+        for entry in found["ips"]:
+            address = str(ip_interface(entry["address"]).ip)
+            if ":" in address:
+                pod.v6 = lambda address=address: address  # type: ignore[method-assign,misc]
+            else:
+                pod.v4 = lambda address=address: address  # type: ignore[method-assign,misc]
+        answer: dict[str, Any] = found
+        return answer
+
+    def settle(self) -> None:
+        """Wait for removals in the background."""
+        wait_for(lambda: not self.ops.busy(), "removals to end")
+
+    def owner(self, pod: Pod) -> Owner:
+        return Owner("net", pod.name, "eth0")
+
+
+class Segment:
+    """The underlay: a bridge in a namespace of its own with whoever is on it. The calling thread is in the node's."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._made = 0
+        self.switch = Pod(make(), 0)
+        self._make = make
+        self.hosts: list[Pod] = [self.switch]
+        self.switch.run("ip link add br0 type bridge mcast_snooping 0")
+        self.switch.run("ip link set br0 up")
+        run(f"ip link add eth1 type veth peer name p1 netns {self.switch.name}")
+        self.switch.run("ip link set p1 master br0 up")
+        run("sysctl -qw net.ipv6.conf.eth1.accept_dad=0")
+        run("ip link set eth1 up")
+        run(f"ip addr add {NODE[0]}/24 dev eth1")
+        run(f"ip addr add {NODE[1]}/64 dev eth1 nodad")
+
+    def host(self, addresses: tuple[str, str]) -> Pod:
+        """A machine on the segment."""
+        self._made += 1
+        host = Pod(self._make(), 0)
+        self.hosts.append(host)
+        self.switch.run(f"ip link add h{self._made} type veth peer name eth0 netns {host.name}")
+        self.switch.run(f"ip link set h{self._made} master br0 up")
+        host.run("sysctl -qw net.ipv6.conf.eth0.accept_dad=0")
+        host.run("ip link set lo up")
+        host.run("ip link set eth0 up")
+        host.run(f"ip addr add {addresses[0]}/24 dev eth0")
+        host.run(f"ip addr add {addresses[1]}/64 dev eth0 nodad")
+        host.v4, host.v6 = (lambda: addresses[0]), (lambda: addresses[1])  # type: ignore[method-assign]
+        return host
+
+    def close(self) -> None:
+        for host in self.hosts:
+            os.close(host.fd)
+
+
+@contextlib.contextmanager
+def agent(space: str, folder: Path, *, flags: tuple[str, ...] = ()) -> Iterator[Agent]:
+    """Not started."""
+    found = Agent(space, folder, flags=flags)
+    try:
+        yield found
+    finally:
+        found.stop()
