@@ -71,6 +71,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
     agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
     agent.add_argument("node", help="name of the node")
+    backend = _command(commands, "backend", "change:backend", "change the backend node by node, under traffic")
+    backend.add_argument("type", metavar="TYPE", help="the new backend")
+    backend.add_argument("--node", help="only this node (default: all, one after the other)")
+    backend.add_argument(
+        "--backend-conf",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="keys of the net-conf's Backend object besides Type",
+    )
     demo = _command(
         commands, "demo", "demo", "up, matrix, kill an agent under traffic, down: telling what happens"
     )
@@ -165,11 +175,22 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         help="how pods' packets get from node to node (default: vxlan; ipip needs --driver uml on most machines)",
     )
     parser.add_argument(
+        "--follow-backend",
+        action="store_true",
+        help="agents take another backend at once, not when they are restarted (lab backend)",
+    )
+    parser.add_argument(
         "--backend-conf",
         type=_json_object,
         default={},
         metavar="JSON",
         help="further keys of Backend in the net-conf (docs/backends.md)",
+    )
+    parser.add_argument(
+        "--attach",
+        choices=("bridge", "ptp"),
+        default="bridge",
+        help="how pods are joined to their nodes (default: bridge)",
     )
     parser.add_argument("--family", choices=("ipv4", "ipv6", "dual"), default="ipv4")
     parser.add_argument("--pods", type=int, default=2, metavar="N", help="pods per node (default: 2)")

@@ -20,7 +20,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from pycni.errors import KernelError
 from pycni.kernel import bpf_places
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import backends, netns, processes, topology
+from pycni.lab import attachments, backends, netns, processes, topology
 from pycni.lab.probe import Check, Prober
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
@@ -106,16 +106,21 @@ class NetnsDriver:
         self._state = state
 
     def prepare(self) -> None:
-        """The kernel has to have the backend's kind of device, or the program that stands in for it."""
-        wanted = backends.of(self._spec.backend)
-        if not wanted.link or (wanted.program and shutil.which(wanted.program)):
-            return
-        if not netns.has_link_kind(topology.fabric_namespace(self._spec.name), wanted.link):
-            instead = f"there is no program {wanted.program}" if wanted.program else "take --driver uml"
-            raise LabError(
-                f"--backend {self._spec.backend!r}: this kernel has no {wanted.link} devices; {instead}",
-                usage=True,
-            )
+        """The kernel has to have all kinds of devices, or a program that stands in for them."""
+        spec = self._spec
+        backend, attachment = backends.of(spec.backend), attachments.ATTACHMENTS[spec.attach]
+        wanted = [
+            ("attach", spec.attach, attachment.link, ""),
+            ("backend", spec.backend, backend.link, backend.program),
+        ]
+        for flag, value, link, program in wanted:
+            if not link or (program and shutil.which(program)):
+                continue
+            if not netns.has_link_kind(topology.fabric_namespace(spec.name), link):
+                instead = f"there is no program {program}" if program else "take --driver uml"
+                raise LabError(
+                    f"--{flag} {value!r}: this kernel has no {link} devices; {instead}", usage=True
+                )
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """It is complete at once and has no process."""

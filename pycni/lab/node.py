@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pycni
 from pycni.errors import ConfigError, PycniError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, inside, netns, processes, router, topology
+from pycni.lab import attachments, driver, inside, netns, processes, router, topology
 from pycni.lab.processes import ProcessId
 from pycni.lab.runtime import CniRuntime, load_list
 from pycni.lab.state import LabState
@@ -97,8 +97,8 @@ class LabNode:
     def prepare(self) -> None:
         """Write what the agent and the runtime read."""
         self.conflist.parent.mkdir(parents=True, exist_ok=True)
-        self.conflist.write_text(topology.conflist(self.spec, self.data_dir))
-        self.single_conflist.write_text(topology.single_conflist(self.spec, self.data_dir))
+        self.conflist.write_text(attachments.conflist(self.spec, self.data_dir))
+        self.single_conflist.write_text(attachments.single_conflist(self.spec, self.data_dir))
 
     def arguments(self) -> list[str]:
         """The agent's flags."""
@@ -107,6 +107,7 @@ class LabNode:
             "etcd-endpoints": topology.etcd_endpoint(self.spec),
             "etcd-prefix": topology.ETCD_PREFIX,
             "iface": netns.UPLINK,
+            "follow-backend": str(self.spec.follow_backend).lower(),
             "subnet-file": str(self.subnet_file),
             "state-dir": str(self.home / "state"),
             "cni-socket": self.socket,

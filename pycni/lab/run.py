@@ -172,6 +172,15 @@ class Lab:
         if status != 200:
             raise LabError(f"etcd refuses {fields['key']}: {status} {answer.strip()[:200]}")
 
+    def set_backend(self, backend: str, keys: Mapping[str, Any]) -> None:
+        """Have the network's configuration name another backend. Raises LabError when the lab cannot have it."""
+        spec = msgspec.structs.replace(self.spec, backend=backend, backend_conf=dict(keys))
+        topology.check_spec(spec)
+        with self.state.lock():
+            self._reload()
+            self.put_config(topology.net_conf(spec))
+            self._save(spec=spec)
+
     # nodes and agents
 
     def nodes(self) -> list[LabNode]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pycni.errors import ConfigError, PycniError
-from pycni.lab import backends
+from pycni.lab import attachments, backends
 from pycni.model.family import Family, Network
 from pycni.wire.netconf import decode_netconf
 
@@ -38,7 +38,6 @@ ETCD_PORT = 2379
 HEALTH_PORT = 10246
 """Of the agent; 10256 is where load balancers ask the proxy."""
 ETCD_PREFIX = "/coreos.com/network"
-NETWORK_NAME = "pycni"
 PROXIES = ("none", "auto", "nftables", "ipvs", "ebpf")
 """Data planes of services; without one the lab has no Services, no DNS and no outside client."""
 BGP_ENGINES = ("none", "exabgp", "bird")
@@ -65,13 +64,6 @@ EXTERNAL_NETWORKS: Mapping[Family, Network] = {
     Family.V6: ip_network("fd00:10:99::/120"),
 }
 """spec.externalIPs that nodes accept."""
-SINGLE_NETWORKS: Mapping[Family, Network] = {
-    Family.V4: ip_network("172.30.0.0/24"),
-    Family.V6: ip_network("fd30::/64"),
-}
-"""Of pods on the bridge of a single host: the same on every node, as no other node knows of them."""
-SINGLE_BRIDGE = "single0"
-SINGLE_NAME = "pycni-single"
 NODE_PORTS = range(30000, 32768)
 DNS_HOST = 10
 """The DNS service is the tenth address of each service network."""
@@ -102,6 +94,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 3
     backend: str = "vxlan"
     backend_conf: Mapping[str, Any] = {}
+    follow_backend: bool = False
+    """Whether agents take another backend at once, or when they are restarted (``lab backend``)."""
     """Further keys of ``Backend`` in the network's configuration."""
     family: str = "ipv4"
     """``ipv4``, ``ipv6`` or ``dual``, for the underlay and the pod network alike."""
@@ -117,6 +111,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Data plane of services: one of ``PROXIES``."""
     policy: str = "none"
     """Data plane of network policies: one of ``POLICIES``."""
+    attach: str = "bridge"
+    """How pods are joined to their nodes: one of ``attachments.ATTACHMENTS``."""
     bgp: str = "none"
     """Engine by which nodes announce pods and services to each other and to a router in the client's namespace."""
 
@@ -144,7 +140,7 @@ class PodNamespace(NamedTuple):
 def check_spec(spec: LabSpec) -> LabSpec:
     """Refuse what cannot be built, naming the flag and its value."""
     check_lab_name(spec.name)
-    if problem := backends.problem(spec):
+    if problem := backends.problem(spec) or attachments.problem(spec):
         raise LabError(problem, usage=True)
     if spec.driver not in DRIVERS:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)
@@ -316,58 +312,3 @@ def net_conf(spec: LabSpec) -> str:
         conf |= {"EnableIPv6": True, "IPv6Network": str(POD_NETWORKS[Family.V6]), "IPv6SubnetLen": 64}
     conf["Backend"] = backends.net_conf(spec.backend, spec.backend_conf)
     return json.dumps(conf)
-
-
-def conflist(spec: LabSpec, data_dir: str) -> str:
-    """The node's network configuration list; ``data_dir`` is its own IPAM folder."""
-    ours: dict[str, object] = {
-        "type": "pycni",
-        # Where br_netfilter is, a pod's packet to a Service it is itself behind never leaves the bridge.
-        "hairpinMode": True,
-        "ipam": {"type": "pycni", "dataDir": data_dir},
-        "capabilities": dict.fromkeys(("portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns"), True),
-    }
-    if "portmap" in spec.chain:
-        ours["capabilities"] = {"bandwidth": True, "ips": True, "mac": True}
-    plugins = [ours, *(_chained(kind) for kind in spec.chain)]
-    listing = {
-        "cniVersion": "1.0.0",
-        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
-        "name": NETWORK_NAME,
-        "plugins": plugins,
-    }
-    if spec.chain:
-        # Debian's reference plugins are of specification 1.0.0.
-        listing["cniVersions"] = ["0.3.1", "0.4.0", "1.0.0"]
-    return json.dumps(listing, indent=2) + "\n"
-
-
-def single_conflist(spec: LabSpec, data_dir: str) -> str:
-    """The list for pods on the bridge of their own node alone."""
-    ours = {
-        "type": "pycni",
-        "bridge": SINGLE_BRIDGE,
-        "ipMasq": True,
-        "hairpinMode": True,
-        "ipam": {
-            "type": "pycni",
-            "dataDir": data_dir,
-            "ranges": [[{"subnet": str(SINGLE_NETWORKS[family])}] for family in spec.families],
-        },
-        "capabilities": dict.fromkeys(("portMappings", "bandwidth", "ips", "mac"), True),
-    }
-    listing = {
-        "cniVersion": "1.0.0",
-        "cniVersions": ["1.0.0", "1.1.0"],
-        "name": SINGLE_NAME,
-        "plugins": [ours],
-    }
-    return json.dumps(listing, indent=2) + "\n"
-
-
-def _chained(kind: str) -> dict[str, object]:
-    extra: dict[str, dict[str, object]] = {
-        "portmap": {"capabilities": {"portMappings": True}, "snat": True},
-        "bandwidth": {"capabilities": {"bandwidth": True}},
-    }
-    return {"type": kind, **extra.get(kind, {})}

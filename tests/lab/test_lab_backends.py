@@ -88,11 +88,24 @@ def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way
     ]
     assert mine
     if way.forgotten:
-        lab.state.remove()
+        lab.state.file.unlink()
     lab.down()
     assert [item for item in mine if item.alive()] == []
     assert netns.found(lab.spec.name) == []
     assert not (RUN / lab.spec.name).exists()
+
+
+@pytest.mark.parametrize("kind", ["ptp"])
+def test_pods_attached_in_another_way_reach_everybody_too(make_lab: LabMaker, kind: str) -> None:
+    """With services and policies; pods on the bridge of one host beside them."""
+    lab = make_lab(nodes=2, pods=2, family="dual", attach=kind, proxy="nftables", policy="nftables")
+    survive_agent(lab)
+    lab.add_pod("node2", "single", network="bridge")
+    assert lab.matrix().failed() == []
+    assert lab.policy_matrix().ok
+    links = json.loads(lab.exec("node1", ["ip", "-j", "link", "show", "type", "veth"]).stdout)
+    assert [link["ifname"] for link in links if "master" in link and link["ifname"] != "eth0"] == []
+    assert all(lab.pod(f"pod{number}").ips for number in range(1, 5))
 
 
 def survive_agent(lab: Lab) -> None:

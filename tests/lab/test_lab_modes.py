@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pycni.lab import netns, processes, topology
+from pycni.lab import attachments, netns, processes
 from pycni.lab.ask_client import ask_from
 from pycni.lab.pod_words import manifest_of
 from pycni.lab.run import Lab
@@ -92,7 +92,7 @@ def test_a_pod_on_the_bridge_of_its_host_is_behind_that_hosts_address(lab3: Lab,
     twin = add(lab3, added, "twin", "bridge", "--node", "node2", "--capabilities", json.dumps(ips))
     assert single["ips"] == twin["ips"] == ips["ips"], "no node knows of the other's"
     own = [ip_address(ip) for ip in ips["ips"]]
-    assert all(ip in topology.SINGLE_NETWORKS[Family.of(ip)] for ip in own)
+    assert all(ip in attachments.SINGLE_NETWORKS[Family.of(ip)] for ip in own)
     for ip in web.ips:
         target = f"[{ip}]:80" if ":" in ip else f"{ip}:80"
         tally = ask_from(lab3, "single", target)

@@ -67,7 +67,7 @@ def test_command_lines_are_understood(words: str, expected: dict[str, object]) -
         pytest.param("", "COMMAND", id="nothing"),
         pytest.param("lab", "COMMAND", id="no lab command"),
         pytest.param("lab fly", "invalid choice", id="unknown command"),
-        pytest.param("lab up --backend udp", "invalid choice: 'udp'", id="backend"),
+        pytest.param("lab up --backend pigeon", "invalid choice: 'pigeon'", id="backend"),
         pytest.param("lab up --nodes many", "invalid int", id="no number"),
         pytest.param("lab pod add --capabilities []", "is not a JSON object", id="capabilities"),
         pytest.param("lab pod rm", "required: pod", id="missing pod"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pycni.lab import topology
+from pycni.lab import attachments, topology
 from pycni.lab.topology import LabError, LabSpec, PodNamespace
 from pycni.model.family import Family
 
@@ -69,6 +69,7 @@ def test_namespaces_made_for_a_lab_are_found_as_that_labs(lab: str) -> None:
             "--mtu 1355: must be 1360 to",
             id="mtu of IPv6 pods",
         ),
+        pytest.param({"attach": "glue"}, "--attach 'glue': not one of", id="attachment"),
         pytest.param({"backend_conf": {"Type": "udp"}}, "--backend-conf Type 'udp'", id="another backend"),
         pytest.param(
             {"backend": "wireguard", "backend_conf": {"Mode": "x"}}, "--backend-conf: .*Mode", id="key"
@@ -157,7 +158,7 @@ def test_families_are_ordered_ipv4_first() -> None:
 
 
 def test_a_chained_portmap_gets_the_port_mappings_and_ours_does_not() -> None:
-    listing = json.loads(topology.conflist(LabSpec(chain=("portmap",)), "/d"))
+    listing = json.loads(attachments.conflist(LabSpec(chain=("portmap",)), "/d"))
     ours, portmap = listing["plugins"]
     assert "portMappings" not in ours["capabilities"]
     assert portmap == {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
