@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -158,17 +159,20 @@ def change(
         with progress.step(text):
             steps.append(_measured(lab, name, tcp, job, done))
 
+    everywhere = [item.name for item in lab.nodes()]
     with _connections(lab) as tcp:
         if before != kind or keys:
-            follow = lab.spec.follow_backend
-            waited = (lambda: _reached_by(lab, kind, nodes)) if follow else (lambda: _ready_for(lab, kind))
-            step(ALL if follow else NET_CONF, lambda: lab.set_backend(kind, keys or {}), waited)
-        for name in [] if lab.spec.follow_backend else nodes:
             step(
-                name, lambda name=name: _restart(lab, name), lambda name=name: _reached_by(lab, kind, [name])
+                ALL if lab.spec.follow_backend else NET_CONF,
+                partial(lab.set_backend, kind, keys or {}),
+                partial(_reached_by, lab, kind, nodes)
+                if lab.spec.follow_backend
+                else partial(_ready_for, lab, kind),
             )
-        if not _reached_by(lab, kind, [item.name for item in lab.nodes()]):
-            step(OVER, lambda: None, lambda: _alone(lab, kind))
+        for name in [] if lab.spec.follow_backend else nodes:
+            step(name, partial(_restart, lab, name), partial(_reached_by, lab, kind, [name]))
+        if not _reached_by(lab, kind, everywhere):
+            step(OVER, lambda: None, partial(_alone, lab, kind))
     return Change(before=before, after=kind, steps=tuple(steps), mtus=(mtu, _mtu(lab)))
 
 

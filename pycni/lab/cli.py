@@ -188,7 +188,7 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attach",
-        choices=("bridge", "ptp"),
+        choices=("bridge", "ptp", "macvlan", "ipvlan"),
         default="bridge",
         help="how pods are joined to their nodes (default: bridge)",
     )

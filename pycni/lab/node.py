@@ -97,7 +97,7 @@ class LabNode:
     def prepare(self) -> None:
         """Write what the agent and the runtime read."""
         self.conflist.parent.mkdir(parents=True, exist_ok=True)
-        self.conflist.write_text(attachments.conflist(self.spec, self.data_dir))
+        self.conflist.write_text(attachments.conflist(self.spec, self.index, self.data_dir))
         self.single_conflist.write_text(attachments.single_conflist(self.spec, self.data_dir))
 
     def arguments(self) -> list[str]:

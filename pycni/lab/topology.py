@@ -94,9 +94,9 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 3
     backend: str = "vxlan"
     backend_conf: Mapping[str, Any] = {}
+    """Further keys of ``Backend`` in the network's configuration."""
     follow_backend: bool = False
     """Whether agents take another backend at once, or when they are restarted (``lab backend``)."""
-    """Further keys of ``Backend`` in the network's configuration."""
     family: str = "ipv4"
     """``ipv4``, ``ipv6`` or ``dual``, for the underlay and the pod network alike."""
     pods: int = 2
