@@ -49,7 +49,7 @@ class UnderlayChildren:
         parent = _parent(sock, plan, link)
         own = link.kind is AttachmentKind.MACVLAN
         mac = plan.mac if own else parent.mac
-        leg = leg_plan(plan, mac, plan.mtu or parent.mtu)
+        leg = leg_plan(plan, plan.mtu or parent.mtu)
         _forward(link)
         host, end = job._replace(plan=leg).create()
         job.made(host)
@@ -67,7 +67,7 @@ class UnderlayChildren:
                 podlink.announce(inside, plan, job.netns_fd, index)
             else:
                 _announce_v4(plan, job.netns_fd, mac)
-        known = [messages.first_neighbour(host, item.address, mac) for item in link.addresses]
+        known = [messages.first_neighbour(host, item.address, leg.mac) for item in link.addresses]
         try_all(sock, known, "add neighbour", plan.host)
         return AttachedLinks(plan.host, host, plan.names.host_mac, index, mac, plan.mtu or parent.mtu)
 
@@ -89,9 +89,7 @@ class UnderlayChildren:
         done: list[str] = []
         for plan in plans:
             link = child_of(plan)
-            wrong = list(
-                podlegs.faults(leg_plan(plan, plan.mac, plan.mtu), RoutedLeg(gateways=link.gateways), seen)
-            )
+            wrong = list(podlegs.faults(leg_plan(plan, plan.mtu), RoutedLeg(gateways=link.gateways), seen))
             if wrong:
                 index = seen.links[plan.host].ifindex
                 msgs = [fault.message for fault in wrong] + _ways(link, index)
@@ -113,7 +111,7 @@ class UnderlayChildren:
     def differences(self, plan: AttachPlan, netns_fd: int, sock: PodSocket) -> list[str]:
         """See ``podway.Way``."""
         link = child_of(plan)
-        leg = leg_plan(plan, plan.mac, plan.mtu)
+        leg = leg_plan(plan, plan.mtu)
         parent = podcheck.find(sock, link.master)
         with netns.socket_in(netns_fd) as inside:
             child = podcheck.find(inside, plan.ifname)
@@ -156,16 +154,16 @@ def child_of(plan: AttachPlan) -> UnderlayChild:
     return plan.link
 
 
-def leg_plan(plan: AttachPlan, mac: bytes, mtu: int) -> AttachPlan:
-    """The leg of a pod, as a plan of its own, named by the same host end.
+def leg_plan(plan: AttachPlan, mtu: int) -> AttachPlan:
+    """The leg of a pod, as a plan of its own, named by the same host end. ``mtu``: of the pod's interface.
 
-    ``mac`` and ``mtu``: of the pod's interface.
+    It has the MAC of a macvlan child; children by ipvlan all have their parent's.
     """
     link = child_of(plan)
     return msgspec.structs.replace(
         plan,
         owner=plan.owner._replace(ifname=link.leg),
-        mac=mac,
+        mac=plan.mac if link.kind is AttachmentKind.MACVLAN else plan.names.mac,
         mtu=mtu,
         addresses=link.addresses,
         routes=link.routes,
