@@ -72,7 +72,7 @@ class HopRoutes:
     def apply(self, wanted: Routes) -> list[Refused]:
         """Make these routes and no others. Raises KernelError when nothing can be done."""
         there = dict(self.read() if self._there is None else self._there)
-        # A neighbour that tells of its own address is next door all the same, and IPv6 finds no gateway behind a gateway.
+        # A neighbour that tells of its own address is next door anyhow; IPv6 finds no gateway behind a gateway.
         wanted = {item: hops for item, hops in wanted.items() if item.address not in hops}
         ways = self._ways({hop for hops in wanted.values() for hop in hops})
         changes: list[tuple[Destination, tuple[bytes, ...], bytes]] = []

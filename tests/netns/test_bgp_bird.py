@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from pycni.errors import ConfigError
+from pycni.reconcile.backoff import Backoff
 from pycni_bgp.annotations import NodeSettings
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import config
@@ -84,6 +85,8 @@ def test_a_new_agent_takes_over_a_running_engine(switch: Switch, tmp_path: Path,
         async with running_nodes(one, two):
             since = (await _up(two, 1))[0].since
             old, one.engine = one.engine, one._engine()
+            # A dead agent does not come back to its engine.
+            old._backoff = Backoff(60.0, 60.0)
             one.serve("198.51.100.7/32")
             await one.engine.put(one.plan((one, two), SETTINGS))
             successor = asyncio.create_task(one.engine.run())
