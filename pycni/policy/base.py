@@ -108,6 +108,8 @@ class LocalPod(NamedTuple):
     mac: bytes
     """Of the pod's end."""
     addresses: tuple[bytes, ...]
+    routed: bool = False
+    """Its host end is on no bridge (attachment ``ptp``)."""
 
 
 class Drop(NamedTuple):

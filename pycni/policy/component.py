@@ -46,6 +46,7 @@ from pycni.policy.pods import LocalPods, Overlay
 from pycni.policy.report import Routes
 from pycni.policy.settled import Settled
 from pycni.policy.shut import Shut
+from pycni.policy.spoof_legs import TABLE as ROUTED
 from pycni.policy.spoof_rules import TABLE as SENDERS
 from pycni.reconcile.backoff import Backoff
 from pycni.reconcile.runner import Runner, describe, eternal, on_loop
@@ -129,6 +130,7 @@ class PolicyComponent:
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
         self._senders = TableGuard("check of pods' own addresses", SENDERS, self._look_at_senders)
+        self._routed = TableGuard("check of routed pods' own addresses", ROUTED, self._look_at_senders)
         self._routes = Routes(
             settings.node_name,
             lambda: self._engine,
@@ -164,6 +166,7 @@ class PolicyComponent:
                 tasks.create_task(eternal("policies' upkeep", self._keep()))
                 tasks.create_task(self._guard.run(exits, self._work))
                 tasks.create_task(self._senders.run(exits, self._work))
+                tasks.create_task(self._routed.run(exits, self._work))
                 tasks.create_task(eternal("policies inside pods", self._watch_insides()))
         raise AssertionError("unreachable: the tasks are eternal")
 
@@ -199,6 +202,7 @@ class PolicyComponent:
         """One pass. Raises PycniError; the next one reads the kernel back."""
         if self.gate.due:
             self._senders.expected = await self._work(self.gate.look_after)
+        self._routed.expected = self.gate.checks_routed
         reason = self._missing()
         self.report.waiting(reason)
         if reason:

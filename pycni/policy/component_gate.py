@@ -276,6 +276,11 @@ class Gate:
             log.info("policies: %d rows of the check of pods' own addresses set right", rows)
         return True
 
+    @property
+    def checks_routed(self) -> bool:
+        """Whether there is a check for pods on links of their own: there is while there are such pods."""
+        return self._guard is not None and self._guard.routed
+
     def _forget_check(self) -> None:
         """Take away what an earlier agent left that checked senders: this one does not."""
         try:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from pycni.attach.names import names
 from pycni.ipam.endpoints import EndpointStore
+from pycni.model.attachment import AttachmentKind
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.model.kube import POD, Pod
 from pycni.policy.base import LocalPod
@@ -38,6 +40,8 @@ class Attachment(NamedTuple):
     mac: bytes
     state: str
     """``pending``, ``ready`` or ``dying``."""
+    routed: bool = False
+    """Its host end is on no bridge: packets by it are the node's to route."""
 
     def fits(self, pod: Pod) -> bool:
         """Whether it is this pod's."""
@@ -200,7 +204,7 @@ class _Pods(Mapping[str, Any]):
 def local_pod(item: Attachment) -> LocalPod:
     """For what serves pods one by one."""
     key = item.key or item.owner.container_id
-    return LocalPod(key, item.ifname, item.mac, tuple(packed for _, packed in item.addresses))
+    return LocalPod(key, item.ifname, item.mac, tuple(packed for _, packed in item.addresses), item.routed)
 
 
 def local_pod_of(endpoint: Endpoint) -> LocalPod:
@@ -213,6 +217,13 @@ def addresses_of(endpoint: Endpoint) -> tuple[bytes, ...]:
     return tuple(item.ip.packed for item in endpoint.addresses)
 
 
+def _sending_mac(endpoint: Endpoint) -> bytes:
+    """What a pod sends with to its node: an ipvlan child has its uplink's MAC, the leg beside it one of the pod's own."""
+    if endpoint.attachment is AttachmentKind.IPVLAN:
+        return names(endpoint.owner).mac
+    return bytes.fromhex(endpoint.mac.replace(":", ""))
+
+
 def _attachment(endpoint: Endpoint) -> Attachment:
     named = endpoint.pod_namespace and endpoint.pod_name
     return Attachment(
@@ -222,8 +233,9 @@ def _attachment(endpoint: Endpoint) -> Attachment:
         endpoint.pod_uid,
         tuple((str(item.ip), item.ip.packed) for item in endpoint.addresses),
         endpoint.host_ifname,
-        bytes.fromhex(endpoint.mac.replace(":", "")),
+        _sending_mac(endpoint),
         endpoint.state,
+        endpoint.attachment is not AttachmentKind.BRIDGE,
     )
 
 

@@ -34,8 +34,9 @@ byte 6 on, ``nh`` and ``th`` network and transport header; ``a,b in SET`` joins 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from pycni.policy.base import LocalPod
 from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE
@@ -218,31 +219,38 @@ def _refusal(text: str) -> tuple[str, ...]:
     return (f"count egress {text}", f"log pycni egress {text}: ", "drop")
 
 
-def generation() -> str:
-    """Names everything of the table that is no row."""
-    raw = repr(
-        (LAYOUT, sorted(fixed_chains().items()), sorted(HOOKS.items()), LOG_GROUP, LOG_RATE, LOG_BURST)
-    )
-    return f"pycni {LAYOUT} {hashlib.sha256(raw.encode()).hexdigest()[:16]}"
+class Layout(NamedTuple):
+    """A table of these sets."""
+
+    table: str
+    hooks: Mapping[str, Hook]
+    chains: Mapping[str, tuple[str, ...]]
+
+    def generation(self) -> str:
+        """Names everything of the table that is no row."""
+        raw = repr(
+            (LAYOUT, sorted(self.chains.items()), sorted(self.hooks.items()), LOG_GROUP, LOG_RATE, LOG_BURST)
+        )
+        return f"pycni {LAYOUT} {hashlib.sha256(raw.encode()).hexdigest()[:16]}"
+
+    def schema(self) -> Schema:
+        """The table as it is kept."""
+        return Schema(
+            table=self.table,
+            generation=self.generation(),
+            table_row=TABLE_ROW,
+            chains=CHAINS,
+            sets=SETS,
+            kept=(),
+            fixed=tuple(fixed_messages(self.table, SETS.values(), self.chains, self.hooks, instructions)),
+            fixed_chains=self.chains,
+            instructions=instructions,
+        )
 
 
-def schema() -> Schema:
-    """The table."""
-    return Schema(
-        table=TABLE,
-        generation=generation(),
-        table_row=TABLE_ROW,
-        chains=CHAINS,
-        sets=SETS,
-        kept=(),
-        fixed=tuple(_fixed()),
-        fixed_chains=fixed_chains(),
-        instructions=instructions,
-    )
-
-
-def _fixed() -> Iterator[bytes]:
-    return fixed_messages(TABLE, SETS.values(), fixed_chains(), HOOKS, instructions)
+def on_bridges() -> Layout:
+    """The table for pods on bridges."""
+    return Layout(TABLE, HOOKS, fixed_chains())
 
 
 # Instructions.

@@ -494,7 +494,7 @@ def guards(netns: str) -> Iterator[Callable[[], Guard]]:
 
 
 def rows_of(guard: Guard) -> dict[str, dict[bytes, None]]:
-    return guard._table.read()
+    return guard._bridged.table.read()
 
 
 def test_a_new_guard_adopts_what_is_there(guards):
@@ -582,7 +582,7 @@ def test_what_failed_is_made_up_for_by_the_next_call(guards, monkeypatch):
         raise KernelError(errno.EBUSY, "change table")
 
     with monkeypatch.context() as patch:
-        patch.setattr(guard._table, "apply", refuse)
+        patch.setattr(guard._bridged.table, "apply", refuse)
         with pytest.raises(KernelError):
             guard.admit(some[1])
     assert guard.admit(some[2]) == 14
