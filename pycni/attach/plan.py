@@ -172,7 +172,8 @@ class UnderlayChild(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def families(self) -> tuple[Family, ...]:
         """Families the node forwards for, IPv4 first."""
-        return tuple(sorted({gateway.family for gateway in self.gateways}))
+        found = {gateway.family for gateway in self.gateways} if self.forwarded else ()
+        return tuple(sorted(found))
 
     @property
     def forwarded(self) -> bool:
@@ -195,8 +196,6 @@ class AttachPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Of both ends of the veth, bytes; 0: the kernel's default."""
     addresses: tuple[PodAddress, ...] = ()
     """As they are on the pod's interface."""
-    subnets: tuple[PodAddress, ...] = ()
-    """The same with the lengths of the subnets they are of: what counts as near, for mapped ports."""
     routes: tuple[PodRoute, ...] = ()
     neighbours: tuple[PodNeighbour, ...] = ()
     enable_dad: bool = False

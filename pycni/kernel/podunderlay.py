@@ -12,7 +12,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import msgspec
 
@@ -251,7 +251,6 @@ def _delete_child(netns_fd: int, ifname: str, kind: AttachmentKind) -> None:
 
 
 def _forward(link: UnderlayChild) -> None:
-    families: Iterable[Family] = link.families if link.forwarded else ()
-    for family in families:
+    for family in link.families:
         if sysctl.put(podcheck.FORWARDING[family], 1):
             log.info("switched %s forwarding on: pods reach Services by this node", family.label)

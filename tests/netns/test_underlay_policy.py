@@ -7,16 +7,15 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.netns.podenv import connect, node, pings, serving
-from tests.netns.underlay_rig import FAR, PEER, Segment, agent, wait_for
+from tests.netns.podenv import connect, pings, serving
+from tests.netns.underlay_rig import FAR, PEER, Ground, World, populated, underlay, wait_for
 
 FAMILIES = (4, 6)
 DENY = {"policyTypes": ["Ingress", "Egress"]}
@@ -34,22 +33,16 @@ def reaches(
         return connect(source, target, port, listening, wait) != ""
 
 
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with underlay() as found:
+        yield found
+
+
 @pytest.fixture
-def world(netns_factory: Callable[[], str], tmp_path: Path) -> Iterator[Any]:
-    with node(netns_factory) as env:
-        segment = Segment(netns_factory)
-        try:
-            with agent(env.name, tmp_path) as found:
-                yield SimpleNamespace(
-                    env=env,
-                    agent=found,
-                    far=segment.host(FAR),
-                    peer=segment.host(PEER),
-                    segment=segment,
-                    path=tmp_path,
-                )
-        finally:
-            segment.close()
+def world(ground: Ground, tmp_path: Path) -> Iterator[World]:
+    with populated(ground, tmp_path) as found:
+        yield found
 
 
 def test_policies_hold_between_pods_of_a_node_of_two_nodes_and_the_outside(world):

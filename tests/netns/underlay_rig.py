@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycni.agent.cni_ops import CniOps
 from pycni.agent.health import Health
@@ -27,13 +28,13 @@ from pycni.ipam.endpoints import EndpointStore
 from pycni.ipam.pool import Pools
 from pycni.kernel import netns as namespaces
 from pycni.kernel.pod import PodDriver
-from pycni.model.endpoint import Owner
 from pycni.model.podnet import PodNetwork
+from pycni.policy import cleanup
 from pycni.policy.component import PolicyComponent
 from pycni.reconcile.backoff import Backoff
 from pycni.sources.manifests import ManifestSource
 from pycni.store import Store
-from tests.netns.podenv import Pod, run
+from tests.netns.podenv import Env, Pod, node, run
 
 API = {"NetworkPolicy": "networking.k8s.io/v1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2"}
 NODE, FAR, PEER = (
@@ -69,6 +70,7 @@ RANGES = [
     ],
 ]
 PATIENCE_S = 20.0
+_NUMBERS = itertools.count()
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
@@ -271,8 +273,12 @@ class Agent:
         """Wait for removals in the background."""
         wait_for(lambda: not self.ops.busy(), "removals to end")
 
-    def owner(self, pod: Pod) -> Owner:
-        return Owner("net", pod.name, "eth0")
+    def clear(self) -> None:
+        """Remove all pods."""
+        if self._thread is not None:
+            for endpoint in self.records.all():
+                self.ops.remove(endpoint)
+            self.settle()
 
 
 class Segment:
@@ -312,11 +318,55 @@ class Segment:
             os.close(host.fd)
 
 
+class Ground(NamedTuple):
+    """What agents come and go on."""
+
+    env: Env
+    segment: Segment
+    far: Pod
+    peer: Pod
+
+
+class World(NamedTuple):
+    """The same with an agent."""
+
+    env: Env
+    agent: Agent
+    far: Pod
+    peer: Pod
+
+
 @contextlib.contextmanager
-def agent(space: str, folder: Path, *, flags: tuple[str, ...] = ()) -> Iterator[Agent]:
-    """Not started."""
-    found = Agent(space, folder, flags=flags)
+def underlay() -> Iterator[Ground]:
+    """The calling thread is in the node's namespace inside."""
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"pyt{os.getpid()}u{next(_NUMBERS)}"
+        namespaces.create(name)
+        made.append(name)
+        return name
+
     try:
-        yield found
+        with node(make) as env:
+            segment = Segment(make)
+            try:
+                yield Ground(env, segment, segment.host(FAR), segment.host(PEER))
+            finally:
+                segment.close()
     finally:
-        found.stop()
+        for name in made:
+            namespaces.delete(name)
+
+
+@contextlib.contextmanager
+def populated(ground: Ground, folder: Path) -> Iterator[World]:
+    """With an agent that is not started; its pods and its tables go at the end."""
+    agent = Agent(ground.env.name, folder)
+    try:
+        yield World(ground.env, agent, ground.far, ground.peer)
+    finally:
+        agent.clear()
+        agent.stop()
+        _, failed = cleanup.leftovers()
+    assert not failed
