@@ -208,8 +208,9 @@ class NetworkComponent:
     async def _start(self, exits: AsyncExitStack) -> None:
         """Open what listens to the kernel, and remember an earlier life."""
         loop = asyncio.get_running_loop()
-        sync = await self._work(FabricSync)
+        sync = await self._work(lambda: FabricSync(self._settings.state_dir))
         exits.push_async_callback(self._work, sync.close)
+        exits.push_async_callback(self._work, sync.extension.stop)
         self._pass = NetworkPass(
             self._settings,
             self._store,

@@ -50,7 +50,7 @@ from pycni.wire.lease import HeldLease
 log = logging.getLogger("pycni.network")
 T = TypeVar("T")
 
-INPUT_RETRY_S = 2.0
+INPUT_RETRY_S = 1.0
 """Between attempts to get what a plan is made from: a key in a file, the output of a command."""
 AT_ONCE_S = 0.001
 FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from pycni.errors import ConfigError
+from pycni.model.extension import ExtensionKey, ExtensionPeer
 from pycni.model.fabric import Link
 from pycni.model.family import Address, Family, Network
 from pycni.model.lease import Lease, LeaseAttrs
@@ -55,6 +56,7 @@ class PeerEntries(NamedTuple):
     """Underlay address encapsulated packets may come from."""
     wireguard: tuple[tuple[WireguardKey, WireguardPeer], ...] = ()
     udp: tuple[tuple[UdpKey, UdpPeer], ...] = ()
+    extension: tuple[tuple[ExtensionKey, ExtensionPeer], ...] = ()
 
 
 class Refusal(NamedTuple):

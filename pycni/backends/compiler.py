@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from pycni.backends.base import Backend, PeerEntries, Refusal, Site
+from pycni.model.extension import ExtensionKey, ExtensionPeer
 from pycni.model.fabric import FabricState
 from pycni.model.family import show_mac
 from pycni.model.lease import Lease
@@ -37,7 +38,7 @@ from pycni.view.fabric import FabricView, PeerKey
 Claim = FdbKey | WireguardKey
 """What only one lease can have."""
 
-_PLAIN = ("routes", "neighbours", "fdb", "udp")
+_PLAIN = ("routes", "neighbours", "fdb", "udp", "extension")
 """Tables whose entries have one peer each; of the same name in PeerEntries, FabricState and Touched."""
 
 
@@ -49,6 +50,7 @@ class Touched(msgspec.Struct):
     fdb: set[FdbKey] = msgspec.field(default_factory=set)
     wireguard: set[WireguardKey] = msgspec.field(default_factory=set)
     udp: set[UdpKey] = msgspec.field(default_factory=set)
+    extension: set[ExtensionKey] = msgspec.field(default_factory=set)
     remotes: set[bytes] = msgspec.field(default_factory=set)
     """Underlay addresses that came into use or went out of it."""
     peers: set[PeerKey] = msgspec.field(default_factory=set)
@@ -77,6 +79,7 @@ class FabricCompiler:
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
         self._fdb: dict[FdbKey, FdbEntry] = {}
         self._udp: dict[UdpKey, UdpPeer] = {}
+        self._extension: dict[ExtensionKey, ExtensionPeer] = {}
         self._wireguard: dict[WireguardKey, WireguardPeer] = {}
         self._parts: dict[WireguardKey, dict[PeerKey, WireguardPeer]] = {}
         self._remotes: Counter[bytes] = Counter()
@@ -87,6 +90,7 @@ class FabricCompiler:
             fdb=self._fdb,
             wireguard=self._wireguard,
             udp=self._udp,
+            extension=self._extension,
         )
         """Desired devices and tables, always as the last update left them (``vtep_peers`` is not filled in)."""
 

@@ -16,6 +16,7 @@ BACKENDS: Mapping[str, str] = {
     "wireguard": "pycni.backends.wireguard:Wireguard",
     "bgp": "pycni.backends.bgp:Bgp",
     "udp": "pycni.backends.udp:Udp",
+    "extension": "pycni.backends.extension:Extension",
     "alloc": "pycni.backends.alloc:Alloc",
 }
 """``Backend.Type`` -> module:class. The only place that knows them."""

@@ -35,11 +35,13 @@ from pycni.kernel.entries import (
     set_message,
 )
 from pycni.kernel.errors import Verdict, judge
+from pycni.kernel.extension import Extension
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.served import Served
 from pycni.kernel.tunnel import Lost, PutSysctl, find
 from pycni.kernel.udp import Udp
 from pycni.kernel.wireguard import Wireguard
+from pycni.model.extension import ExtensionKey, ExtensionPeer
 from pycni.model.fabric import FabricState, Link, UdpLink, WireguardLink
 from pycni.model.family import Family
 from pycni.model.tables import (
@@ -60,7 +62,7 @@ from pycni.reconcile.order import Action, Step, steps
 from pycni.wire import rtlink, rtnl
 from pycni.wire.netlink import Message
 
-SERVED = ("wireguard", "udp")
+SERVED = ("wireguard", "udp", "extension")
 """Tables that rtnetlink has not (``kernel/served``)."""
 _NOTHING: Delta[Any, Any] = Delta({}, {}, {})
 
@@ -81,6 +83,7 @@ class Tables(NamedTuple):
     routes: Delta[RouteKey, Route]
     wireguard: Delta[WireguardKey, WireguardPeer] = _NOTHING
     udp: Delta[UdpKey, UdpPeer] = _NOTHING
+    extension: Delta[ExtensionKey, ExtensionPeer] = _NOTHING
 
 
 class FabricDriver:
@@ -99,7 +102,9 @@ class FabricDriver:
         """Driver of WireGuard devices; it needs the secrets before any is wanted."""
         self.udp = Udp(self._at_home)
         """Driver of the forwarder's device; it needs the secrets before it is wanted."""
-        self._served: tuple[Served, ...] = (self.wireguard, self.udp)
+        self.extension = Extension(self._at_home)
+        """Runs people's own commands; it needs a folder to remember in before any is wanted."""
+        self._served: tuple[Served, ...] = (self.wireguard, self.udp, self.extension)
         self._makers: dict[type, Served] = {WireguardLink: self.wireguard, UdpLink: self.udp}
         self._indexes: dict[str, int] = {}
         self._ours: set[str] = set()

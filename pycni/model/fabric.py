@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pycni.model.extension import ExtensionKey, ExtensionPeer, extension_text
 from pycni.model.family import show
 from pycni.model.tables import (
     FdbEntry,
@@ -128,6 +129,7 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
     fdb: Mapping[FdbKey, FdbEntry] = {}
     wireguard: Mapping[WireguardKey, WireguardPeer] = {}
     udp: Mapping[UdpKey, UdpPeer] = {}
+    extension: Mapping[ExtensionKey, ExtensionPeer] = {}
     vtep_peers: frozenset[bytes] = frozenset()
     """Underlay addresses VXLAN is accepted from; meaningful when ``links`` has VXLAN devices."""
 
@@ -139,4 +141,5 @@ class FabricState(msgspec.Struct, frozen=True, kw_only=True):
         lines += [fdb_text(*item) for item in self.fdb.items()]
         lines += [wireguard_text(*item) for item in self.wireguard.items()]
         lines += [udp_text(*item) for item in self.udp.items()]
+        lines += [extension_text(*item) for item in self.extension.items()]
         return sorted(lines)

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
 
+from pycni.model.extension import Commands
 from pycni.model.family import Address, Family, Network
 from pycni.model.wireguard import Secret
 
@@ -30,6 +31,8 @@ class BackendConf(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "separate"
     """WireGuard's devices: ``separate`` per family; ``ipv4``, ``ipv6`` or ``auto``: one, over that underlay."""
     keepalive_s: int = 0
+    commands: Commands = Commands()
+    """What extension runs."""
 
 
 class NetConf(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,6 +44,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """Our public key, in networks that need one (see agent.wireguard_key)."""
     following_key: bytes = b""
     """The one that peers are to go by from now on, while the key is changed."""
+    extension_output: str = ""
+    """What PreStartupCommand wrote, in networks that have one (see kernel.extension)."""
 
     def public(self, family: Family) -> Address | None:
         """The address published to peers."""

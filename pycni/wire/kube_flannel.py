@@ -166,7 +166,9 @@ def _data(obj: str, name: str, told: Mapping[str, str]) -> bytes | None:
     if text in ("", "null"):
         return None
     try:
+        if text.lstrip().startswith('"'):  # of the backend extension
+            return canonical_json(msgspec.json.decode(text, type=str))
         found = read_object(text.encode("utf-8", "surrogatepass"), f"{obj}, annotation {name}")
         return canonical_json({found.names[low]: found.value(low) for low in found.names})
-    except (ValueError, RecursionError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise ConfigError(obj, name, text, str(exc) or "too deeply nested") from None

@@ -204,10 +204,13 @@ def _unicast(fields: Fields, name: str, address: Any) -> Any:
 
 
 def _data(fields: Fields, name: str) -> bytes | None:
-    """Backend data: any JSON object, in canonical form."""
-    if fields.members(name) is None:
+    """Backend data in canonical form: any JSON object; a string in networks of type extension."""
+    value = fields.value(name)
+    if value is None:
         return None
+    if not isinstance(value, dict | str):
+        raise fields.error(name, "expected an object or a string")
     try:
-        return canonical_json(fields.value(name))
+        return canonical_json(value)
     except (msgspec.EncodeError, ValueError, RecursionError) as exc:
         raise fields.error(name, str(exc) or "too deeply nested") from None

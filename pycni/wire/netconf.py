@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import msgspec
 
 from pycni.errors import ConfigError
+from pycni.model.extension import Commands
 from pycni.model.family import Address, Family, Network
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.wireguard import Secret, key_text, parse_key
@@ -33,6 +34,14 @@ KNOWN = frozenset(
 )  # fmt: skip
 VXLAN_KEYS = ("VNI", "Port", "DirectRouting", "GBP", "Learning")
 """Keys that mean something to a backend with devices; each of the others refuses those that are not its own."""
+COMMANDS = {
+    "PreStartupCommand": "pre_startup",
+    "PostStartupCommand": "post_startup",
+    "SubnetAddCommand": "subnet_add",
+    "SubnetRemoveCommand": "subnet_remove",
+    "ShutdownCommand": "shutdown",
+}
+"""Keys of extension and the fields they go to."""
 BACKEND_KEYS = {
     "vxlan": frozenset(name.lower() for name in (*VXLAN_KEYS, "Type", "MTU", "MacPrefix")),
     "ipip": frozenset({"type", "directrouting"}),
@@ -42,6 +51,7 @@ BACKEND_KEYS = {
     "udp": frozenset({"type", "port", "psk", "mtu"}),
     "host-gw": frozenset({"type"}),
     "bgp": frozenset({"type"}),
+    "extension": frozenset({"type", "mtu", *(name.lower() for name in COMMANDS)}),
     "alloc": frozenset({"type"}),
 }
 """Keys by backend type; other types' keys are not judged."""
@@ -144,6 +154,9 @@ def encode_netconf(conf: NetConf) -> bytes:
         out["Backend"] = {"Type": backend.type, "Port": backend.port, "MTU": backend.mtu} | (
             {"PSK": key_text(backend.psk.value)} if backend.psk is not None else {}
         )
+    elif backend.type == "extension":
+        commands = {name: getattr(backend.commands, field) for name, field in COMMANDS.items()}
+        out["Backend"] = {"Type": backend.type, "MTU": backend.mtu, **commands}
     return msgspec.json.encode(out)
 
 
@@ -224,6 +237,9 @@ def _backend(fields: Fields, *, ipv6: bool) -> BackendConf:
                 mtu=_mtu(backend, ipv6=ipv6),
                 psk=_psk(backend),
             )
+        if kind == "extension":
+            commands = Commands(**{field: backend.text(name) for name, field in COMMANDS.items()})
+            return BackendConf(type=kind, mtu=_mtu(backend, ipv6=ipv6), commands=commands)
         return BackendConf(type=kind, direct_routing=kind == "ipip" and backend.flag("DirectRouting"))
     return BackendConf(
         type=kind,

@@ -114,7 +114,7 @@ def test_a_wrong_net_conf_is_named_and_changes_nothing(fabric: SmallFabric) -> N
     before, tables = dict(fabric.netconf), node.tables()
     with fabric.traffic():
         for conf, says in (
-            ({"Backend": {"Type": "udp"}}, "Backend.Type='udp': expected one of vxlan, host-gw"),
+            ({"Backend": {"Type": "ipsec"}}, "Backend.Type='ipsec': expected one of vxlan, host-gw"),
             ({"Backend": {"Type": fabric.kind}, "Network": "10.9.0.0/16"}, "drain this node"),
         ):
             if "Network" in conf and "4" not in fabric.families:

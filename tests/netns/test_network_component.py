@@ -488,8 +488,8 @@ def test_a_net_conf_that_moves_the_network_is_refused_until_a_restart(world):
 def test_a_wrong_backend_type_is_named_and_the_fabric_stays(world):
     (one, _), (agent, _) = joined(world, 1, 2)
     before = one.tables()
-    world.cluster.set_conf(msgspec.structs.replace(world.cluster.conf, backend=BackendConf(type="udp")))
-    until(lambda: "Backend.Type='udp': expected one of vxlan, host-gw" in agent.health.reason())
+    world.cluster.set_conf(msgspec.structs.replace(world.cluster.conf, backend=BackendConf(type="ipsec")))
+    until(lambda: "Backend.Type='ipsec': expected one of vxlan, host-gw" in agent.health.reason())
     assert one.tables() == before
 
 

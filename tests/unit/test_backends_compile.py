@@ -10,6 +10,7 @@ from pycni.backends.compiler import FabricCompiler, compile_fabric
 from pycni.backends.table import BACKENDS, backend
 from pycni.backends.vxlan import device_name
 from pycni.errors import ConfigError
+from pycni.model.extension import Commands
 from pycni.model.family import Family
 from pycni.model.wireguard import Secret, WireguardKey, key_text
 from tests.unit.fabric_world import OWN_KEY, OWN_MAC, by_key, conf, lease, node, site, wg_key
@@ -109,6 +110,20 @@ COMPILED = [
         for mode, host in (("ipv4", "192.0.2.2"), ("ipv6", "[2001:db8::2]"), ("auto", "192.0.2.2"))
     ),
     pytest.param("46", "bgp", {}, [], id="bgp"),
+    pytest.param(
+        "46",
+        "extension",
+        {"commands": Commands(subnet_remove="true")},
+        ["lease 10.5.2.0-24&fd00:5:0:2::-64 at 192.0.2.2 2001:db8::2"],
+        id="extension: one row for both families",
+    ),
+    pytest.param(
+        "4",
+        "extension",
+        {"commands": Commands(pre_startup="true")},
+        [],
+        id="extension without peers' commands",
+    ),
     pytest.param("4", "udp", {"port": 8285}, [*UDP4, UDP_LINK.format("192.0.2.1", 1472)], id="udp ipv4"),
     pytest.param("6", "udp", {"port": 8285}, [*UDP6, UDP_LINK.format("2001:db8::1", 1452)], id="udp ipv6"),
     pytest.param(
@@ -318,6 +333,7 @@ PUBLISHED = [
     pytest.param("6", "vxlan", None, {"VNI": 1, "VtepMAC": "02:aa:00:00:06:01"}, id="vxlan ipv6"),
     pytest.param("4", "host-gw", None, None, id="host-gw"),
     pytest.param("4", "bgp", None, None, id="bgp"),
+    pytest.param("4", "extension", None, None, id="extension without a command"),
     pytest.param("4", "alloc", None, None, id="alloc"),
     pytest.param("4", "ipip", None, None, id="ipip"),
     pytest.param("46", "udp", None, None, id="udp"),
@@ -472,6 +488,7 @@ MTUS = [
     ),
     pytest.param("46", "host-gw", 1500, 0, 1500, id="host-gw costs nothing"),
     pytest.param("46", "bgp", 1500, 0, 1500, id="bgp costs nothing"),
+    pytest.param("46", "extension", 1500, 1400, 1400, id="Backend.MTU of extension is the pods'"),
     pytest.param("46", "alloc", 1500, 0, 1500, id="alloc costs nothing"),
 ]
 
@@ -542,3 +559,28 @@ def test_a_key_costs_udp_32_bytes_and_a_caller_without_net_conf_hears_the_most()
         assert how.overhead(family, conf(kind="udp")) == plain
         assert how.overhead(family, conf(kind="udp", psk=Secret(b"x" * 32))) == plain + 32
         assert how.overhead(family) == plain + 32
+
+
+def test_extension_publishes_what_its_command_wrote_as_a_string_of_every_family():
+    commands = Commands(pre_startup="x")
+    here = msgspec.structs.replace(node("46"), extension_output='a "b"\nc')
+    attrs = backend("extension").published(here, conf("46", "extension", commands=commands))
+    assert (attrs.backend_data, attrs.backend_v6_data) == (rb'"a \"b\"\nc"',) * 2
+
+
+def test_extension_hands_a_peers_data_on_and_refuses_what_is_no_string():
+    here = site("4", "extension", commands=Commands(subnet_add="add"))
+    peers = by_key(
+        lease(2, kind="extension", backend_data=b'"a b"'),
+        lease(3, kind="extension"),
+        lease(4, kind="extension", backend_data=b'{"a":1}'),
+    )
+    compiler = FabricCompiler(backend("extension"), here)
+    compiler.update(peers)
+    found = {key.lease: (peer.add, peer.data) for key, peer in compiler.state.extension.items()}
+    assert found == {"10.5.2.0-24": ("add", "a b"), "10.5.3.0-24": ("add", "")}
+    assert "its backend data" in compiler.refusals["10.5.4.0-24", Family.V4].reason
+    gone = compiler.update({})
+    assert {key.lease for key in gone.extension} == set(found)
+    assert not gone.empty
+    assert not compiler.state.extension

@@ -160,8 +160,8 @@ def test_a_misfit_lease_gives_no_pods_and_no_site():
 def test_what_does_not_go_together_is_named():
     with pytest.raises(ConfigError, match="underlay eth0: ipv6 address"):
         make_plan(NodeOptions(name="n1"), node("4").underlay, conf("46"), MACS, None)
-    with pytest.raises(ConfigError, match=r"Backend.Type='udp'"):
-        make_plan(NodeOptions(name="n1"), node("4").underlay, conf("4", "udp"), MACS, None)
+    with pytest.raises(ConfigError, match=r"Backend.Type='ipsec'"):
+        make_plan(NodeOptions(name="n1"), node("4").underlay, conf("4", "ipsec"), MACS, None)
 
 
 def test_equal_inputs_give_equal_plans():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.errors import ConfigError
+from pycni.model.extension import Commands
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.wireguard import Secret
 from pycni.wire.netconf import decode_netconf, encode_netconf, unknown_keys
@@ -71,6 +72,12 @@ GOOD = [
     ("other backends keep their name", V4 | {"Backend": {"Type": "ipsec", "PSK": "x", "MTU": 9}},
      {"backend": BackendConf(type="ipsec")}),
     ("wireguard", V4 | {"Backend": {"Type": "wireguard"}}, {"backend": BackendConf(type="wireguard")}),
+    ("bgp", V4 | {"Backend": {"Type": "bgp"}}, {"backend": BackendConf(type="bgp")}),
+    ("every extension key",
+     V4 | {"Backend": {"Type": "extension", "PreStartupCommand": "a", "PostStartupCommand": "b", "MTU": 1400,
+                       "SubnetAddCommand": "c", "SubnetRemoveCommand": "d", "ShutdownCommand": "e"}},
+     {"backend": BackendConf(type="extension", mtu=1400, commands=Commands(
+         pre_startup="a", post_startup="b", subnet_add="c", subnet_remove="d", shutdown="e"))}),
     ("every wireguard key",
      V4 | {"Backend": {"Type": "wireguard", "PSK": PSK, "ListenPort": 1, "ListenPortV6": 2, "MTU": 1400,
                        "Mode": "auto", "PersistentKeepaliveInterval": 25}},
@@ -177,6 +184,9 @@ BAD = [
     ("wireguard keepalive", V4 | {"Backend": {"Type": "wireguard", "PersistentKeepaliveInterval": -1}},
      "Backend.PersistentKeepaliveInterval"),
     ("wireguard MTU", V4 | V6 | {"Backend": {"Type": "wireguard", "MTU": 1279}}, "Backend.MTU"),
+    ("a command of extension", V4 | {"Backend": {"Type": "extension", "SubnetAddCommand": ["ip"]}},
+     "Backend.SubnetAddCommand"),
+    ("Port means nothing to extension", V4 | {"Backend": {"Type": "extension", "Port": 1}}, "Backend.Port"),
     ("VNI means nothing to wireguard", V4 | {"Backend": {"Type": "wireguard", "VNI": 1}}, "Backend.VNI"),
     ("udp Port", V4 | {"Backend": {"Type": "udp", "Port": -1}}, "Backend.Port"),
     ("udp MTU", V4 | V6 | {"Backend": {"Type": "udp", "MTU": 1279}}, "Backend.MTU"),

@@ -48,8 +48,9 @@ def test_what_flannel_writes_is_read():
         ATTRS,
         LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="host-gw"),
         LeaseAttrs(public_ipv6=IPv6Address("2001:db8::1"), backend_type="vxlan", backend_v6_data=DATA),
+        LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="extension", backend_data=b'"a \\"b\\""'),
     ],
-    ids=["dual", "host-gw", "IPv6"],
+    ids=["dual", "host-gw", "IPv6", "extension"],
 )
 def test_what_we_write_is_read_as_it_was_meant(attrs):
     annotations = wanted_annotations(attrs, {}, NAMES)
@@ -98,6 +99,7 @@ WRONG = [
     ("an address with a zone", ("fd00:1::/64",), {"public_ipv6": "fe80::1%eth0"}, "flannel.alpha.coreos.com/public-ipv6"),
     ("data that is no object", ("10.244.1.0/24",), {"public_ip": "192.0.2.1", "backend_data": "[1]"}, "JSON"),
     ("data that is no JSON", ("10.244.1.0/24",), {"public_ip": "192.0.2.1", "backend_data": "{"}, "JSON"),
+    ("half a string", ("10.244.1.0/24",), {"public_ip": "192.0.2.1", "backend_data": '"a'}, "flannel.alpha.coreos.com/backend-data"),
 ]  # fmt: skip
 
 

@@ -76,13 +76,24 @@ def test_values_both_ways_byte_by_byte(raw, attrs):
         (b'{"PublicIP":"192.0.2.1"}', LeaseAttrs(public_ip=PUBLIC)),
         (b'{"publicip":"192.0.2.1","backendtype":"udp"}', LeaseAttrs(public_ip=PUBLIC, backend_type="udp")),
         (b'{"PublicIP":"192.0.2.1","BackendType":null,"BackendData":null}', LeaseAttrs(public_ip=PUBLIC)),
+        (
+            b'{"PublicIP":"192.0.2.1","BackendType":"extension","BackendData":"a b"}',
+            LeaseAttrs(public_ip=PUBLIC, backend_type="extension", backend_data=b'"a b"'),
+        ),
         (b'{"PublicIP":"192.0.2.1","Future":[1]}', LeaseAttrs(public_ip=PUBLIC)),
         (
             b'{ "BackendData": {"VtepMAC":"0e:2a:00:00:00:01", "VNI":1}, "PublicIP":"192.0.2.1" }',
             LeaseAttrs(public_ip=PUBLIC, backend_data=DATA),
         ),
     ],
-    ids=["a reservation made by hand", "other case", "nulls", "unknown keys", "other order and spaces"],
+    ids=[
+        "a reservation made by hand",
+        "other case",
+        "nulls",
+        "a string, of backend extension",
+        "unknown keys",
+        "other order and spaces",
+    ],
 )
 def test_values_as_others_write_them(raw, attrs):
     assert decode_attrs("x", raw) == attrs
@@ -142,7 +153,7 @@ BAD_VALUES = [
     ("PublicIPv6 with a zone", b'{"PublicIPv6":"fe80::1%eth0"}'),
     ("PublicIPv6 an object", b'{"PublicIP":"192.0.2.1","PublicIPv6":{}}'),
     ("BackendType a number", b'{"PublicIP":"192.0.2.1","BackendType":1}'),
-    ("BackendData a string", b'{"PublicIP":"192.0.2.1","BackendData":"x"}'),
+    ("BackendData a number", b'{"PublicIP":"192.0.2.1","BackendData":7}'),
     ("BackendData an array", b'{"PublicIP":"192.0.2.1","BackendData":[]}'),
     ("BackendV6Data a number", b'{"PublicIP":"192.0.2.1","BackendV6Data":1}'),
     ("nested too deep", b'{"PublicIP":"192.0.2.1","BackendData":' + b'{"a":' * 5000),
