@@ -82,7 +82,6 @@ def wire(wish: Wish) -> Wired:
         ),
         mtu=shared.bridge.mtu,
         addresses=plain,
-        subnets=plain,
         routes=shared.routes,
         spared=shared.spared,
         reply_by_node=shared.reply_by_node,

@@ -66,7 +66,6 @@ def compile_attachment(
         mac=bytes.fromhex(conf.mac.replace(":", "")) if conf.mac else own.mac,
         mtu=wired.mtu,
         addresses=wired.addresses,
-        subnets=wired.subnets,
         routes=wired.routes,
         neighbours=wired.neighbours,
         enable_dad=conf.enable_dad,

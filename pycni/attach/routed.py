@@ -70,10 +70,6 @@ def wire(wish: Wish) -> Wired:
         link=shared.link,
         mtu=conf.mtu or (podnet.mtu if podnet is not None else 0),
         addresses=tuple(pod_address(address, address.max_prefixlen) for address in wish.addresses),
-        subnets=tuple(
-            pod_address(address, net.prefixlen)
-            for address, (net, _) in zip(wish.addresses, homes, strict=True)
-        ),
         routes=shared.routes,
         spared=shared.spared,
         reply_by_node=shared.reply_by_node,

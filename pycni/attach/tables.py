@@ -6,8 +6,9 @@ never change; each pod is a handful of elements, and each element carries the na
 whose it is can be read back from the kernel. Life: ``elements`` compiles a plan's rows, ``kernel/podnft`` adds
 them with ADD, removes them with DEL and repairs them from the recorded attachments after a restart or a flush.
 
-A mapped connection from a pod of this node, or from the node's own loopback, must come back through the node:
-its first packet is marked (bit 13, as the reference plugin does) and masqueraded. The mark is cleared there.
+A mapped connection from the node's own loopback, or from a pod on a bridge to another there, must come back through the
+node: its first packet is marked (bit 13, as the reference plugin does) and masqueraded. The mark is cleared there.
+Pods on links of their own answer through the node anyhow, except to themselves (``self_v4``, ``self_v6``).
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ def elements(plan: AttachPlan) -> tuple[Element, ...]:
     bridged = isinstance(plan.link, BridgePort)
     if not bridged and any(entry.family is Family.V4 for entry in plan.host_ports):
         rows[Element(PODS, "legs", f'"{plan.host}"')] = None
+    for entry in plan.host_ports if not bridged else ():
+        # Its replies come by the node anyhow; only from itself to itself none would come.
+        rows[Element(PODS, f"self_{_VERSION[entry.family]}", " . ".join([show(entry.address)] * 2))] = None
     if isinstance(plan.link, UnderlayChild) and plan.link.forwarded:
         rows[Element(PODS, "children", f'"{plan.host}"')] = None
     if plan.spoof_check:
@@ -173,6 +177,7 @@ def pods_skeleton() -> str:
             f"add set {name} masq_{version} {{ type {address}; }}",
             f"add set {name} spared_{version} {{ type {address} . {address}; flags interval; }}",
             f"add set {name} near_{version} {{ type {address}; flags interval; }}",
+            f"add set {name} self_{version} {{ type {address} . {address}; }}",
             f"add set {name} reply_{version} {{ type inet_proto . inet_service; }}",
             f"add map {name} ports_{version} {{ type inet_proto . inet_service : {target}; }}",
             f"add map {name} host_ports_{version} {{ type {address} . inet_proto . inet_service : {target}; }}",
@@ -221,6 +226,7 @@ def _pods_rules() -> list[str]:
         "postrouting iifname @children masquerade fully-random",
     ]
     for version, ip, multicast in (("v4", "ip", "224.0.0.0/4"), ("v6", "ip6", "ff00::/8")):
+        rules.append(f"postrouting {ip} saddr . {ip} daddr @self_{version} masquerade fully-random")
         rules.append(
             f"postrouting {ip} saddr @masq_{version} {ip} saddr . {ip} daddr != @spared_{version} "
             f"{ip} daddr != {multicast} masquerade fully-random"
@@ -248,7 +254,7 @@ class Constants(NamedTuple):
 
     spared: frozenset[Spared] = frozenset()
     near: frozenset[Near] = frozenset()
-    """Subnets of pods with mapped ports; loopback is always added."""
+    """Subnets of pods on bridges with mapped ports; loopback is always added."""
     localnet: frozenset[str] = frozenset()
     """Devices many pods share that mapped loopback connections leave by."""
 
@@ -287,10 +293,10 @@ def constants(plan: AttachPlan) -> Constants:
     """What one pod's plan needs of them."""
     if not plan.host_ports:
         return Constants(frozenset(plan.spared)) if plan.masquerade else Constants()
-    near = frozenset(Near.of(address) for address in plan.subnets)
-    shared = isinstance(plan.link, BridgePort) and plan.way_in
-    localnet = frozenset({plan.way_in}) if shared else frozenset[str]()
-    return Constants(frozenset(plan.spared), near, localnet)
+    if not isinstance(plan.link, BridgePort):
+        return Constants(frozenset(plan.spared))
+    near = frozenset(Near.of(address) for address in plan.addresses)
+    return Constants(frozenset(plan.spared), near, frozenset({plan.way_in} - {""}))
 
 
 def parse_constants(listing: str) -> Constants:

@@ -78,7 +78,6 @@ def wire(wish: Wish) -> Wired:
         link=link,
         mtu=conf.mtu,
         addresses=tuple(pod_address(home.address) for home in homes),
-        subnets=(),
         routes=tuple(pod_route(route, onlink=_is_apart(route, homes)) for route in wanted),
         spared=(),
         reply_by_node=frozenset(families),

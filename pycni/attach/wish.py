@@ -46,7 +46,6 @@ class Wired(NamedTuple):
     link: Link
     mtu: int
     addresses: tuple[PodAddress, ...]
-    subnets: tuple[PodAddress, ...]
     routes: tuple[PodRoute, ...]
     spared: tuple[Spared, ...]
     """Should the pod be masqueraded."""
