@@ -1,7 +1,8 @@
 """How soon do routes get to a neighbour and into the kernel, how soon are they led around a router that is gone?
 
 Each engine of ours beside a BIRD configured by hand, taking turns: 1, 1,000 and 10,000 routes announced, learned, taken
-back, and one more among them; a router cut off, with and without BFD; a node that joins twenty.
+back, and one more among them. Of ours alone: from Services to the router; a node that joins twenty. A router cut off,
+with and without BFD.
 
 ``BGP_SIZES`` (numbers with commas), ``BGP_ROUNDS``, ``BGP_NODES`` make it shorter.
 """
@@ -22,6 +23,7 @@ from bench import plots
 from bench.bgpfail import failover
 from bench.bgpjoin import by_bgp, by_leases
 from bench.bgpnet import BARE, BIRD, EXABGP, KINDS, BgpNet, Timers, addresses, bgp_net
+from bench.bgpobjects import from_objects
 from bench.rows import milliseconds, row
 
 SIZES = [int(text) for text in os.environ.get("BGP_SIZES", "1,1000,10000").split(",")]
@@ -101,6 +103,29 @@ def _series(
         kind: [(float(count), statistics.median(figures[kind, count, part]) * 1e3) for count in SIZES]
         for kind in KINDS
     }
+
+
+@pytest.mark.timeout(300)
+def test_from_objects(benchmark: Any) -> None:
+    """The whole component: resolving Services, the plan, BIRD, the router's table."""
+
+    def all_of_them() -> None:
+        for count in SIZES:
+            found = asyncio.run(from_objects(BIRD, count, ROUNDS))
+            row(
+                f"bird: {count} Services listed, their addresses at the peer",
+                f"{found.all_of_them:.2f} s",
+                "",
+                found.all_of_them,
+            )
+            row(
+                f"bird: one more Service among {count}, its address at the peer, p50 / p99",
+                milliseconds(found.one_more),
+                "",
+                statistics.median(found.one_more) * 1e3,
+            )
+
+    benchmark.pedantic(all_of_them, rounds=1)
 
 
 @pytest.mark.timeout(300)
