@@ -158,8 +158,8 @@ class SpaceState(msgspec.Struct, frozen=True, kw_only=True):
     """By dotted name: forwarding, rp_filter, bridge-nf-call and the others that decide over packets."""
     hooks: tuple[ForeignHook, ...] = ()
     conntrack: Conntrack = Conntrack()
-    listening: tuple[tuple[str, bytes, int], ...] = ()
-    """Sockets that take new packets: protocol, packed address (zeros: any), port."""
+    listening: tuple[tuple[str, bytes, int], ...] | None = None
+    """Sockets that take new packets: protocol, packed address (zeros: any), port. None: not known."""
 
     def of(self, device: str) -> tuple[AddressState, ...]:
         """Addresses of a device."""
@@ -205,6 +205,15 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     pods: Mapping[str, PodPlace] = {}
     silent: Mapping[str, str] = {}
     """Nodes nothing is known of, with the reason."""
+
+    @property
+    def as_wanted(self) -> World:
+        """The same with the states that agents want in the place of the actual ones, where they are known."""
+        nodes = {
+            name: msgspec.structs.replace(part, actual={**part.actual, **part.wanted})
+            for name, part in self.nodes.items()
+        }
+        return msgspec.structs.replace(self, nodes=nodes)
 
     def owner(self, address: bytes) -> tuple[str, str] | None:
         """Node and space an address belongs to; None when nobody's."""

@@ -158,5 +158,5 @@ def test_sockets_that_take_new_packets_are_known(space: str) -> None:
         process.stdout.readline()
         seen = look(space).listening
         process.communicate(b"")
-    assert ("tcp", bytes((192, 0, 2, 1)), 8080) in seen
-    assert not [item for item in look(space).listening if item[0] == "tcp"]
+    assert ("tcp", bytes((192, 0, 2, 1)), 8080) in (seen or ())
+    assert not [item for item in look(space).listening or () if item[0] == "tcp"]
