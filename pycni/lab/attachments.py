@@ -24,6 +24,8 @@ SINGLE_NETWORKS: Mapping[Family, Network] = {
     Family.V6: ip_network("fd30::/64"),
 }
 """Of pods on the bridge of a single host: the same on every node, as no other node knows of them."""
+_GATEWAY = {Family.V4: "172.20.255.254", Family.V6: "fd20::ffff"}
+"""The fabric, which is where every way out of a lab ends."""
 SINGLE_BRIDGE = "single0"
 SINGLE_NAME = "pycni-single"
 
@@ -40,6 +42,8 @@ class LabAttachment(NamedTuple):
 ATTACHMENTS: Mapping[str, LabAttachment] = {
     "bridge": LabAttachment(),
     "ptp": LabAttachment(),
+    "macvlan": LabAttachment(link="macvlan", underlay=True),
+    "ipvlan": LabAttachment(link="ipvlan", underlay=True),
 }
 """By the key ``attachment``."""
 
@@ -51,11 +55,23 @@ def problem(spec: LabSpec) -> str:
     return ""
 
 
-def conflist(spec: LabSpec, data_dir: str) -> str:
-    """The node's network configuration list; ``data_dir`` is its own IPAM folder."""
+def underlay_range(index: int, family: Family) -> dict[str, str]:
+    """The part of the underlay's subnet that is for pods of node ``index``."""
+    if family is Family.V4:
+        first, last, net = f"172.20.{100 + index}.1", f"172.20.{100 + index}.254", "172.20.0.0/16"
+    else:
+        first, last, net = f"fd20::1:{index}:1", f"fd20::1:{index}:ffff", "fd20::/64"
+    return {"subnet": net, "rangeStart": first, "rangeEnd": last, "gateway": _GATEWAY[family]}
+
+
+def conflist(spec: LabSpec, index: int, data_dir: str) -> str:
+    """The network configuration list of node ``index``; ``data_dir`` is its own IPAM folder."""
+    ipam: dict[str, Any] = {"type": "pycni", "dataDir": data_dir}
+    if ATTACHMENTS[spec.attach].underlay:
+        ipam["ranges"] = [[underlay_range(index, family)] for family in spec.families]
     ours: dict[str, Any] = {
         "type": "pycni",
-        "ipam": {"type": "pycni", "dataDir": data_dir},
+        "ipam": ipam,
         "capabilities": dict.fromkeys(("portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns"), True),
     }
     if spec.attach == "bridge":

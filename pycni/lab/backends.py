@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pycni.backends import table
 from pycni.backends.base import IPV6_MIN_MTU
+from pycni.lab.attachments import ATTACHMENTS
 from pycni.model.family import Family
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def problem(spec: LabSpec) -> str:
         return f"--family {spec.family!r}: backend {name} carries {' and '.join(found.families)} only"
     if spec.driver == "uml" and found.guests:
         return f"--driver {spec.driver!r}: not with backend {name}, which {found.guests}"
-    if not found.routes and spec.bgp == "none":
+    if not found.routes and spec.bgp == "none" and not ATTACHMENTS[spec.attach].underlay:
         return f"--backend {name!r}: makes no routes between nodes; take --bgp too"
     if "Type" in spec.backend_conf:
         return f"--backend-conf Type {spec.backend_conf['Type']!r}: this is what --backend says"

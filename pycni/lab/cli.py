@@ -71,7 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
     agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
     agent.add_argument("node", help="name of the node")
-    backend = _command(commands, "backend", "change:backend", "change the backend node by node, under traffic")
+    backend = _command(
+        commands, "backend", "change:backend", "change the backend node by node, under traffic"
+    )
     backend.add_argument("type", metavar="TYPE", help="the new backend")
     backend.add_argument("--node", help="only this node (default: all, one after the other)")
     backend.add_argument(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pycni.lab.state import PodRecord
 
 CLUSTER, BRIDGE, HOST, NONE = "cluster", "bridge", "host", "none"
+UNDERLAY = "underlay"
+"""Of pods of the cluster where it has them on the underlay."""
 PLAIN = (CLUSTER, BRIDGE, HOST, NONE)
 SHARED = "container:"
 BY_CNI = (CLUSTER, BRIDGE)
@@ -58,8 +60,9 @@ def root(pod: PodRecord, pods: Mapping[str, PodRecord]) -> str:
 def reaches(source: str, source_node: str, target: str, target_node: str) -> bool:
     """Whether there is a way from one host to another. A node is a host in the way of ``host``.
 
-    Between two nodes it is the underlay's business. Behind its node's address nobody from elsewhere reaches a pod.
+    Between two nodes it is the underlay's business. Behind its node's address nobody from elsewhere reaches a pod,
+    nor do those that are on the underlay themselves and send past their node.
     """
     if NONE in {source, target} or (source == target == HOST):
         return False
-    return target != BRIDGE or source_node == target_node
+    return target != BRIDGE or (source_node == target_node and source != UNDERLAY)

@@ -20,7 +20,20 @@ from typing import Any
 import msgspec
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import driver, etcd, inside, modes, netns, pods, processes, resolv, router, survey, topology
+from pycni.lab import (
+    backends,
+    driver,
+    etcd,
+    inside,
+    modes,
+    netns,
+    pods,
+    processes,
+    resolv,
+    router,
+    survey,
+    topology,
+)
 from pycni.lab.apply import Cluster
 from pycni.lab.cleanup import Wiped, clear_way, command, known, require_root, wipe
 from pycni.lab.driver import Stream
@@ -231,6 +244,8 @@ class Lab:
 
         An agent is ready when its own node is; that its peers know of it takes some milliseconds more.
         """
+        if not backends.of(self.spec.backend).routes and self.spec.bgp == "none":
+            return []
         deadline = time.monotonic() + timeout
         while missing := survey.missing_routes(self.nodes()):
             if time.monotonic() > deadline:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import apply_tables, backends, inside, modes, policy_matrix, topology
+from pycni.lab import apply_tables, attachments, backends, inside, modes, policy_matrix, topology
 from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
 from pycni.lab.matrix import Matrix, judge_alone, plan, plan_alone
@@ -17,7 +17,7 @@ from pycni.lab.matrix_services import plan as plan_services
 from pycni.lab.node import LabNode, Readiness
 from pycni.lab.objects import Key, Mappings
 from pycni.lab.policy_matrix import PolicyMatrix
-from pycni.lab.policy_probe import PolicyProber
+from pycni.lab.policy_probe import REFUSED, Outcome, PolicyProber
 from pycni.lab.policy_station import Target
 from pycni.lab.probe import Check
 from pycni.lab.processes import ProcessId
@@ -45,9 +45,10 @@ def run_matrix(
 ) -> Matrix:
     """Try who reaches whom. ``tries``: of Services. Raises LabError when there is no pod."""
     roots = {pod.name: modes.root(pod, {item.name: item for item in pods}) for pod in pods}
-    ways = {name: way for name, way in roots.items() if way != modes.CLUSTER}
+    usual = modes.UNDERLAY if attachments.ATTACHMENTS[spec.attach].underlay else modes.CLUSTER
+    ways = {name: usual if way == modes.CLUSTER else way for name, way in roots.items()}
     there = sorted(
-        (pod for pod in pods if pod.ips or ways.get(pod.name) == modes.NONE),
+        (pod for pod in pods if pod.ips or ways[pod.name] == modes.NONE),
         key=lambda pod: topology.node_index(pod.node),
     )
     if not there:
@@ -55,8 +56,8 @@ def run_matrix(
     started = time.monotonic()
     by_name = {node.name: node for node in nodes}
     node_hosts = [_node_host(node) for node in nodes]
-    alone = [_lone_host(pod, spec) for pod in there if ways.get(pod.name) == modes.NONE]
-    pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there if ways.get(pod.name) != modes.NONE]
+    alone = [_lone_host(pod, spec) for pod in there if ways[pod.name] == modes.NONE]
+    pod_hosts = [_pod_host(pod, by_name[pod.node]) for pod in there if ways[pod.name] != modes.NONE]
     greet(spec, nodes)
     with nodes[0].driver.probes([*node_hosts, *pod_hosts, *alone], timeout) as prober:
         reasons = prober.run(plan(node_hosts, pod_hosts, roots=ways))
@@ -109,6 +110,7 @@ def run_policy_matrix(
     )
     if len(there) < 2:
         raise LabError(f"lab {spec.name} has no two pods; add some with: {command('pod add', spec.name)}")
+    underlay = attachments.ATTACHMENTS[spec.attach].underlay
     started = time.monotonic()
     snapshot = policy_matrix.Snapshot(objects)
     targets = [
@@ -124,7 +126,7 @@ def run_policy_matrix(
     with PolicyProber(targets, {(shot.protocol, shot.port) for shot in shots}) as prober:
         expected = {shot: item.allowed for shot, item in said.items()}
         outcomes = {
-            shot: outcome
+            shot: _inside(outcome) if underlay else outcome
             for first in range(0, len(shots), SHOTS)
             for shot, outcome in prober.run(
                 shots[first : first + SHOTS], expected, quiet=POLICY_QUIET_S, patience=timeout
@@ -135,6 +137,14 @@ def run_policy_matrix(
         pairs={shot: policy_matrix.Pair(outcomes[shot], said[shot]) for shot in shots},
         seconds=time.monotonic() - started,
     )
+
+
+def _inside(outcome: Outcome) -> Outcome:
+    """What became of a shot at a pod whose policies are enforced inside of it, behind its device.
+
+    There everything arrives; what counts is what got past the policies.
+    """
+    return outcome._replace(arrived=outcome.answered or outcome.trouble == REFUSED)
 
 
 def service_tries(
@@ -264,7 +274,14 @@ def _pod_host(pod: PodRecord, node: LabNode) -> Host:
     addresses = {Family.V6 if ":" in ip else Family.V4: ip for ip in pod.ips}
     # The MTU the agent promised, not the one the interface happens to have: they have to be equal.
     network = node.pod_network()
-    mtu = network.mtu if network else node.driver.call(node.name, inside.mtu_of, pod.namespace, pod.interface)
+    if attachments.ATTACHMENTS[node.spec.attach].underlay and pod.network == modes.CLUSTER:
+        mtu = node.spec.mtu
+    else:
+        mtu = (
+            network.mtu
+            if network
+            else node.driver.call(node.name, inside.mtu_of, pod.namespace, pod.interface)
+        )
     path = kernel_netns.path(pod.namespace) if pod.namespace else ""
     return Host(pod.name, path, addresses, mtu or node.spec.mtu, node.name)
 

@@ -140,7 +140,7 @@ class PodNamespace(NamedTuple):
 def check_spec(spec: LabSpec) -> LabSpec:
     """Refuse what cannot be built, naming the flag and its value."""
     check_lab_name(spec.name)
-    if problem := backends.problem(spec) or attachments.problem(spec):
+    if problem := attachments.problem(spec) or backends.problem(spec):
         raise LabError(problem, usage=True)
     if spec.driver not in DRIVERS:
         raise LabError(f"--driver {spec.driver!r}: not one of {', '.join(DRIVERS)}", usage=True)

@@ -7,21 +7,32 @@ import contextlib
 import json
 import signal
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from pycni.lab import netns, processes
+from pycni.lab import netns, processes, topology
+from pycni.lab.apply import Cluster
 from pycni.lab.processes import ProcessId
 from pycni.lab.run import Lab
 from pycni.lab.state import RUN
+from pycni.model.family import Family
 
 from .conftest import LabMaker
 from .lab_tools import within
 
 PATIENCE_S = 30.0
 PSK = base64.b64encode(b"a key that was shared in advance.".ljust(32)[:32]).decode()
+
+
+CLOSED = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "closed"},
+    "spec": {"podSelector": {"matchLabels": {"pod": "pod1"}}, "policyTypes": ["Ingress"]},
+}
 
 
 class Way(NamedTuple):
@@ -95,17 +106,27 @@ def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way
     assert not (RUN / lab.spec.name).exists()
 
 
-@pytest.mark.parametrize("kind", ["ptp"])
-def test_pods_attached_in_another_way_reach_everybody_too(make_lab: LabMaker, kind: str) -> None:
-    """With services and policies; pods on the bridge of one host beside them."""
-    lab = make_lab(nodes=2, pods=2, family="dual", attach=kind, proxy="nftables", policy="nftables")
+@pytest.mark.parametrize(("kind", "backend"), [("ptp", "vxlan"), ("macvlan", "alloc")])
+def test_pods_attached_in_another_way_reach_everybody_too(
+    make_lab: LabMaker, kind: str, backend: str
+) -> None:
+    """With policies, and pods on the bridge of one host beside them."""
+    lab = make_lab(nodes=2, pods=2, family="dual", attach=kind, backend=backend, policy="nftables")
     survive_agent(lab)
     lab.add_pod("node2", "single", network="bridge")
     assert lab.matrix().failed() == []
-    assert lab.policy_matrix().ok
-    links = json.loads(lab.exec("node1", ["ip", "-j", "link", "show", "type", "veth"]).stdout)
-    assert [link["ifname"] for link in links if "master" in link and link["ifname"] != "eth0"] == []
-    assert all(lab.pod(f"pod{number}").ips for number in range(1, 5))
+    Cluster(lab).apply([("here", CLOSED)])
+    found = lab.policy_matrix()
+    assert found.differences() == []
+    assert {shot.target for shot, pair in found.pairs.items() if not pair.outcome.allowed} == {"pod1"}
+    links = json.loads(lab.exec("node1", ["ip", "-j", "link"]).stdout)
+    assert not [link["ifname"] for link in links if link["ifname"] == "cni0"]
+    on_underlay = {
+        ip_address(ip) in topology.underlay_address(Family.of(ip_address(ip)), 0).network
+        for number in range(1, 5)
+        for ip in lab.pod(f"pod{number}").ips
+    }
+    assert on_underlay == {kind == "macvlan"}
 
 
 def survive_agent(lab: Lab) -> None:

@@ -80,6 +80,17 @@ def test_only_pairs_with_a_way_between_them_are_asked() -> None:
     }
 
 
+def test_pods_on_the_underlay_have_no_way_to_a_bridge_of_their_node() -> None:
+    pods = [host("web", "node1"), host("single", "node1")]
+    ways = {"web": "underlay", "single": "bridge"}
+    asked = {(check.source, check.target) for check in plan([host("node1")], pods, ("ping",), ways)}
+    assert asked == {
+        ("single", "web"),
+        *(("node1", name) for name in ("web", "single")),
+        *((name, "node1") for name in ("web", "single")),
+    }
+
+
 def test_a_pod_without_a_network_passes_when_nobody_answers_it() -> None:
     checks = plan_alone([host("node1"), host("node2")], [host("lone", "node1")])
     assert checks == [Check("lone", node, Family.V4, "ping") for node in ("node1", "node2")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 
 import pytest
 
@@ -153,12 +154,42 @@ def test_further_keys_of_the_backend_go_into_the_net_conf() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp", "macvlan", "ipvlan"])
+def test_the_list_of_a_node_says_how_pods_are_attached(kind: str) -> None:
+    spec = LabSpec(attach=kind, family="dual", backend="vxlan")
+    topology.check_spec(spec)
+    [ours] = json.loads(attachments.conflist(spec, 1, "/d"))["plugins"]
+    assert ours.get("attachment", "bridge") == kind
+    assert ours.get("hairpinMode", False) is (kind == "bridge"), "elsewhere the plugin refuses it"
+    assert ("ranges" in ours["ipam"]) is (kind in {"macvlan", "ipvlan"})
+
+
+def test_pods_on_the_underlay_have_addresses_no_host_has_and_no_other_nodes_pods() -> None:
+    spec = LabSpec(family="dual", nodes=topology.MAX_NODES, attach="macvlan", backend="alloc")
+    topology.check_spec(spec)
+    for family in Family:
+        net = topology.underlay_address(family, 0).network
+        hosts = {topology.underlay_address(family, index).ip for index in range(spec.nodes + 1)}
+        hosts.add(topology.client_address(family).ip)
+        end = None
+        for index in range(1, spec.nodes + 1):
+            part = attachments.underlay_range(index, family)
+            first, last = ip_address(part["rangeStart"]), ip_address(part["rangeEnd"])
+            assert part["subnet"] == str(net)
+            assert first in net
+            assert last in net
+            assert int(first) < int(last)
+            assert end is None or int(first) > end, "parts do not overlap"
+            assert not [host for host in hosts if int(first) <= int(host) <= int(last)]
+            end = int(last)
+
+
 def test_families_are_ordered_ipv4_first() -> None:
     assert LabSpec(family="dual").families == (Family.V4, Family.V6)
 
 
 def test_a_chained_portmap_gets_the_port_mappings_and_ours_does_not() -> None:
-    listing = json.loads(attachments.conflist(LabSpec(chain=("portmap",)), "/d"))
+    listing = json.loads(attachments.conflist(LabSpec(chain=("portmap",)), 1, "/d"))
     ours, portmap = listing["plugins"]
     assert "portMappings" not in ours["capabilities"]
     assert portmap == {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
