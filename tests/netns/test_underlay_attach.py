@@ -12,7 +12,8 @@ import pytest
 
 from pycni.model.podnet import PodNetwork
 from tests.netns.podenv import connect, exchange, links, pings, run, serving
-from tests.netns.underlay_rig import FAR, NODE, PEER, SERVICE, Ground, World, populated, underlay
+from tests.netns.underlay_rig import SERVICE, Ground, World, populated, underlay
+from tests.netns.underlay_segment import FAR, NODE, PEER
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.netns.podenv import connect, pings, serving
-from tests.netns.underlay_rig import FAR, PEER, Ground, World, populated, underlay, wait_for
+from tests.netns.underlay_rig import Ground, World, populated, underlay, wait_for
+from tests.netns.underlay_segment import FAR, PEER
 
 FAMILIES = (4, 6)
 DENY = {"policyTypes": ["Ingress", "Egress"]}
@@ -334,3 +335,45 @@ def test_nothing_of_ours_is_left_in_a_pod_that_is_detached(world):
     world.agent.settle()
     assert pod.run("nft list tables") == ""
     assert [link["ifname"] for link in json.loads(pod.run("ip -j link"))] == ["lo"]
+
+
+def leg_of(pod: Any) -> str:
+    return next(
+        link["ifname"] for link in json.loads(pod.run("ip -j link")) if link["ifname"].startswith("leg")
+    )
+
+
+def test_the_leg_is_no_way_round_policies(world):
+    files = world.agent.manifests
+    files.pod("db", app="db")
+    pod = isolated(world)
+    db = world.env.pod()
+    world.agent.add(db, "db")
+    leg = leg_of(pod)
+    for target, server in ((PEER[0], world.peer), (db.v4(), db)):
+        pod.run(f"ip route add {target}/32 via 169.254.1.1 dev {leg} onlink")
+        assert not reaches(pod, target, server)
+    files.policy("out", policyTypes=["Egress"], egress=[{"to": [{"ipBlock": {"cidr": f"{PEER[0]}/32"}}]}])
+    wait_for(lambda: reaches(pod, PEER[0], world.peer), "the node to forward what is allowed")
+    assert not reaches(pod, db.v4(), db)
+
+
+def test_a_pod_cannot_send_as_somebody_else_by_its_leg(world):
+    world.agent.manifests.pod("web", app="web")
+    world.agent.start()
+    pod = world.env.pod()
+    world.agent.add(pod, "web")
+    leg = next(link for link in json.loads(pod.run("ip -j link")) if link["ifname"].startswith("leg"))
+    mac = bytes.fromhex(leg["address"].replace(":", ""))
+    gateway = next(
+        bytes.fromhex(entry["lladdr"].replace(":", ""))
+        for entry in json.loads(pod.run("ip -j neigh"))
+        if entry["dst"] == "169.254.1.1"
+    )
+    raw = pod.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    with hears(world.far) as wire, raw:
+        raw.bind((leg["ifname"], 0))
+        raw.send(udp_frame(mac, pod.v4(), gateway, FAR[0], b"honest"))
+        assert heard(wire, b"honest", 5)
+        raw.send(udp_frame(mac, PEER[0], gateway, FAR[0], b"leaked"))
+        assert not heard(wire, b"leaked", 0.3)
