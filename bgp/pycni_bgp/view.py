@@ -85,7 +85,8 @@ class View:
                 frontends = resolve(service, self._index.slices_of(key), facts).frontends
                 found = announced(service, frontends, self._settings)
                 if found != ({}, {}, ()):
-                    self._services[key] = found
+                    withheld = {prefix: f"Service {key}: {why}" for prefix, why in found.withheld.items()}
+                    self._services[key] = found._replace(withheld=withheld)
         nodes: Mapping[str, KubeNode] = objects.of(NODE)
         for name in set(nodes) | set(self._nodes) if changed is None else changed.get(NODE, ()):
             node = nodes.get(name)
@@ -101,17 +102,8 @@ class View:
         own = self._own(place)
         others = self._nodes or _from_leases(leases, own)
         around = neighbours(self._settings, own, others)
-        local: dict[Prefix, Local] = {
-            Prefix.of(item): Local("pod CIDR", f"node {own.name}") for item in own.pod_cidrs
-        }
-        withheld: dict[Prefix, str] = {}
-        problems = [*self._complaints.get(own.name, ()), *around.problems]
-        for key in sorted(self._services):
-            found = self._services[key]
-            for prefix, item in found.prefixes.items():
-                local.setdefault(prefix, item)
-            withheld.update({prefix: f"Service {key}: {why}" for prefix, why in found.withheld.items()})
-            problems += found.problems
+        local, withheld, complaints = self._of_services()
+        local.update({Prefix.of(item): Local("pod CIDR", f"node {own.name}") for item in own.pod_cidrs})
         drained = reasons(objects.of(NODE).get(place.name), self._settings, by_hand=place.drained)
         plan = Plan(
             router_id=place.router_id or _router_id(own),
@@ -123,8 +115,28 @@ class View:
             port=place.port,
             uplink=place.uplink,
         )
-        withheld = {prefix: why for prefix, why in withheld.items() if prefix not in local}
-        return Draft(plan, around, withheld, tuple(problems), drained)
+        for prefix in withheld.keys() & local.keys():
+            del withheld[prefix]
+        problems = (*self._complaints.get(own.name, ()), *around.problems, *complaints)
+        return Draft(plan, around, withheld, problems, drained)
+
+    def _of_services(self) -> tuple[dict[Prefix, Local], dict[Prefix, str], list[str]]:
+        """All together: announced, withheld, problems. Of several that want an address the first has it.
+
+        Walked through for every change of any of thousands: nothing is worked out here.
+        """
+        local: dict[Prefix, Local] = {}
+        withheld: dict[Prefix, str] = {}
+        problems: list[str] = []
+        services = self._services
+        for key in sorted(services, reverse=True):
+            announced_here, not_announced, complaints = services[key]
+            local.update(announced_here)
+            if not_announced:
+                withheld.update(not_announced)
+            if complaints:
+                problems[:0] = complaints
+        return local, withheld, problems
 
     def _own(self, place: Place) -> NodeSettings:
         """This node: what its object says, else its underlay; the subnets its pods really have."""
