@@ -9,9 +9,11 @@ The test's thread is in the node's namespace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
+from pycni.attach.plan import RoutedLeg
+from pycni.model.attachment import AttachmentKind
 from pycni.model.kube import NAMESPACE, NODE, POD, KubeNode, Meta, Namespace
 from pycni.model.kube import Pod as KubePod
 from pycni.model.policy import NETWORK_POLICY, NetworkPolicy, Peer, PortRange, Rule, Selector
@@ -54,7 +56,13 @@ POLICIES = {
 
 def local(pod: Pod) -> LocalPod:
     assert pod.plan is not None
-    return LocalPod(pod.name, pod.plan.host, pod.plan.mac, tuple(item.address for item in pod.plan.addresses))
+    return LocalPod(
+        pod.name,
+        pod.plan.host,
+        pod.plan.mac,
+        tuple(item.address for item in pod.plan.addresses),
+        isinstance(pod.plan.link, RoutedLeg),
+    )
 
 
 def address(pod: Pod, family: int) -> str:
@@ -70,13 +78,16 @@ class Judged:
     e: Pod
     p: Pod
 
-    def __init__(self, env: Env, exits: ExitStack, *, programs: bool) -> None:
-        """``programs``: the eBPF fast path stands above the table."""
+    def __init__(
+        self, env: Env, exits: ExitStack, *, programs: bool, routed: Collection[str] = frozenset()
+    ) -> None:
+        """``programs``: the eBPF fast path stands above the table. ``routed``: these pods have links of their own."""
         self.env = env
         self.out = env.outside((4, 6))
         for name in NAMES:
-            setattr(self, name, env.attach((4, 6), is_default_gateway=True))
-        self.gateway = f.mac(links()["cni0"]["address"])
+            kind = AttachmentKind.PTP if name in routed else AttachmentKind.BRIDGE
+            setattr(self, name, env.attach((4, 6), is_default_gateway=True, attachment=kind))
+        self.gateway = self.a.plan.names.host_mac if "a" in routed else f.mac(links()["cni0"]["address"])
         self.guard = Guard()
         exits.callback(self.guard.close)
         self.fast: EbpfFastPath | None = None
@@ -131,6 +142,8 @@ class Judged:
 
 
 @contextmanager
-def judged(make: Callable[[], str], *, programs: bool = False) -> Iterator[Judged]:
+def judged(
+    make: Callable[[], str], *, programs: bool = False, routed: Collection[str] = frozenset()
+) -> Iterator[Judged]:
     with node(make) as env, ExitStack() as exits:
-        yield Judged(env, exits, programs=programs)
+        yield Judged(env, exits, programs=programs, routed=routed)
