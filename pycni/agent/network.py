@@ -134,6 +134,8 @@ class NetworkComponent:
         self._look: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._podnet: tuple[PodNetwork, float | None] | None = None
+        self.on_podnet: Callable[[], None] = lambda: None
+        """Called on the event loop when the pod network is another one."""
         self._report.not_ready = self.not_ready_reason
         self.probes = (
             VtepProber(settings.vtep_probe_port, self._switch_checksum) if settings.vtep_probe_port else None
@@ -275,8 +277,10 @@ class NetworkComponent:
         try:
             await known()
         finally:
-            held = known.held
+            held, before = known.held, self._podnet
             self._podnet = None if known.pods is None or held is None else (known.pods, held.expires)
+            if self._podnet is not None and (before is None or before[0] != self._podnet[0]):
+                self.on_podnet()
         if known.again_in:
             self._look_again_in(known.again_in)
         elif known.stale & Concern.UNDERLAY and self._retry is None:

@@ -21,7 +21,7 @@ from pycni.attach.plan import AttachPlan
 from pycni.attach.result import AttachedLinks
 from pycni.attach.tables import PODS, SPOOF
 from pycni.errors import PycniError
-from pycni.kernel import podgateways
+from pycni.kernel import podgateways, podmtu
 from pycni.kernel.nft_watch import NftWatch
 from pycni.kernel.pod import PodDriver
 from pycni.kernel.podroutewatch import RouteWatch
@@ -106,7 +106,10 @@ class Pods:
             if not self._quiet.wait_for(lambda: not self._calls, QUIET_WAIT_S):
                 raise NotQuietError(f"CNI calls were under way for {QUIET_WAIT_S:g} s without a pause")
             # A DEL marks its endpoint before it comes to us: what it has removed must not be put back.
-            return self._driver.resync([plan for plan in plans if self._ready(plan.owner)])
+            here = [plan for plan in plans if self._ready(plan.owner)]
+            for line in podmtu.follow(self._places(here)):
+                log.info("%s", line)
+            return self._driver.resync(here)
 
     def sweep(self, podnet: PodNetwork | None) -> list[str]:
         """Remove what an earlier subnet of this node left on bridges no pod uses. Raises NotQuietError, KernelError."""
@@ -125,6 +128,15 @@ class Pods:
         if podnet is not None:
             for line in podgateways.sweep_here(podnet.networks, podnet.subnets).removed:
                 log.info("%s", line)
+
+    def _places(self, plans: Iterable[AttachPlan]) -> list[podmtu.PodAt]:
+        """Where the pods of these plans are."""
+        found = ((plan, self._endpoints.get(plan.owner)) for plan in plans)
+        return [
+            podmtu.PodAt(plan, endpoint.netns, endpoint.netns_inode)
+            for plan, endpoint in found
+            if endpoint is not None and endpoint.netns
+        ]
 
     def _ready(self, owner: Owner) -> bool:
         endpoint = self._endpoints.get(owner)
@@ -187,6 +199,10 @@ class PodKeeper:
             while self._podnet() is None:  # noqa: ASYNC110 - it is read from threads and has no event
                 await asyncio.sleep(PODNET_POLL_S)
             await self._runner.run()
+
+    def poke(self) -> None:
+        """The pod network has changed: look at all pods now. To be called on the event loop."""
+        self._runner.poke()
 
     def _judge(self, gone: Collection[bytes | int]) -> None:
         if self._need(gone):

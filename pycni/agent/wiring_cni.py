@@ -81,6 +81,7 @@ async def serve(
     keeper = PodKeeper(
         lambda: [*ops.adopt(), *pods.sweep(network.podnet())], network.podnet, passes, need=pods.need
     )
+    network.on_podnet = keeper.poke
     follow_pods(context.metrics, endpoints, pools, keeper)
     follow_collector(context.metrics, collector)
     await keeper.run()

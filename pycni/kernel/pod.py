@@ -172,11 +172,13 @@ class PodDriver:
         """
         known = {plan.host: plan for plan in plans}
         with self._lock:
-            new = [plan for host, plan in known.items() if host not in self._attached]
-            # Those known already stay counted under the plan they were attached with.
+            before = {host: self._attached[host] for host in known if host in self._attached}
+            new = [plan for host, plan in known.items() if host not in before or _moved(before[host], plan)]
             self._attached |= {plan.host: plan for plan in new}
         for plan in new:
             self._ways[type(plan.link)].adopt(plan)
+            if plan.host in before:
+                self._ways[type(plan.link)].detached(before[plan.host])
         alive = self.links()
         repaired = self._tables.resync(known.values(), alive.keys())
         with self._socket() as sock:
@@ -239,6 +241,15 @@ class PodDriver:
         finally:
             with self._lock:
                 self._idle.append(sock)
+
+
+def _moved(before: AttachPlan, plan: AttachPlan) -> bool:
+    """Whether the pod's bridge is to be another one than that it is counted on, by its MTU for instance."""
+    return (
+        isinstance(before.link, BridgePort)
+        and isinstance(plan.link, BridgePort)
+        and before.link.bridge != plan.link.bridge
+    )
 
 
 def _taken(sock: PodSocket, plan: AttachPlan) -> KernelError:

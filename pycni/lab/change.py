@@ -37,7 +37,7 @@ from pycni.lab.traffic import TrafficReport
 from pycni.model.lease import LeaseAttrs
 from pycni.wire.lease import decode_attrs
 
-PING_S = 0.005
+PING_S = 0.01
 CALM_S = 0.3
 """Traffic before and after each step, which has to be undisturbed."""
 STEP_S = 90.0
@@ -203,12 +203,8 @@ def tell(found: Change) -> str:
         for step in found.steps
     ]
     lines = [table(rows).rstrip(), *(broken for step in found.steps for broken in step.broken)]
-    old, new = found.mtus
-    if old != new:
-        more = (
-            "what is larger than that is answered with 'fragmentation needed'" if new < old else "as before"
-        )
-        lines.append(f"pods made before keep an MTU of {old}, new ones get {new}: {more}")
+    if found.mtus[0] != found.mtus[1]:
+        lines.append("MTU of pods, running ones too: {} in place of {}".format(*reversed(found.mtus)))
     if not found.steps:
         lines.append(f"the backend is {found.after} already")
     return "\n".join(lines)

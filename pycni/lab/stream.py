@@ -1,7 +1,7 @@
 """One TCP connection that is always busy, to see whether something interrupts it. Two programs for two pods.
 
     python -m pycni.lab.stream serve ADDRESS           prints its port, sends back what one client sends, ends with it
-    python -m pycni.lab.stream send ADDRESS PORT       sends a block every 5 ms and waits for each to come back
+    python -m pycni.lab.stream send ADDRESS PORT       sends a block every 20 ms and waits for each to come back
 
 For each line on its standard input the sender prints what has become of the connection since the last one, as JSON
 (``StreamReport``); at the end of its input it ends. Blocks are larger than any MTU in use, so that full-sized packets
@@ -18,7 +18,7 @@ import time
 import msgspec
 
 BLOCK = 4096
-INTERVAL_S = 0.005
+INTERVAL_S = 0.02
 PATIENCE_S = 20.0
 """For a connection to open."""
 
