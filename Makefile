@@ -1,5 +1,5 @@
 # Two commands matter: `make lab` shows a three-node pod network working, `make test` proves the project.
-.PHONY: setup lab test lint bench clean
+.PHONY: setup lab test qemu lint bench clean
 PY := .venv/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=CI")
 
@@ -17,6 +17,9 @@ lint: setup
 
 test: lint
 	$(ROOT) tools/test.sh
+
+qemu: setup
+	$(ROOT) tools/qemu.sh
 
 bench: setup
 	$(ROOT) $(PY) -m pytest bench
