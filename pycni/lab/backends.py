@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pycni.backends import table
 from pycni.backends.base import IPV6_MIN_MTU
+from pycni.lab import extension
 from pycni.lab.attachments import ATTACHMENTS
 from pycni.model.family import Family
 
@@ -50,6 +51,7 @@ BACKENDS: Mapping[str, LabBackend] = {
     "wireguard": LabBackend(link="wireguard", program="wireguard-go", greets=True, guests=_STRICT),
     "ipip": LabBackend(families=("ipv4",), link="ipip"),
     "udp": LabBackend(greets=True, guests=_STRICT),
+    "extension": LabBackend(),
     "bgp": LabBackend(routes=False, engine="exabgp"),
     "alloc": LabBackend(routes=False),
 }
@@ -85,6 +87,9 @@ def problem(spec: LabSpec) -> str:
     return ""
 
 
-def net_conf(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The object ``Backend`` of net-conf.json."""
-    return {"Type": name, **keys}
+def net_conf(spec: LabSpec) -> dict[str, Any]:
+    """The object ``Backend`` of net-conf.json. Without commands ``extension`` gets those of our example."""
+    keys = spec.backend_conf
+    if spec.backend == "extension" and not any(key.endswith("Command") for key in keys):
+        keys = {**extension.example(spec.family, spec.mtu), **keys}
+    return {"Type": spec.backend, **keys}

@@ -172,7 +172,7 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default: 3)")
     parser.add_argument(
         "--backend",
-        choices=("vxlan", "host-gw", "wireguard", "udp", "ipip", "bgp", "alloc"),
+        choices=("vxlan", "host-gw", "wireguard", "udp", "ipip", "extension", "bgp", "alloc"),
         default="vxlan",
         help="how pods' packets get from node to node (default: vxlan; ipip needs --driver uml on most machines)",
     )

@@ -20,7 +20,7 @@ from pycni.lab.ask import ask
 from pycni.model.tables import ROUTE_PROTOCOL
 from pycni.wire import rtnl
 
-RTPROT_BIRD = 12
+RTPROT_BOOT, RTPROT_BIRD = 3, 12
 LEARNED_PROTOCOL = 113
 """Of routes the agent itself learned by BGP."""
 
@@ -52,12 +52,15 @@ def http(namespace: str, host: str, port: int, target: str, body: str = "") -> t
 
 
 def routes(namespace: str, families: Sequence[int]) -> list[str]:
-    """Destinations of the routes an agent or its BGP engine made, as "10.244.1.0/24". Raises KernelError."""
+    """Destinations ("10.244.1.0/24") of the routes an agent, its BGP engine or commands of backend extension made.
+
+    Raises KernelError.
+    """
     with netns.socket_in(namespace) as sock:
         found = [
             rtnl.parse_route(message)
             for family in families
-            for protocol in (ROUTE_PROTOCOL, LEARNED_PROTOCOL, RTPROT_BIRD)
+            for protocol in (ROUTE_PROTOCOL, LEARNED_PROTOCOL, RTPROT_BIRD, RTPROT_BOOT)
             for message in sock.dump(rtnl.dump_routes(family, protocol=protocol))
         ]
     return [f"{ip_address(route.destination)}/{route.prefix_len}" for route in found]

@@ -310,5 +310,5 @@ def net_conf(spec: LabSpec) -> str:
         conf["EnableIPv4"] = False
     if Family.V6 in spec.families:
         conf |= {"EnableIPv6": True, "IPv6Network": str(POD_NETWORKS[Family.V6]), "IPv6SubnetLen": 64}
-    conf["Backend"] = backends.net_conf(spec.backend, spec.backend_conf)
+    conf["Backend"] = backends.net_conf(spec)
     return json.dumps(conf)

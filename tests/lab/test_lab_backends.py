@@ -74,6 +74,7 @@ WAYS = {
         "pycni.forwarder",
         forgotten=True,
     ),
+    "extension": Way({"backend": "extension", "family": "dual"}, 2, 1450, {"ext0"}),
     "bgp": Way({"backend": "bgp", "family": "dual", "bgp": "bird"}, 2, 1500, {"eth0"}),
     "ipip": Way({"backend": "ipip", "driver": "uml"}, 1, 1480, {"flannel.ipip"}),
 }

@@ -184,6 +184,16 @@ def test_pods_on_the_underlay_have_addresses_no_host_has_and_no_other_nodes_pods
             end = int(last)
 
 
+def test_a_lab_of_backend_extension_has_commands_of_its_own_unless_it_is_given_some() -> None:
+    spec = LabSpec(backend="extension", family="ipv6")
+    topology.check_spec(spec)
+    backend = json.loads(topology.net_conf(spec))["Backend"]
+    assert backend["MTU"] == 1430
+    assert {"PreStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand"} <= backend.keys()
+    given = LabSpec(backend="extension", backend_conf={"SubnetAddCommand": "true"})
+    assert json.loads(topology.net_conf(given))["Backend"] == {"Type": "extension", **given.backend_conf}
+
+
 def test_families_are_ordered_ipv4_first() -> None:
     assert LabSpec(family="dual").families == (Family.V4, Family.V6)
 
