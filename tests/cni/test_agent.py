@@ -220,6 +220,7 @@ def test_what_this_node_cannot_have_is_refused_with_one_line(shared, tmp_path, a
         f"--state-dir={tmp_path}/s",
         f"--cni-socket={shared.folder}/other.sock",
         f"--subnet-file={tmp_path}/e",
+        f"--control-socket={shared.folder}/other-control.sock",
     ]
     done = run_other(shared, *own, *(word.format(**places) for word in argv))
     assert done.returncode == 2, done.stderr

@@ -382,7 +382,9 @@ def test_many_adds_and_dels_at_once_leak_nothing(agent: Agent, make_pod: Callabl
     for pod in pods:
         agent.call("DEL", conf(ipMasq=True), pod)
     assert agent.clean
-    assert fd_count() <= before + 4, "sockets kept for reuse"
+    assert fd_count() <= before + 12, (
+        "some sockets are kept for reuse, half as many as there were calls at once"
+    )
 
 
 def test_an_agent_that_died_in_an_add_leaves_nothing_half_made(

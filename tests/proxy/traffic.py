@@ -14,6 +14,7 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import select
 import socket
@@ -27,6 +28,7 @@ from pycni.kernel import netns
 from pycni.model.kube import UDP
 
 ASK = b"who\n"
+AGAIN_S = 2.0
 FIRST_PORT = 33000
 """Clients' ports, each used once."""
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
@@ -84,6 +86,8 @@ class _Call:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.sock = sock
         self.deadline = deadline
+        self.again = math.inf
+        """When a datagram is sent once more, as resolvers do."""
         self.outcome: Outcome | None = None
         self.held = False
 
@@ -190,7 +194,7 @@ class Loop:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
         while waiting:
             now = time.monotonic()
-            left = min(call.deadline for call in waiting.values()) - now
+            left = min(min(call.deadline, call.again) for call in waiting.values()) - now
             for fd, mask in self._epoll.poll(max(left, 0.001)):
                 if fd in waiting:
                     self._progress(waiting[fd], mask)
@@ -200,6 +204,10 @@ class Loop:
             for fd, call in list(waiting.items()):
                 if call.outcome is None and call.deadline <= now:
                     call.outcome = Outcome("silence")
+                elif call.outcome is None and call.again <= now:
+                    call.again = now + AGAIN_S
+                    with contextlib.suppress(OSError):  # told by the poll
+                        call.sock.send(ASK)
                 if call.outcome is not None:
                     del waiting[fd]
                     self._epoll.unregister(fd)
@@ -221,6 +229,7 @@ class Loop:
                 # what comes after tells which.
                 with contextlib.suppress(PermissionError):
                     sock.send(ASK)
+                call.again = time.monotonic() + AGAIN_S
         except OSError as exc:
             call.outcome = _failure(exc.errno or 0)
         return call
