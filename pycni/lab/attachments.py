@@ -36,7 +36,8 @@ class LabAttachment(NamedTuple):
     link: str = ""
     """Kind of network device the nodes' kernel has to have; "" for none that any kernel lacks."""
     underlay: bool = False
-    """Pods have addresses of the underlay and need no routes between nodes."""
+    """Pods have addresses of the underlay and need no routes between nodes; what their nodes forward for them has to be
+    masqueraded."""
 
 
 ATTACHMENTS: Mapping[str, LabAttachment] = {
@@ -52,6 +53,8 @@ def problem(spec: LabSpec) -> str:
     """Why the attachment cannot be had, naming flag and value; "" when it can."""
     if spec.attach not in ATTACHMENTS:
         return f"--attach {spec.attach!r}: not one of {', '.join(ATTACHMENTS)}"
+    if spec.driver == "uml" and ATTACHMENTS[spec.attach].underlay:
+        return f"--attach {spec.attach!r}: guests, which have no nftables, cannot masquerade"
     return ""
 
 

@@ -117,10 +117,10 @@ class NetnsDriver:
             if not link or (program and shutil.which(program)):
                 continue
             if not netns.has_link_kind(topology.fabric_namespace(spec.name), link):
-                instead = f"there is no program {program}" if program else "take --driver uml"
-                raise LabError(
-                    f"--{flag} {value!r}: this kernel has no {link} devices; {instead}", usage=True
-                )
+                instead = f", and there is no program {program}" if program else ""
+                other = "; take --driver uml" if flag == "backend" and not backend.guests else ""
+                text = f"--{flag} {value!r}: this kernel has no {link} devices{instead}{other}"
+                raise LabError(text, usage=True)
 
     def begin_node(self, index: int) -> Mapping[str, ProcessId]:
         """It is complete at once and has no process."""

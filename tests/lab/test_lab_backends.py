@@ -18,7 +18,9 @@ from pycni.lab.apply import Cluster
 from pycni.lab.processes import ProcessId
 from pycni.lab.run import Lab
 from pycni.lab.state import RUN
+from pycni.lab.topology import LabError, LabSpec
 from pycni.model.family import Family
+from pycni.wire import rtlink
 
 from .conftest import LabMaker
 from .lab_tools import within
@@ -128,6 +130,39 @@ def test_pods_attached_in_another_way_reach_everybody_too(
         for ip in lab.pod(f"pod{number}").ips
     }
     assert on_underlay == {kind == "macvlan"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "backend", "attach", "said"),
+    [
+        ("backend", "ipip", "bridge", "no ipip devices; take --driver uml"),
+        ("backend", "wireguard", "bridge", "no wireguard devices, and there is no program wireguard-go"),
+        ("attach", "alloc", "ipvlan", "no ipvlan devices"),
+    ],
+    ids=["ipip", "wireguard", "ipvlan"],
+)
+def test_what_the_kernel_lacks_is_said_at_once_and_leaves_nothing(
+    lab_name: str, monkeypatch: pytest.MonkeyPatch, flag: str, backend: str, attach: str, said: str
+) -> None:
+    monkeypatch.setattr(netns, "has_link_kind", lambda _namespace, _kind: False)
+    monkeypatch.setattr("shutil.which", lambda _program: None)
+    with pytest.raises(LabError, match=f"^--{flag} .*{said}$") as caught:
+        Lab.up(LabSpec(name=lab_name, backend=backend, attach=attach))
+    assert caught.value.usage
+    assert netns.found(lab_name) == []
+    assert not (RUN / lab_name).exists()
+
+
+def test_a_kind_of_device_is_there_or_not_without_a_trace(wired: LabSpec) -> None:
+    space = topology.fabric_namespace(wired.name)
+    assert [netns.has_link_kind(space, kind) for kind in ("dummy-never-heard-of", "vxlan", "bridge")] == [
+        False,
+        True,
+        True,
+    ]
+    with netns.socket_in(space) as sock:
+        links = [rtlink.parse_link(message).name for message in sock.dump(rtlink.dump_links())]
+    assert sorted(links) == ["br0", "lo", "node1", "node2", "node3"]
 
 
 def survive_agent(lab: Lab) -> None:

@@ -71,6 +71,9 @@ def test_namespaces_made_for_a_lab_are_found_as_that_labs(lab: str) -> None:
             id="mtu of IPv6 pods",
         ),
         pytest.param({"attach": "glue"}, "--attach 'glue': not one of", id="attachment"),
+        pytest.param(
+            {"attach": "ipvlan", "driver": "uml"}, "--attach 'ipvlan': guests", id="underlay, guests"
+        ),
         pytest.param({"backend_conf": {"Type": "udp"}}, "--backend-conf Type 'udp'", id="another backend"),
         pytest.param(
             {"backend": "wireguard", "backend_conf": {"Mode": "x"}}, "--backend-conf: .*Mode", id="key"
