@@ -1,8 +1,8 @@
 """What the pod network leaves in a network namespace, and its removal: for ``pycnictl cleanup``, with no agent running.
 
-Ours is what carries our mark: links with the alias ``pycni``, routes of protocol 112, nftables tables by name. Pods'
-own interfaces (alias ``pycni:...``) are counted and stay: they go with their pods. Files are not touched, so addresses
-remain reserved for the pods that have them.
+Ours is what carries our mark: links with the alias ``pycni``, routes of protocol 112 and, to subnets, 114, nftables
+tables by name. Pods' own interfaces (alias ``pycni:...``) are counted and stay, with the routes to them: they go with
+their pods. Files are not touched, so addresses remain reserved for the pods that have them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pycni.kernel import nft_names
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.nft import Nft
 from pycni.model.family import FAMILIES, show
-from pycni.model.tables import LINK_ALIAS, ROUTE_PROTOCOL
+from pycni.model.tables import LINK_ALIAS, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL
 from pycni.wire import rtlink, rtnl
 
 TABLES = (("inet", TABLE), PODS, SPOOF)
@@ -58,16 +58,26 @@ def _routes(sock: NetlinkSocket) -> list[str]:
     gone = []
     for family in FAMILIES:
         try:
-            replies = sock.dump(rtnl.dump_routes(int(family), protocol=ROUTE_PROTOCOL), "list routes")
+            replies = [
+                reply
+                for protocol in (ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL)
+                for reply in sock.dump(rtnl.dump_routes(int(family), protocol=protocol), "list routes")
+            ]
         except KernelError as exc:
             if exc.errno == errno.ENOENT:
                 continue
             raise
         for reply in replies:
             route = rtnl.parse_route(reply)
+            if route.protocol == POD_ROUTE_PROTOCOL and route.kind != rtnl.RTN_UNREACHABLE:
+                continue  # the way to a pod, which stays
             text = f"route {show(route.destination)}/{route.prefix_len}"
             message = rtnl.del_route(
-                route.destination, route.prefix_len, table=route.table, protocol=ROUTE_PROTOCOL
+                route.destination,
+                route.prefix_len,
+                table=route.table,
+                protocol=route.protocol,
+                kind=route.kind,
             )
             if _deleted(sock, message, text):
                 gone.append(text)
