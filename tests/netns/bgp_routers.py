@@ -54,7 +54,7 @@ class Frr:
         self,
         switch: Switch,
         number: int,
-        folder: Path,
+        _folder: Path,
         node: int | Sequence[int],
         asn: int,
         password: str = "",
@@ -74,8 +74,9 @@ class Frr:
         """
         self.number, self.asn = number, asn
         self.where = where or switch.join(number)
-        self._folder = folder / f"frr{number}"
-        self._folder.mkdir(mode=0o755)
+        # It runs as its own user, who has no way into the tests' folders.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"pyt{os.getpid()}-"))
+        shutil.chown(self._folder, "frr", "frr")
         nodes = [f"192.0.2.{item}" for item in ((node,) if isinstance(node, int) else node)]
         self._node = nodes[0]
         self._kernel = kernel
@@ -120,13 +121,18 @@ class Frr:
     def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         conf = self._folder / f"{name}.conf"
         conf.touch()
+        shutil.chown(conf, "frr", "frr")
         return subprocess.Popen(
-            [*namespaces.exec_prefix(self.where), FRR / name, "-f", conf, "-S", *words,
+            [*namespaces.exec_prefix(self.where), FRR / name, "-f", conf, *words,
              "-i", self._folder / f"{name}.pid", "-z", self._folder / "zserv.api",
              *(("--bfdctl", self._folder / "bfdd.sock") if name == "bfdd" else ()),
              "--vty_socket", self._folder, "-P", "0", "--log", "stdout", "--log-level", "warnings"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+
+    def clean(self) -> None:
+        """Remove its files."""
+        shutil.rmtree(self._folder)
 
     def show(self, words: str) -> Any:
         """What it says, as JSON; {} while it says nothing."""
@@ -150,6 +156,14 @@ class Frr:
                     if path.get("peer", {}).get("peerId") == address:
                         found[prefix] = _frr_path(path)
         return found
+
+    def bfd(self) -> str:
+        """State of its BFD session with the node."""
+        with contextlib.suppress(json.JSONDecodeError):
+            for item in json.loads(_vtysh(self.where, self._folder, "bfdd", "show bfd peers json")):
+                if item.get("peer") == self._node:
+                    return str(item.get("status", ""))
+        return ""
 
     def count(self) -> int:
         """How many IPv4 routes it has from the node."""
@@ -268,7 +282,7 @@ class GoBgp:
         ``cluster``: the nodes are its route reflector's clients, in this cluster."""
         self.number, self.asn = number, asn
         self.where = where or switch.join(number)
-        nodes = (node,) if isinstance(node, int) else node
+        nodes = self._nodes = (node,) if isinstance(node, int) else tuple(node)
         self._node = f"192.0.2.{nodes[0]}"
         self._network = network
         secret = f'auth-password = "{password}"' if password else ""
@@ -297,6 +311,7 @@ class GoBgp:
               [neighbors.config]
                 neighbor-address = "192.0.2.{item}"
                 peer-as = 64512
+                admin-down = true
                 {secret}
               [neighbors.timers.config]
                 connect-retry = 1
@@ -321,13 +336,22 @@ class GoBgp:
 
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         """Start it; ``-r``: it says that it has been there before."""
-        self._announced = False
         self.process = subprocess.Popen(
             [*namespaces.exec_prefix(self.where), "gobgpd", "-f", self._conf, "--api-hosts", "127.0.0.1:50051",
              "-l", "error", *words],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        # Sessions last: a router that restarts says after its first routes that these were all.
+        self._do(f"global rib add {self._network} origin igp")
+        for node in self._nodes:
+            self._do(f"neighbor 192.0.2.{node} enable")
         return self.process
+
+    def _do(self, words: str) -> None:
+        """As soon as it takes commands."""
+        command = [*namespaces.exec_prefix(self.where), "gobgp", *words.split()]
+        while subprocess.run(command, capture_output=True, check=False).returncode:
+            assert self.process.poll() is None, "GoBGP has ended"
 
     def ask(self, words: str) -> Any:
         """What it says, as JSON; None while it says nothing."""
@@ -342,15 +366,9 @@ class GoBgp:
         return None
 
     def up(self, node: int | None = None) -> bool:
-        """Its session is established; it announces its route then."""
+        """Its session is established."""
         found = self.ask(f"neighbor {self._node if node is None else f'192.0.2.{node}'}") or {}
-        if found.get("state", {}).get("session_state") not in {6, "ESTABLISHED"}:
-            return False
-        if not self._announced:
-            words = f"gobgp global rib add {self._network} origin igp"
-            subprocess.run([*namespaces.exec_prefix(self.where), *words.split()], check=True)
-            self._announced = True
-        return True
+        return found.get("state", {}).get("session_state") in {6, "ESTABLISHED"}
 
     def routes(self, node: int | None = None) -> dict[str, Seen]:
         """Of both families."""
@@ -408,3 +426,5 @@ def running(make: Callable[[], list[Any]]) -> Iterator[list[Any]]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, 9)
                 process.wait()
+            if isinstance(item, Frr):
+                item.clean()

@@ -249,6 +249,8 @@ def _session(plan: Plan, neighbour: Neighbour) -> Iterator[str]:
     yield f"  hold time {plan.settings.hold_s};"
     yield f"  connect delay time {CONNECT_S};"
     yield f"  error wait time {CONNECT_S}, {ERROR_MAX_S};"
+    # With the long-lived kind, which FRR offers unasked, a router that is silent for the hold time counts as restarting.
+    yield "  long lived graceful restart off;"
     if plan.settings.graceful:
         yield "  graceful restart on;"
         yield f"  graceful restart time {plan.settings.restart_s};"
