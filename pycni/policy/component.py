@@ -139,6 +139,7 @@ class PolicyComponent:
             trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable.text))),
             notes=lambda: self.report.notes,
             problems=lambda: self._unreadable.problems(self._engine),
+            readers=(self.gate.insides.drops,),
             refused=self.gate.denied,
             shut=self.gate.held,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pycni.kernel.nft_watch import NftWatch
 from pycni.model.endpoint import Owner
 from pycni.model.policy import Direction
 from pycni.policy.base import Denied
+from pycni.policy.drops_nft import NftDrops
 from pycni.policy.inside_layout import (
     CHAINS,
     SIGNATURE,
@@ -96,6 +98,7 @@ class Inside:
         self.repairs = 0
         """How often what somebody had changed was put right."""
         self._opened: list[NftTable | NftWatch] = []
+        self._home = os.dup(fd)
         self._gate: NftTable | None = None
         try:
             self._table = self._open(fd, lambda: NftTable(schema))
@@ -118,6 +121,13 @@ class Inside:
         for item in self._opened:
             item.close()
         self._opened.clear()
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
+
+    def drops(self) -> NftDrops:
+        """What is denied in the pod, live. The caller closes it. Raises KernelError."""
+        return netns.run_in(self._home, NftDrops)
 
     def remove(self) -> None:
         """Take the tables out of the pod. Raises KernelError."""

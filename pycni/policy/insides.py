@@ -26,6 +26,7 @@ from pycni.model.attachment import AttachmentKind
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.policy.base import Denied
 from pycni.policy.inside import Inside, Place
+from pycni.policy.inside_drops import InsideDrops
 from pycni.policy.spoof_rules import link_local
 from pycni.view.policies import PolicyView
 from pycni.view.policy_stages import RowDiff
@@ -69,6 +70,7 @@ class Insides:
         self._troubles: dict[Owner, str] = {}
         self._key: bytes | None = None
         self._epoll = select.epoll()
+        self._listening: set[InsideDrops] = set()
 
     def close(self) -> None:
         """Release sockets; pods stay as they are."""
@@ -135,6 +137,8 @@ class Insides:
         self._attached.discard(owner)
         self._troubles.pop(owner, None)
         if inside is not None:
+            for reader in self._listening:
+                reader.remove(owner)
             self._epoll.unregister(inside.watch.fileno())
             inside.close()
 
@@ -142,6 +146,8 @@ class Insides:
         inside = Inside(place_of(endpoint), fd, self._secret(), senders=self._senders)
         self._pods[endpoint.owner] = inside
         self._epoll.register(inside.watch.fileno(), select.EPOLLIN)
+        for reader in self._listening:
+            reader.add(endpoint.owner, inside.drops)
         return inside
 
     def _found_again(self) -> None:
@@ -223,6 +229,20 @@ class Insides:
                 with contextlib.suppress(KernelError):
                     found += inside.denied()
         return found
+
+    def drops(self) -> InsideDrops:
+        """What is denied inside pods, live; also in those that come."""
+
+        def closed(reader: InsideDrops) -> None:
+            with self._lock:
+                self._listening.discard(reader)
+
+        reader = InsideDrops(closed)
+        with self._lock:
+            self._listening.add(reader)
+            for owner, inside in self._pods.items():
+                reader.add(owner, inside.drops)
+        return reader
 
     def _secret(self) -> bytes:
         if self._key is None:

@@ -218,7 +218,7 @@ def addresses_of(endpoint: Endpoint) -> tuple[bytes, ...]:
 
 
 def _sending_mac(endpoint: Endpoint) -> bytes:
-    """What a pod sends with to its node: an ipvlan child has its uplink's MAC, the leg beside it one of the pod's own."""
+    """What a pod sends to its node with: ipvlan children have their uplink's MAC, legs beside them one of their own."""
     if endpoint.attachment is AttachmentKind.IPVLAN:
         return names(endpoint.owner).mac
     return bytes.fromhex(endpoint.mac.replace(":", ""))

@@ -377,3 +377,21 @@ def test_a_pod_cannot_send_as_somebody_else_by_its_leg(world):
         assert heard(wire, b"honest", 5)
         raw.send(udp_frame(mac, PEER[0], gateway, FAR[0], b"leaked"))
         assert not heard(wire, b"leaked", 0.3)
+
+
+def test_what_is_denied_inside_pods_is_told_live(world):
+    pod = isolated(world)
+    source = world.agent.component.gate.insides.drops()
+    try:
+        late = world.env.pod()
+        world.agent.manifests.pod("late")
+        world.agent.add(late, "late")
+        for one in (pod, late):
+            assert not pings(world.far, one.v4(), wait=0.2)
+            (told,) = wait_for(source.read, "a denial to be told")
+            assert (told.policy, told.direction) == ("NetworkPolicy shop/all", "ingress")
+            assert (told.source, told.destination) == (ip_address(FAR[0]).packed, ip_address(one.v4()).packed)
+        world.agent.call("DEL", late, world.agent.conf())
+        assert source.lost == 0
+    finally:
+        source.close()
