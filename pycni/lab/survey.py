@@ -232,6 +232,7 @@ def status(
         "name": spec.name,
         "driver": spec.driver,
         "backend": spec.backend,
+        "attach": spec.attach,
         "family": spec.family,
         "proxy": spec.proxy,
         "policy": spec.policy,

@@ -109,6 +109,18 @@ def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way
     assert not (RUN / lab.spec.name).exists()
 
 
+@pytest.mark.parametrize("backend", ["wireguard", "udp", "extension", "bgp"])
+def test_a_network_of_ipv6_alone_needs_no_ipv4_anywhere(make_lab: LabMaker, backend: str) -> None:
+    lab = make_lab(
+        nodes=2, pods=1, family="ipv6", backend=backend, bgp="bird" if backend == "bgp" else "none"
+    )
+    matrix = lab.matrix()
+    assert matrix.failed() == []
+    assert {check.family for check in matrix.reasons} == {Family.V6}
+    shown = json.loads(lab.exec("node1", ["ip", "-j", "-4", "address"]).stdout)
+    assert [link["ifname"] for link in shown if link["ifname"] != "lo"] == []
+
+
 @pytest.mark.parametrize(("kind", "backend"), [("ptp", "vxlan"), ("macvlan", "alloc")])
 def test_pods_attached_in_another_way_reach_everybody_too(
     make_lab: LabMaker, kind: str, backend: str
