@@ -38,7 +38,7 @@ from pycni.model.lease import LeaseAttrs
 from pycni.wire.lease import decode_attrs
 
 PING_S = 0.01
-CALM_S = 0.3
+CALM_S = 0.2
 """Traffic before and after each step, which has to be undisturbed."""
 STEP_S = 90.0
 """Patience with one step."""

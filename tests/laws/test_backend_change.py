@@ -215,7 +215,7 @@ def events(seed, count, *, restarts):
         yield random.choice(actions), random.randrange(3), random.randrange(3)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(before=st.sampled_from(TYPES), after=st.sampled_from(TYPES), seed=SEEDS, restarts=st.integers(0, 2))
 def test_nobody_sends_what_is_not_taken_in_whatever_order_news_arrive(before, after, seed, restarts):
     world = World(before)
@@ -228,7 +228,7 @@ def test_nobody_sends_what_is_not_taken_in_whatever_order_news_arrive(before, af
     world.finished(after)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(before=st.sampled_from(TYPES), tried=st.sampled_from(TYPES), after=st.sampled_from(TYPES), seed=SEEDS)
 def test_a_change_of_mind_in_the_middle_loses_nobody_once_all_have_heard(before, tried, after, seed):
     world = World(before)

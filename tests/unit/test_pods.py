@@ -50,7 +50,7 @@ class Endpoints(dict):
     """States by owner."""
 
     def get(self, owner):
-        return SimpleNamespace(state=self[owner]) if owner in self else None
+        return SimpleNamespace(state=self[owner], netns="", netns_inode=0) if owner in self else None
 
 
 def plan(owner):
