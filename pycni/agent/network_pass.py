@@ -221,7 +221,8 @@ class NetworkPass:
         lease = self.held.lease if self.held is not None else None
         subnets = (lease.subnet, lease.subnet6) if lease is not None else None
         published = published_key(lease.attrs) if lease is not None else b""
-        inputs = (conf, underlay, subnets, self.acquired, course, self.keys.inputs(published))
+        now = asyncio.get_running_loop().time()
+        inputs = (conf, underlay, subnets, self.acquired, course, self.keys.inputs(published, now))
         if inputs == self._inputs:
             return course
         macs = dict(self.plan.node.macs) if self.plan is not None else {}
@@ -262,7 +263,7 @@ class NetworkPass:
                 self.plan = plan
                 self._compiler = None
                 self._report.replanned()
-        self._inputs = (*inputs[:-1], self.keys.inputs(published))
+        self._inputs = (*inputs[:-1], self.keys.inputs(published, now))
         self.planned.set()
         return course
 

@@ -134,7 +134,8 @@ ROWS: tuple[Setting, ...] = (
         "wireguard-key-period",
         kinds.integer(0, 24 * 3650),
         0,
-        "Age at which this node changes its WireGuard key; 0: never by itself.",
+        "Age at which this node changes its WireGuard key, or up to a tenth later, so that nodes do not all do it at "
+        "once; 0: never by itself.",
         unit="h",
         shown_default="never",
     ),

@@ -10,7 +10,8 @@ What happens when a node changes its key, so that no packet is lost between two 
       answers: a new session; what waited is sent           what it sends meanwhile waits for the session
 
 So a peer must not be faster than the node itself: that is what the delay is for. WireGuard lets 128 packets per peer
-wait and drops the oldest of more. A session of the old key ends with the peer entry, that is with the last peer.
+wait and drops the oldest of more. Two ends that change their keys at the same moment lose packets: a node waits until
+its peers have been calm for a while, and nodes whose keys were made together reach the same age at different times.
 
 Life: ``NetworkPass`` has one ``KeyRotation``; it is asked in every pass of a wireguard network. On one event loop, but
 for ``take``, which blocks and belongs to the worker.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -32,6 +34,10 @@ from pycni.model.wireguard import Secret, key_text
 
 log = logging.getLogger("pycni.network")
 
+CALM_S = 0.3
+"""From the last peer's change of key to our own; longer than DELAY_S."""
+SPREAD = 0.1
+"""Part of the period by which nodes differ."""
 DELAY_S = 0.1
 """From seeing a peer's new key to going by it: longer than the peer's agent needs once its lease is written."""
 
@@ -58,9 +64,12 @@ class KeyRotation:
         self._state_dir = state_dir
         self._node = node
         self._period_s = period_s
+        # Anything that differs from node to node and stays.
+        self._due_s = period_s * (1 + SPREAD * (zlib.crc32(node.encode()) / 2**32))
         self._clock = clock
         self._keys: Keys | None = None
-        self._asked = False
+        self._asked = self._begin = False
+        self._calm_at = float("-inf")
         self._passed: Mapping[str, Lease] = {}
         self._since: dict[str, float] = {}
         """Peers that are held back, with when they were seen to have another key."""
@@ -68,24 +77,25 @@ class KeyRotation:
     # our own
 
     def ask(self) -> None:
-        """Have the key changed by the next pass."""
+        """Have the key changed, by the next pass or as soon as peers are calm."""
         self._asked = True
 
-    def inputs(self, published: bytes) -> object:
-        """What ``take`` depends on: when it differs, call it again."""
+    def inputs(self, published: bytes, now: float) -> object:
+        """What ``take`` depends on: when it differs, call it again. ``now``: of the clock ``held_back`` gets."""
         keys = self._keys
         if keys is not None and self._period_s and not keys.following:
             # A clock that was set back must not stop rotation for ever.
             age = abs(self._clock() - keys.made)
-            self._asked = self._asked or age >= self._period_s
-        return published, self._asked
+            self._asked = self._asked or age >= self._due_s
+        self._begin = self._asked and now >= self._calm_at
+        return published, self._begin
 
     def take(self, psk: Secret | None, published: bytes) -> Keys:
         """The keys to go by from now on; begins a rotation when one is due. Raises ConfigError."""
-        if self._asked:
+        if self._begin:
             following = wireguard_key.begin(self._state_dir)
             log.info("WireGuard key %s is to follow", key_text(following))
-            self._asked = False
+            self._asked = self._begin = False
         self._keys = wireguard_key.keys(self._state_dir, psk, published)
         return self._keys
 
@@ -120,9 +130,12 @@ class KeyRotation:
             if not old or published_key(lease.attrs) in {old, b""}:
                 continue
             left = self._since.setdefault(key, now) + DELAY_S - now
+            self._calm_at = now + CALM_S
             if left > 0:
                 waiting[key] = before
                 soonest = min(soonest or left, left)
+        if self._asked and now < self._calm_at:
+            soonest = min(soonest or CALM_S, self._calm_at - now)
         self._since = {key: self._since[key] for key in waiting}
         self._passed = {**leases, **waiting} if waiting else leases
         return self._passed, soonest

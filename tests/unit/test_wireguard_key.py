@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pycni.agent.wireguard_key import begin, keys
-from pycni.agent.wireguard_rotate import DELAY_S, KeyRotation
+from pycni.agent.wireguard_rotate import CALM_S, DELAY_S, KeyRotation
 from pycni.errors import ConfigError
 from pycni.model.wireguard import Secret, key_text
 from tests.unit.fabric_world import by_key, lease, wg_key
@@ -92,7 +92,7 @@ def test_a_following_key_is_in_force_once_the_lease_says_it(tmp_path):
     assert keys(folder, None, following).secrets == found.secrets
 
 
-@pytest.mark.parametrize(("age_h", "due"), [(23.9, False), (24.1, True), (-24.1, True)])
+@pytest.mark.parametrize(("age_h", "due"), [(23.9, False), (26.5, True), (-26.5, True)])
 def test_a_key_is_due_by_its_age_whatever_the_clock_does(tmp_path, age_h, due):
     folder, now = str(tmp_path), 1_800_000_000.0
     secrets(folder, None)
@@ -100,11 +100,48 @@ def test_a_key_is_due_by_its_age_whatever_the_clock_does(tmp_path, age_h, due):
     rotation = KeyRotation(folder, "n1", 24 * 3600, clock=lambda: now + age_h * 3600)
     before = rotation.take(None, b"")
     assert not before.following
-    same = rotation.inputs(b"") == (b"", False)
+    same = rotation.inputs(b"", 0.0) == (b"", False)
     assert same is not due
     assert bool(rotation.take(None, b"").following) is due
-    assert rotation.inputs(b"") == (b"", False), "one is under way"
+    assert rotation.inputs(b"", 0.0) == (b"", False), "one is under way"
     assert rotation.status.following == key_text(begin(folder)) if due else not rotation.status.following
+
+
+def test_nodes_whose_keys_were_made_together_change_them_at_different_times(tmp_path):
+    now, hour = 1_800_000_000.0, 3600.0
+    first = set()
+    for number in range(10):
+        folder = tmp_path / f"n{number}"
+        secrets(str(folder), None)
+        os.utime(folder / "wireguard.key", (now, now))
+        ages = []
+        for minute in range(23 * 60, 27 * 60):
+            rotation = KeyRotation(
+                str(folder), f"n{number}", 24 * hour, clock=lambda minute=minute: now + minute * 60
+            )
+            rotation.take(None, b"")
+            ages += [minute / 60] * (rotation.inputs(b"", 0.0) == (b"", True))
+        first.add(min(ages))
+    assert len(first) > 7, "a minute each"
+    assert min(first) >= 24
+    assert max(first) <= 26.5
+
+
+def test_a_node_waits_until_its_peers_have_been_calm(tmp_path):
+    rotation = KeyRotation(str(tmp_path), "n1", 0)
+    rotation.held_back(by_key(rekeyed(2, wg_key(2))), 10.0)
+    rotation.held_back(by_key(rekeyed(2, wg_key(7))), 20.0)
+    rotation.ask()
+    now = 20.01
+    for _ in range(5):
+        if rotation.inputs(b"", now) == (b"", True):
+            break
+        assert not rotation.take(None, b"").following
+        _, wait_s = rotation.held_back(by_key(rekeyed(2, wg_key(7))), now)
+        assert wait_s > 0, "asked again"
+        now += wait_s
+    assert now == pytest.approx(20.0 + DELAY_S + CALM_S, abs=0.05)
+    assert rotation.take(None, b"").following
 
 
 def rekeyed(number, key, families="4"):
