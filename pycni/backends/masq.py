@@ -36,10 +36,11 @@ TABLE = "pycni_fabric"
 SETS = {Family.V4: "vtep4", Family.V6: "vtep6"}
 KUBE_PROXY_MARK = 0x4000
 
-_NEVER = {
+NEVER = {
     Family.V4: ("224.0.0.0/4", "255.255.255.255"),
     Family.V6: ("ff00::/8", "fe80::/10"),
 }
+"""Destinations that no pod is masqueraded towards."""
 _IP = {Family.V4: "ip", Family.V6: "ip6"}
 
 
@@ -129,7 +130,7 @@ def _masquerade_lines(families: tuple[Masquerade, ...], guard: VxlanGuard | None
     for masq in families:
         family = Family.of(masq.cluster)
         ip, how = _IP[family], "masquerade fully-random" if masq.fully_random else "masquerade"
-        kept = [*_NEVER[family], *sorted(str(net) for net in masq.exclude if Family.of(net) is family)]
+        kept = [*NEVER[family], *sorted(str(net) for net in masq.exclude if Family.of(net) is family)]
         lines += [
             f"\t\t{ip} saddr {masq.own} {ip} daddr {masq.cluster} return",
             f"\t\t{ip} daddr {masq.own} return",

@@ -85,6 +85,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     overhead: int = 0
     """Bytes of encapsulation around the packet here."""
+    kind: str = ""
+    """Of a hop that ends the way too early: the fault's short, stable name (see ``verdict``)."""
     optional: bool = False
     """One of several possible ways (endpoints, ECMP): its absence is no fault."""
     sight: Sight | None = None

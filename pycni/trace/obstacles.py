@@ -19,6 +19,7 @@ _STRICT = "1"
 class Obstacle(NamedTuple):
     """What stops a packet."""
 
+    kind: str
     detail: str
     reason: str
 
@@ -36,7 +37,7 @@ def reverse_path(state: SpaceState, device: str, flow: Flow) -> Obstacle | None:
         return None
     way = lookup.route_text(back) if back is not None else "no route"
     reason = f"rp_filter is strict on {device} and answers to {show(flow.source)} would go: {way}"
-    return Obstacle(f"rp_filter {device}=1", reason)
+    return Obstacle("rp-filter", f"rp_filter {device}=1", reason)
 
 
 def forwarding(state: SpaceState, flow: Flow) -> Obstacle | None:
@@ -44,7 +45,7 @@ def forwarding(state: SpaceState, flow: Flow) -> Obstacle | None:
     name = "net.ipv4.ip_forward" if len(flow.destination) == 4 else "net.ipv6.conf.all.forwarding"
     if state.sysctls.get(name, "1") != "0":
         return None
-    return Obstacle(f"{name}=0", f"{name} is 0: the node forwards nothing")
+    return Obstacle("forwarding-off", f"{name}=0", f"{name} is 0: the node forwards nothing")
 
 
 def socket(state: SpaceState, flow: Flow) -> Obstacle | None:
@@ -56,19 +57,23 @@ def socket(state: SpaceState, flow: Flow) -> Obstacle | None:
     wanted = (name, flow.destination_port)
     if any((item[0], item[2]) == wanted and item[1] in anywhere for item in state.listening):
         return None
-    return Obstacle("no socket", f"nobody listens on {name} port {flow.destination_port}")
+    return Obstacle("nobody-listens", "no socket", f"nobody listens on {name} port {flow.destination_port}")
 
 
-def port(one: LinkState, enter: LinkState | None, leave: LinkState | None) -> str:
-    """Why a port of a bridge lets nothing through; "" when it does."""
+def port(one: LinkState, enter: LinkState | None, leave: LinkState | None, bridge: str) -> Obstacle | None:
+    """Why a port of a bridge lets nothing through."""
+    detail = f"{one.name} of {bridge}"
     if not (one.up and one.carrier):
-        return f"port {one.name} is down"
+        return Obstacle("port-down", detail, f"port {one.name} is down")
     if one.port_state != "forwarding":
-        return f"port {one.name} is {one.port_state}"
+        return Obstacle("port-blocked", detail, f"port {one.name} is {one.port_state}")
     if enter is None or leave is None or one is not leave:
-        return ""
+        return None
     if enter.name == leave.name and not enter.hairpin:
-        return f"port {one.name} does not send back where it came from (hairpin off)"
+        return Obstacle(
+            "hairpin-off", detail, f"port {one.name} does not send back where it came from (hairpin off)"
+        )
     if enter.isolated and leave.isolated:
-        return f"ports {enter.name} and {leave.name} are isolated from each other"
-    return ""
+        reason = f"ports {enter.name} and {leave.name} are isolated from each other"
+        return Obstacle("port-isolated", detail, reason)
+    return None

@@ -16,16 +16,15 @@ import msgspec
 
 from pycni.model.family import show, show_mac
 from pycni.model.space import NODE, LinkState, RouteState, SpaceState, World
-from pycni.trace import lookup, obstacles
+from pycni.trace import lookup, obstacles, overlay
 from pycni.trace.lookup import Query, Station
 from pycni.trace.model import Flow, Hop
 from pycni.trace.obstacles import Obstacle
+from pycni.trace.overlay import Aim, Lost
 from pycni.trace.ways import Nat, Path, Ways
 
 LONGEST = 64
 """Hops; a packet that needs more goes in circles."""
-OVERHEAD = {"vxlan": (50, 70), "ipip": (20, 40), "wireguard": (60, 80), "tun": (28, 48)}
-"""Bytes around a packet by kind of device, over IPv4 and IPv6."""
 
 
 def walk(world: World, ways: Ways, node: str, space: str, flow: Flow) -> Path:
@@ -87,9 +86,8 @@ class _Walker:
         self._node, self._space = station.node, station.space
         state, device = self._state(), station.device
         if len(self._hops) > LONGEST:
-            self._hop(
-                "routing", "dropped", device, reason="it goes in circles until its hop limit is used up"
-            )
+            reason = "it goes in circles until its hop limit is used up"
+            self._hop("routing", "dropped", device, reason=reason, kind="routing-loop")
             return
         if self._stopped("routing", device, obstacles.reverse_path(state, device, self._flow)):
             return
@@ -113,20 +111,25 @@ class _Walker:
         self, component: str, device: str, obstacle: Obstacle | None, action: str = "dropped"
     ) -> bool:
         if obstacle is not None:
-            self._hop(component, action, device, detail=obstacle.detail, reason=obstacle.reason)
+            detail, reason = obstacle.detail, obstacle.reason
+            self._hop(component, action, device, detail=detail, reason=reason, kind=obstacle.kind)
         return obstacle is not None
 
     def _lost_by(self, found: RouteState | None) -> bool:
         """Whether routing ends it."""
         if found is None:
             reason = f"there is no route to {show(self._flow.destination)}"
-            self._hop("routing", "dropped", detail="no route", reason=reason)
+            self._hop("routing", "dropped", detail="no route", reason=reason, kind="no-route")
             return True
         if found.kind in {"unicast", "local", "broadcast", "multicast", "anycast"}:
             return False
         action = "dropped" if found.kind == "blackhole" else "refused"
         self._hop(
-            "routing", action, detail=lookup.route_text(found), reason=f"a {found.kind} route leads here"
+            "routing",
+            action,
+            detail=lookup.route_text(found),
+            reason=f"a {found.kind} route leads here",
+            kind="route-blocks",
         )
         return True
 
@@ -136,7 +139,7 @@ class _Walker:
         if self.awaited is not None:
             if flow != self.awaited:
                 reason = f"{self.awaited.text()} was expected: the asker does not know this answer"
-                self._hop("socket", "refused", reason=reason)
+                self._hop("socket", "refused", reason=reason, kind="answer-unknown")
             else:
                 self._hop("socket", "delivered")
             return
@@ -156,7 +159,13 @@ class _Walker:
             return False
         if turn.target is None:
             action = "refused" if turn.refused else "dropped"
-            self._hop("service", action, detail=turn.service, reason="the service has no endpoint to go to")
+            self._hop(
+                "service",
+                action,
+                detail=turn.service,
+                reason="the service has no endpoint to go to",
+                kind="service-without-endpoints",
+            )
             return True
         before = self._flow
         address, port = turn.target
@@ -184,9 +193,10 @@ class _Walker:
         if self.awaited is not None:
             return False
         for judged in self._ways.policy(self._node, self._flow):
-            self._hop("policy", "forwarded" if judged.allowed else "dropped", detail=judged.words)
             if not judged.allowed:
+                self._hop("policy", "dropped", detail=judged.words, kind="policy-denied")
                 return True
+            self._hop("policy", "forwarded", detail=judged.words)
         return False
 
     def _hide(self, device: str) -> None:
@@ -213,7 +223,12 @@ class _Walker:
         link = self._state().links.get(found.device)
         if link is None:
             self._hop(
-                "routing", "dropped", found.device, detail=lookup.route_text(found), reason="no such device"
+                "routing",
+                "dropped",
+                found.device,
+                detail=lookup.route_text(found),
+                reason="no such device",
+                kind="device-missing",
             )
             return
         self._hop(
@@ -221,11 +236,11 @@ class _Walker:
         )
         if not (link.up and link.carrier):
             what = "down" if not link.up else "without carrier"
-            self._hop("interface", "dropped", link.name, reason=f"{link.name} is {what}")
+            self._hop("interface", "dropped", link.name, reason=f"{link.name} is {what}", kind="device-down")
             return
         if self._space == NODE:
             self._hide(link.name)
-        if link.kind in OVERHEAD:
+        if link.kind in overlay.OVERHEAD:
             self._tunnel(link, found)
             return
         self._onto(link, found.gateway or (found.hops[0] if found.hops else self._flow.destination))
@@ -239,14 +254,18 @@ class _Walker:
             right = [station for station in there if station.mac == known.mac]
             if not right and there:
                 reason = f"no interface on this link has {show_mac(known.mac)}"
-                self._hop("neighbour", "dropped", link.name, detail=words, reason=reason)
+                self._hop(
+                    "neighbour", "dropped", link.name, detail=words, reason=reason, kind="neighbour-wrong"
+                )
                 return
         else:
             right = lookup.answerers(self._world, self._node, self._space, link.name, address)
             words = f"{show(address)} dev {link.name}"
             if not right:
                 reason = f"nobody on this link answers for {show(address)}"
-                self._hop("neighbour", "dropped", link.name, detail=words, reason=reason)
+                self._hop(
+                    "neighbour", "dropped", link.name, detail=words, reason=reason, kind="nobody-answers"
+                )
                 return
         if not right:
             self._hop("underlay", "sent", link.name, detail=words, reason="it leaves what is known here")
@@ -279,9 +298,7 @@ class _Walker:
         for port, action in ((enter, "received"), (leave, "forwarded")):
             if port is None:
                 continue
-            trouble = obstacles.port(port, enter, leave)
-            if trouble:
-                self._hop("bridge", "dropped", port.name, detail=f"{port.name} of {bridge}", reason=trouble)
+            if self._stopped("bridge", port.name, obstacles.port(port, enter, leave, bridge)):
                 return True
             self._hop("bridge", action, port.name, detail=f"port of {bridge}", mtu=port.mtu)
         if station.space == NODE or enter is None or not self._seen_by_ip(state):
@@ -291,76 +308,48 @@ class _Walker:
 
     def _tunnel(self, link: LinkState, found: RouteState) -> None:
         """Inside another packet to a node."""
-        remote, mac = found.gateway, b""
-        if link.kind == "vxlan":
-            known = lookup.entry(self._state(), link.name, found.gateway or self._flow.destination)
-            if known is None:
-                reason = f"no neighbour entry for {show(found.gateway)}, and nobody is asked on an overlay"
-                self._hop("neighbour", "dropped", link.name, detail=show(found.gateway), reason=reason)
-                return
-            mac = known.mac
-            self._hop(
-                "neighbour", "forwarded", link.name, detail=f"{show(found.gateway)} lladdr {show_mac(mac)}"
-            )
-            row = lookup.tunnel_entry(self._state(), link.name, mac)
-            if row is None:
-                reason = f"no forwarding entry of {link.name} for {show_mac(mac)}"
-                self._hop("overlay", "dropped", link.name, detail=f"fdb {show_mac(mac)}", reason=reason)
-                return
-            remote = row.remote
-        far = self._far_node(remote)
-        if far == self._node or not far:
-            reason = f"no node is known at {show(remote)}" if remote else "no node is known for this address"
-            self._hop("overlay", "dropped", link.name, reason=reason)
+        there = overlay.aim(self._world, self._node, link, found.gateway, self._flow.destination)
+        if isinstance(there, Lost):
+            self._lose(there, link.name)
             return
-        remote = remote or self._world.nodes[far].addresses[0]
-        self._encapsulate(link, remote, far, mac)
-
-    def _encapsulate(self, link: LinkState, remote: bytes, far: str, mac: bytes) -> None:
-        overhead = OVERHEAD[link.kind][len(remote) == 16]
-        words = f"{link.kind} {'id ' + str(link.vni) + ' ' if link.vni else ''}to {show(remote)}"
-        self._overhead = overhead
-        self._hop("overlay", "encapsulated", link.name, detail=words, mtu=link.mtu)
-        outer = lookup.route(self._state(), Query(remote))
-        if outer is None or outer.kind != "unicast":
-            detail = lookup.route_text(outer) if outer is not None else "no route"
-            self._hop("underlay", "dropped", detail=detail, reason=f"no way to the node at {show(remote)}")
+        if there.mac:
+            words = f"{show(found.gateway)} dev {link.name} lladdr {show_mac(there.mac)} permanent"
+            self._hop("neighbour", "forwarded", link.name, detail=words)
+        self._overhead = there.overhead
+        self._hop("overlay", "encapsulated", link.name, detail=there.words, mtu=link.mtu)
+        if not self._carried(there):
             return
-        device = self._state().links.get(outer.device)
-        mtu = device.mtu if device is not None else 0
-        self._hop("underlay", "forwarded", outer.device, detail=lookup.route_text(outer), mtu=mtu)
-        if device is not None and not (device.up and device.carrier):
-            self._hop("underlay", "dropped", outer.device, reason=f"{outer.device} is down")
-            return
-        self._node = far
-        there = self._opening(link)
+        self._node = there.far
         self._overhead = 0
-        if there is None:
-            reason = f"this node has no {link.kind} device like {link.name} of the sender"
-            self._hop("overlay", "dropped", detail=words, reason=reason)
+        opened = overlay.opening(self._world, there, link)
+        if isinstance(opened, Lost):
+            self._lose(opened)
             return
-        if mac and there.mac != mac:
-            reason = f"{there.name} has {show_mac(there.mac)}, the sender believes {show_mac(mac)}"
-            self._hop("overlay", "dropped", there.name, detail=f"to {show_mac(mac)}", reason=reason)
-            return
-        self._hop("overlay", "decapsulated", there.name, detail=words)
-        self._receive(Station(far, NODE, there.name, there.mac), "pod")
+        self._hop("overlay", "decapsulated", opened.name, detail=there.words)
+        self._receive(Station(there.far, NODE, opened.name, opened.mac), "pod")
 
-    def _far_node(self, remote: bytes) -> str:
-        """Who has an underlay address; without one, on whose pods' subnet the packet ends."""
-        if remote:
-            named = [name for name, part in self._world.nodes.items() if remote in part.addresses]
-            return named[0] if named else ""
-        owner = self._world.owner(self._flow.destination)
-        return owner[0] if owner is not None else ""
+    def _carried(self, there: Aim) -> bool:
+        """Whether the underlay takes it."""
+        outer = lookup.route(self._state(), Query(there.remote))
+        detail = lookup.route_text(outer) if outer is not None else "no route"
+        if outer is None or outer.kind != "unicast":
+            reason = f"no way to the node at {show(there.remote)}"
+            self._lose(Lost("underlay", "underlay-no-route", detail, reason))
+            return False
+        device = self._state().links.get(outer.device)
+        self._hop(
+            "underlay", "forwarded", outer.device, detail=detail, mtu=device.mtu if device is not None else 0
+        )
+        if device is not None and not (device.up and device.carrier):
+            self._lose(Lost("underlay", "underlay-down", detail, f"{outer.device} is down"), outer.device)
+            return False
+        return True
 
-    def _opening(self, link: LinkState) -> LinkState | None:
-        """The device of the present node that takes what another node's device sent."""
-        for item in self._state().links.values():
-            same = (item.kind, item.vni, item.port) == (link.kind, link.vni, link.port)
-            if same and item.up and len(item.local) == len(link.local):
-                return item
-        return None
+    def _lose(self, lost: Lost, interface: str = "") -> None:
+        interface = interface or lost.interface
+        self._hop(
+            lost.component, "dropped", interface, detail=lost.detail, reason=lost.reason, kind=lost.kind
+        )
 
     # --- notes ----------------------------------------------------------------------------------------------
 
@@ -378,6 +367,7 @@ class _Walker:
         detail: str = "",
         reason: str = "",
         mtu: int = 0,
+        kind: str = "",
     ) -> None:
         self._hops.append(
             Hop(
@@ -391,5 +381,6 @@ class _Walker:
                 flow=self._flow,
                 mtu=mtu,
                 overhead=self._overhead,
+                kind=kind,
             )
         )
