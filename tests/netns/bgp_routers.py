@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -110,7 +111,13 @@ class Frr:
             )
             + "\n"
         )
-        self.others = [self._start(name) for name in kernel]
+        self.others = []
+        for name in kernel:
+            self.others.append(self._start(name))
+            # Who comes before zebra looks for it again after ten seconds only.
+            while not (self._folder / "zserv.api").exists():
+                assert self.others[0].poll() is None, "zebra has ended"
+                time.sleep(0.02)
         self.process = self.begin()
 
     def begin(self) -> subprocess.Popen[bytes]:
@@ -156,6 +163,11 @@ class Frr:
                     if path.get("peer", {}).get("peerId") == address:
                         found[prefix] = _frr_path(path)
         return found
+
+    def knows(self, prefix: str) -> bool:
+        """Whether it has a route, from whomever."""
+        family = "ipv6" if ":" in prefix else "ipv4"
+        return prefix in self.show(f"bgp {family} unicast").get("routes", {})
 
     def bfd(self) -> str:
         """State of its BFD session with the node."""
