@@ -80,8 +80,11 @@ class Bird:
         self._plan = plan
         self._planned.set()
         self.trouble = "BIRD is not running yet"
-        if await self._answers():
+        try:
             await self._configure()
+        except BgpError:
+            if await self._answers():
+                raise
 
     async def sessions(self) -> Sequence[Session]:
         """All of them. Raises BgpError."""
