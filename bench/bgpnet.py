@@ -70,7 +70,8 @@ class Underlay:
     """A folder, a switch, and namespaces that are removed by ``close``."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pyb"))
+        # In memory, as an agent's: a disk would be measured with all of them.
+        self.folder = Path(tempfile.mkdtemp(prefix="pyb", dir="/dev/shm"))
         self._made: list[str] = []
         self.switch = Switch(self._namespace)
 

@@ -131,8 +131,8 @@ def test_from_objects(benchmark: Any) -> None:
 @pytest.mark.timeout(300)
 def test_failover(benchmark: Any) -> None:
     asked = [
-        (BARE, WITH_BFD, 7),
-        (BIRD, WITH_BFD, 7),
+        (BARE, WITH_BFD, 5),
+        (BIRD, WITH_BFD, 5),
         (BARE, WITHOUT, 2),
         (BIRD, WITHOUT, 2),
         (EXABGP, WITHOUT, 2),
