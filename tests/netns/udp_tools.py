@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import threading
-import time
+from typing import Self
 
 from pycni.kernel import netns as namespaces
 from pycni.kernel import udp_forwarder
@@ -107,7 +107,10 @@ def udp_payload(frame: bytes) -> bytes | None:
 
 
 class Stream:
-    """Numbered datagrams from a pod of one node to one of another, every 2 ms; ``stop`` gives what did not come."""
+    """Numbered datagrams from a pod of one node to one of another, every 2 ms, in a ``with`` block.
+
+    Afterwards ``missing`` are those that did not come after the first that did.
+    """
 
     def __init__(self, one: FabricNode, two: FabricNode, family: str = "4") -> None:
         self._source, target = pod(one, family), pod(two, family)
@@ -118,10 +121,26 @@ class Stream:
         self._ended = threading.Event()
         self.sent, self.errors = 0, []
         self.came: set[int] = set()
+        self.missing: set[int] = set()
         self._threads = [threading.Thread(target=job) for job in (self._send, self._receive)]
+
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        until(lambda: self.came, "the stream's first packet")
+        try:
+            until(lambda: self.came, "the stream's first packet")
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, kind, *_rest) -> None:
+        last = self.sent
+        if kind is None:
+            with contextlib.suppress(AssertionError):
+                until(lambda: last - 1 in self.came, "the last packet")
+            self.missing = set(range(min(self.came), last)) - self.came
+        self._close()
 
     def _send(self) -> None:
         while not self._ended.wait(0.002):
@@ -129,6 +148,7 @@ class Stream:
                 self._sender.sendto(self.sent.to_bytes(8, "big") + bytes(100), self._target)
             except OSError as error:
                 self.errors.append(error)
+                continue
             self.sent += 1
 
     def _receive(self) -> None:
@@ -140,18 +160,12 @@ class Stream:
                 if self._ended.is_set():
                     return
 
-    def stop(self) -> set[int]:
-        """What was sent after the first that came, and did not come."""
-        time.sleep(0.05)
-        last = self.sent
-        with contextlib.suppress(AssertionError):
-            until(lambda: last - 1 in self.came, "the last packet")
+    def _close(self) -> None:
         self._ended.set()
         for thread in self._threads:
             thread.join()
         self._sender.close()
         self._receiver.close()
-        return set(range(min(self.came), last)) - self.came
 
 
 def transfer(one: FabricNode, two: FabricNode, family: str, size: int) -> bool:
