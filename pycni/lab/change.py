@@ -43,6 +43,7 @@ CALM_S = 0.2
 STEP_S = 90.0
 """Patience with one step."""
 POLL_S = 0.05
+BRIDGE = "cni0"
 NET_CONF, ALL, OVER = "net-conf", "all nodes", "old one gone"
 """Steps that are no node's."""
 
@@ -216,15 +217,19 @@ def tell(found: Change) -> str:
 def _pairs(lab: Lab) -> list[tuple[PodRecord, PodRecord]]:
     """A pod of each node with one of every other node, once. Raises LabError when a node has none."""
     first: dict[str, PodRecord] = {}
-    for pod in lab.pods():
-        if pod.ips and pod.network == CLUSTER:
-            first.setdefault(pod.node, pod)
+    for pod in _members(lab):
+        first.setdefault(pod.node, pod)
     bare = [node.name for node in lab.nodes() if node.name not in first]
     if bare:
         raise LabError(
             f"{', '.join(bare)} without a pod: nothing to measure with; add one with pod add --node"
         )
     return list(itertools.combinations((first[node.name] for node in lab.nodes()), 2))
+
+
+def _members(lab: Lab) -> list[PodRecord]:
+    """Pods of the cluster's network."""
+    return [pod for pod in lab.pods() if pod.ips and pod.network == CLUSTER]
 
 
 def _flows(lab: Lab) -> list[tuple[str, str, str]]:
@@ -383,8 +388,24 @@ def _reached_by(lab: Lab, kind: str, nodes: Sequence[str]) -> str:
 
 
 def _alone(lab: Lab, kind: str) -> str:
-    """Which nodes still have another backend besides, "" when none has."""
-    return _lacking(lab, "not alone with", kind, lambda attrs: attrs.types == (kind,))
+    """Which nodes still have another backend besides, or pods of another MTU; "" when none has."""
+    return _lacking(lab, "not alone with", kind, lambda attrs: attrs.types == (kind,)) or _other_mtu(lab)
+
+
+def _other_mtu(lab: Lab) -> str:
+    """Which pods do not have the MTU their node promises; "" when all have."""
+    wrong = []
+    for node in lab.nodes():
+        network = node.pod_network()
+        spaces = [(pod.name, pod.namespace, pod.interface) for pod in _members(lab) if pod.node == node.name]
+        for name, space, link in [*spaces, (f"bridge of {node.name}", node.namespace, BRIDGE)]:
+            mtu = node.driver.call(node.name, inside.mtu_of, space, link)
+            if network is not None and mtu not in {
+                0,
+                network.mtu,
+            }:  # no such link: pods have ones of their own
+                wrong.append(name)
+    return f"another MTU than the network's: {', '.join(wrong)}" if wrong else ""
 
 
 def _lacking(

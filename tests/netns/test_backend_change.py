@@ -222,27 +222,26 @@ def test_a_change_of_backend_loses_no_packet(world, strict):
         assert {node("sysctl -n net.ipv4.conf.eth0.rp_filter").strip() for node in nodes} == {"1"}
 
 
+@pytest.mark.parametrize("kind", ["vxlan", "wireguard"])
 @worlds(("host-gw", "4"))
-def test_a_rolling_restart_changes_node_by_node_and_loses_no_packet(world):
+def test_a_rolling_restart_changes_node_by_node_and_loses_no_packet(world, kind):
     nodes, agents = acquainted(world, 1, 2, flags={"follow_backend": "false"}, **QUICK)
     leases = world.cluster.leases
     with Mesh(nodes) as mesh:
-        change(world, "vxlan")
-        until(
-            lambda: all(item.attrs.types == ("host-gw", "vxlan") for item in leases.values()), "readiness", 20
-        )
+        change(world, kind)
+        until(lambda: all(item.attrs.types == ("host-gw", kind) for item in leases.values()), "readiness", 20)
         time.sleep(0.3)
         assert all(item.attrs.way == "host-gw" for item in leases.values())
         for number, (node, agent) in enumerate(zip(nodes, agents, strict=True), 1):
             agent.stop()
             again = node.start(flags={"follow_backend": "false"}, **QUICK)
             until(again.well, "well", 20)
-            until(
-                lambda n=number: ways(world) == ["vxlan"] * n + ["host-gw"] * (2 - n), f"{number} changed", 20
-            )
-        finished(world, "vxlan", *nodes)
+            until(lambda n=number: ways(world) == [kind] * n + ["host-gw"] * (2 - n), f"{number} changed", 20)
+        dropped = sum(map(full_queues, nodes))
+        finished(world, kind, *nodes)
         time.sleep(0.1)
-    assert mesh.lost() == {}
+    lost = mesh.lost()
+    assert sum(map(len, lost.values())) <= dropped, lost
 
 
 @worlds(("vxlan", "4"))
