@@ -24,6 +24,10 @@ COMMANDS = {
         "pycni.cli_policy",
         "network policies: what holds for a pod, what becomes of a connection and why",
     ),
+    "trace": (
+        "pycni.cli_trace",
+        "a packet's way, hop by hop: what should happen, what does, and where they part",
+    ),
     "drops": ("pycni.cli_drops", "packets that network policies deny: counters, or live"),
     "bgp": (
         "pycni_bgp.cli_bgp",
