@@ -18,7 +18,8 @@ PODS = PodNetwork(subnets=(IPv4Network("10.5.1.0/24"),), networks=(IPv4Network("
 @pytest.mark.parametrize("families", ["4", "6", "46"])
 @pytest.mark.parametrize("expires", [1234.5, None])
 def test_what_is_saved_is_loaded(tmp_path, families, expires):
-    kept = Memory(HeldLease(lease=lease(1, families), expires=expires), conf(families))
+    others = conf(families, "host-gw").backend, conf(families, "wireguard", listen_port=7000).backend
+    kept = Memory(HeldLease(lease=lease(1, families), expires=expires), conf(families), others)
     memory.save(str(tmp_path), kept)
     assert memory.load(str(tmp_path)) == kept
     assert os.stat(tmp_path / "lease.json").st_mode & 0o777 == 0o600

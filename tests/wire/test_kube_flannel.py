@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from pycni.errors import ConfigError
 from pycni.model.family import Family
 from pycni.model.kube import KubeNode, Meta
-from pycni.model.lease import Lease, LeaseAttrs
+from pycni.model.lease import Lease, LeaseAttrs, Offer
 from pycni.wire.kube_flannel import annotation_names, decode_node_lease, node_subnets, wanted_annotations
 
 BOTH = (Family.V4, Family.V6)
@@ -49,13 +50,29 @@ def test_what_flannel_writes_is_read():
         LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="host-gw"),
         LeaseAttrs(public_ipv6=IPv6Address("2001:db8::1"), backend_type="vxlan", backend_v6_data=DATA),
         LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="extension", backend_data=b'"a \\"b\\""'),
+        msgspec.structs.replace(
+            ATTRS,
+            offers=(Offer(backend_type="host-gw"), Offer(backend_type="wireguard", backend_data=b'{"a":1}')),
+        ),
     ],
-    ids=["dual", "host-gw", "IPv6", "extension"],
+    ids=["dual", "host-gw", "IPv6", "extension", "between backends"],
 )
 def test_what_we_write_is_read_as_it_was_meant(attrs):
     annotations = wanted_annotations(attrs, {}, NAMES)
     node = KubeNode(meta=Meta(name="n", annotations=annotations), pod_cidrs=("10.244.1.0/24", "fd00:1::/64"))
     assert decode_node_lease(node, NAMES, BOTH).attrs == attrs
+
+
+def test_what_was_offered_is_taken_back_once():
+    offering = msgspec.structs.replace(ATTRS, offers=(Offer(backend_type="host-gw"),))
+    told = wanted_annotations(offering, {}, NAMES)
+    assert told[NAMES.offers] == '[{"BackendType":"host-gw"}]'
+    told |= wanted_annotations(ATTRS, told, NAMES)
+    assert told[NAMES.offers] == ""
+    assert NAMES.offers not in wanted_annotations(ATTRS, told, NAMES)
+    assert decode_node_lease(kube_node("10.244.1.0/24", "fd00:1::/64"), NAMES, BOTH) is None
+    node = KubeNode(meta=Meta(name="n", annotations=told), pod_cidrs=("10.244.1.0/24", "fd00:1::/64"))
+    assert decode_node_lease(node, NAMES, BOTH).attrs == ATTRS
 
 
 def test_absent_backend_data_is_written_as_go_writes_it():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.errors import ConfigError
-from pycni.model.lease import Lease, LeaseAttrs, lease_key
+from pycni.model.lease import Lease, LeaseAttrs, Offer, lease_key
 from pycni.wire.lease import (
     HeldLease,
     decode_attrs,
@@ -61,6 +61,14 @@ VALUES = [
         id="host-gw",
     ),
     pytest.param(b'{"PublicIP":"192.0.2.1","PublicIPv6":null}', LeaseAttrs(public_ip=PUBLIC), id="no backend"),
+    pytest.param(
+        b'{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw","Backends":[{"BackendType":"ipip"},'
+        b'{"BackendType":"vxlan","BackendData":' + DATA + b',"BackendV6Data":' + DATA + b"}]}",
+        LeaseAttrs(public_ip=PUBLIC, backend_type="host-gw",
+                   offers=(Offer(backend_type="ipip"),
+                           Offer(backend_type="vxlan", backend_data=DATA, backend_v6_data=DATA))),
+        id="between two backends",
+    ),
 ]  # fmt: skip
 
 
@@ -130,6 +138,11 @@ BAD_KEYS = [
     ("very long", "1" * 5000),
 ]
 BAD_VALUES = [
+    ("backends that are no array", VALUE[:-1] + b',"Backends":{}}'),
+    ("too many backends", VALUE[:-1] + b',"Backends":[' + b",".join([b"{}"] * 17) + b"]}"),
+    ("a backend that is no object", VALUE[:-1] + b',"Backends":["vxlan"]}'),
+    ("a backend without a type", VALUE[:-1] + b',"Backends":[{}]}'),
+    ("a backend whose type is no name", VALUE[:-1] + b',"Backends":[{"BackendType":7}]}'),
     ("empty", b""),
     ("not JSON", b"192.0.2.1"),
     ("cut short", VALUE[:-1]),
