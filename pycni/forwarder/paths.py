@@ -87,38 +87,55 @@ class Paths:
     # out
 
     def from_device(self) -> bool:
-        """One burst; whether there may be more. Raises DeviceGoneError."""
+        """One burst; whether there may be more. Raises DeviceGoneError.
+
+        The first packet is sent before the next one is looked for: a lonely one is not kept waiting.
+        """
+        packet = self._read()
+        if packet is None:
+            return False
+        peer = self._receiver(packet)
+        if peer is not None:
+            self._send(peer, [packet])
         bursts: dict[Peer, list[bytes]] = {}
         more = True
-        size = 0
-        tun, read, read_bytes, owner = self._tun, os.read, self.read_bytes, self.table.owner
         for _ in range(BURST):
-            try:
-                packet = read(tun, read_bytes)
-            except BlockingIOError:
+            packet = self._read()
+            if packet is None:
                 more = False
                 break
-            except OSError as error:
-                if error.errno == errno.EBADFD:
-                    raise DeviceGoneError from None
-                more = False  # EIO: the device is down
-                break
-            peer = owner(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
+            peer = self._receiver(packet)
             if peer is None:
-                self.drops["no_peer"] += 1
                 continue
-            size += len(packet)
             if peer in bursts:
                 bursts[peer].append(packet)
             else:
                 bursts[peer] = [packet]
         for peer, packets in bursts.items():
-            self.counters["tun_packets"] += len(packets)
             self._send(peer, packets)
-        self.counters["tun_bytes"] += size
         return more
 
+    def _read(self) -> bytes | None:
+        """A packet of the device; None when there is none. Raises DeviceGoneError."""
+        try:
+            return os.read(self._tun, self.read_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise DeviceGoneError from None
+            return None  # EIO: the device is down
+
+    def _receiver(self, packet: bytes) -> Peer | None:
+        """Whom a packet is for; one that is for nobody is counted."""
+        peer = self.table.owner(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
+        if peer is None:
+            self.drops["no_peer"] += 1
+        return peer
+
     def _send(self, peer: Peer, packets: list[bytes]) -> None:
+        self.counters["tun_packets"] += len(packets)
+        self.counters["tun_bytes"] += sum(map(len, packets))
         if self._ring is None:
             self._put_out(peer, packets)
             return
