@@ -104,6 +104,11 @@ class FabricSync:
         """What runs people's own commands; to be called on the worker."""
         return self._driver.extension
 
+    @property
+    def carried(self) -> Mapping[str, int]:
+        """What the udp forwarder has counted, as of the last full look; any thread."""
+        return self._driver.udp.counters
+
     def prepare(self, families: tuple[Family, ...], underlay: str, firewall: FirewallPlan | None) -> None:
         """What pods need before any peer is known: forwarding and, unless a table is there, masquerading."""
         forwarding(families, underlay)

@@ -212,6 +212,7 @@ class NetworkComponent:
         loop = asyncio.get_running_loop()
         sync = await self._work(lambda: FabricSync(self._settings.state_dir))
         exits.push_async_callback(self._work, sync.close)
+        self._report.carried = lambda: sync.carried
         exits.push_async_callback(self._work, sync.extension.stop)
         self._pass = NetworkPass(
             self._settings,

@@ -46,6 +46,22 @@ class NetworkReport:
         metrics.callback(
             "pycni_fabric_refused", "Leases without entries.", lambda: float(len(self._refusals))
         )
+        self.carried: Callable[[], Mapping[str, int]] = dict
+        """What the udp forwarder has counted."""
+        metrics.callback(
+            "pycni_udp_packets_total",
+            "Packets the udp forwarder carried.",
+            lambda: self._carried({"tun_packets": "out", "udp_packets": "in"}),
+            ["direction"],
+            kind="counter",
+        )
+        metrics.callback(
+            "pycni_udp_dropped_total",
+            "Packets the udp forwarder dropped.",
+            lambda: self._carried({name: name[5:] for name in self.carried() if name.startswith("drop_")}),
+            ["reason"],
+            kind="counter",
+        )
         metrics.callback(
             "pycni_overlay_peers", "Peers by what the overlay probe found.", self._probed, ["state"]
         )
@@ -113,6 +129,10 @@ class NetworkReport:
         """Runner: a pass failed."""
         self._failures.inc()
         self._health.set(PART, ok=False, reason=describe(error))
+
+    def _carried(self, names: Mapping[str, str]) -> list[tuple[tuple[str, ...], float]]:
+        counters = self.carried()
+        return [((label,), float(counters[name])) for name, label in names.items() if name in counters]
 
     def _probed(self) -> list[tuple[tuple[str, ...], float]]:
         counts = {"reachable": 0, "unreachable": 0, "silent": 0}

@@ -34,6 +34,8 @@ class Udp:
     def __init__(self, home: Home) -> None:
         self.secrets: UdpSecrets | None = None
         """Given before the device is wanted."""
+        self.counters: Mapping[str, int] = {}
+        """What the forwarder counted, as of the last reading."""
         self._home = home
 
     def close(self) -> None:
@@ -52,10 +54,12 @@ class Udp:
 
         Raises KernelError.
         """
+        counters: Mapping[str, int] = {}
         devices: dict[str, UdpLink] = {}
         entries: dict[UdpKey, UdpPeer] = {}
         for link in links:
             state = self._state(link.name) or wire.State()
+            counters = state.counters
             devices[link.name] = UdpLink(
                 name=link.name,
                 port=state.port,
@@ -68,6 +72,7 @@ class Udp:
             for entry in state.entries:
                 key = UdpKey(link.name, entry.network, entry.prefix_len)
                 entries[key] = UdpPeer(entry.endpoint, entry.port)
+        self.counters = counters
         return devices, entries
 
     def ensure(

@@ -210,8 +210,10 @@ def test_what_is_broken_is_put_right(pair):
 
 
 def test_networks_that_somebody_removed_or_added_are_put_right_by_the_periodic_look(world):
-    (one, two), _ = start(world, 1, 2, resync_s=1.0)
+    (one, two), (agent, _) = start(world, 1, 2, resync_s=1.0)
     reach(one, two)
+    counted = re.compile(r'pycni_udp_packets_total{direction="(?:in|out)"} [1-9]')
+    until(lambda: len(counted.findall(agent.metrics.expose())) == 2, "the metrics have what was counted", 20)
     before = state(one).entries
     stray = wire.Entry(bytes([10, 5, 2, 0]), 25, bytes([192, 0, 2, 77]), PORT)
     for change in (wire.Remove(before), wire.Put((stray,)), wire.Configure(9, (), (), None)):

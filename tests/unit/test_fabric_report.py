@@ -85,3 +85,16 @@ def test_metrics_count_peers_refusals_and_repairs(parts):
     for line in ("pycni_fabric_peers 1", "pycni_fabric_refused 1", "pycni_fabric_repairs_total 3"):
         assert line in text
     assert 'pycni_overlay_peers{state="reachable"} 0' in text
+
+
+def test_metrics_have_what_the_udp_forwarder_counted(parts):
+    report, _, metrics = parts
+    assert "pycni_udp_packets_total{" not in metrics.expose()
+    report.carried = lambda: {"tun_packets": 7, "tun_bytes": 700, "udp_packets": 5, "drop_stranger": 2}
+    text = metrics.expose()
+    for line in (
+        'pycni_udp_packets_total{direction="out"} 7',
+        'pycni_udp_packets_total{direction="in"} 5',
+        'pycni_udp_dropped_total{reason="stranger"} 2',
+    ):
+        assert line in text
