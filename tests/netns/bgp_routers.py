@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pycni.kernel import netns as namespaces
-from tests.netns.bgp_nodes import Switch, execute
+from tests.netns.bgp_nodes import Switch
 
 ROUTE = "203.0.113.0/24"
 """What every router announces."""
@@ -56,7 +56,7 @@ class Frr:
         switch: Switch,
         number: int,
         _folder: Path,
-        node: int | Sequence[int],
+        node: int | str | Sequence[int],
         asn: int,
         password: str = "",
         *,
@@ -78,10 +78,17 @@ class Frr:
         # It runs as its own user, who has no way into the tests' folders.
         self._folder = Path(tempfile.mkdtemp(prefix=f"pyt{os.getpid()}-"))
         shutil.chown(self._folder, "frr", "frr")
-        nodes = [f"192.0.2.{item}" for item in ((node,) if isinstance(node, int) else node)]
+        numbers = (node,) if isinstance(node, int | str) else node
+        nodes = [item if isinstance(item, str) else f"192.0.2.{item}" for item in numbers]
         self._node = nodes[0]
         self._kernel = kernel
-        sessions, families = [], {"ipv4": [f"network {item}" for item in networks], "ipv6": []}
+        sessions, families = (
+            [],
+            {
+                family: [f"network {item}" for item in networks if (":" in item) is (family == "ipv6")]
+                for family in ("ipv4", "ipv6")
+            },
+        )
         for address in nodes:
             sessions += [f"neighbor {address} remote-as 64512", f"neighbor {address} timers connect 1"]
             sessions += [f"neighbor {address} password {password}"] if password else []
@@ -144,7 +151,7 @@ class Frr:
     def show(self, words: str) -> Any:
         """What it says, as JSON; {} while it says nothing."""
         with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(_vtysh(self.where, self._folder, "bgpd", f"show {words} json"))
+            return json.loads(vtysh(self.where, self._folder, "bgpd", f"show {words} json"))
         return {}
 
     def up(self, node: int | None = None) -> bool:
@@ -172,7 +179,7 @@ class Frr:
     def bfd(self) -> str:
         """State of its BFD session with the node."""
         with contextlib.suppress(json.JSONDecodeError):
-            for item in json.loads(_vtysh(self.where, self._folder, "bfdd", "show bfd peers json")):
+            for item in json.loads(vtysh(self.where, self._folder, "bfdd", "show bfd peers json")):
                 if item.get("peer") == self._node:
                     return str(item.get("status", ""))
         return ""
@@ -197,73 +204,8 @@ def _frr_path(path: dict[str, Any]) -> Seen:
     )
 
 
-class FrrOspf:
-    """FRR's zebra, ospfd and ospf6d: a neighbour for OSPF of both families, with routes in its kernel."""
-
-    def __init__(self, switch: Switch, number: int, password: str) -> None:
-        self.where = switch.join(number)
-        # These run as their own user, who has no way into the tests' folders.
-        self._folder = Path(tempfile.mkdtemp(prefix=f"pyt{os.getpid()}-"))
-        shutil.chown(self._folder, "frr", "frr")
-        for words in ("203.0.113.1/24", "2001:db8:203::1/64"):
-            execute(self.where, f"ip address add {words} dev lo")
-        conf = {
-            "zebra": "",
-            "ospfd": f"""
-                interface eth0
-                 ip ospf hello-interval 1
-                 ip ospf dead-interval 4
-                 ip ospf authentication message-digest
-                 ip ospf message-digest-key 1 md5 {password}
-                router ospf
-                 ospf router-id 192.0.2.{number}
-                 network 192.0.2.0/24 area 0
-                 network 203.0.113.0/24 area 0
-                """,
-            "ospf6d": f"""
-                interface eth0
-                 ipv6 ospf6 area 0
-                 ipv6 ospf6 hello-interval 1
-                 ipv6 ospf6 dead-interval 4
-                interface lo
-                 ipv6 ospf6 area 0
-                router ospf6
-                 ospf6 router-id 192.0.2.{number}
-                """,
-        }
-        self.processes = [self._start(name, text) for name, text in conf.items()]
-
-    def _start(self, name: str, text: str) -> subprocess.Popen[bytes]:
-        file = self._folder / f"{name}.conf"
-        file.write_text(text)
-        return subprocess.Popen(
-            [*namespaces.exec_prefix(self.where), FRR / name, "-f", file, "-i", self._folder / f"{name}.pid",
-             "-z", self._folder / "zserv.api", "--vty_socket", self._folder, "-P", "0"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def neighbours(self) -> str:
-        """What ospfd says of its neighbours."""
-        return _vtysh(self.where, self._folder, "ospfd", "show ip ospf neighbor")
-
-    def routes(self) -> set[str]:
-        """Destinations OSPF brought into its kernel."""
-        return {
-            line.split()[0]
-            for family in ("-4", "-6")
-            for line in execute(self.where, f"ip {family} route show proto ospf").splitlines()
-            if line and not line.startswith(("\t", " "))
-        }
-
-    def end(self) -> None:
-        """Kill all of it."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        shutil.rmtree(self._folder)
-
-
-def _vtysh(where: str, folder: Path, daemon: str, words: str) -> str:
+def vtysh(where: str, folder: Path, daemon: str, words: str) -> str:
+    """What a daemon of FRR says."""
     done = subprocess.run(
         [*namespaces.exec_prefix(where), "vtysh", "--vty_socket", folder, "-d", daemon, "-c", words],
         capture_output=True,

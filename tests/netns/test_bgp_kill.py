@@ -73,6 +73,7 @@ class World:
         assert self.agent is not None
         self.agent.send_signal(signal.SIGINT)
         self.agent.communicate()
+        self.agent = None
 
     def pid(self, name: str) -> int:
         """Of the engine, or of a child of it."""
@@ -142,6 +143,10 @@ def test_no_packet_is_lost_whoever_is_killed(
             async with _nothing_lost(world, "agent", *routers):
                 world.kill()
                 await asyncio.sleep(0.5)
+                world.start()
+                await _settled(world, *routers)
+            async with _nothing_lost(world, "agent that ends in good order", *routers):
+                world.end()
                 world.start()
                 await _settled(world, *routers)
             async with _nothing_lost(world, "engine", *routers):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import pytest
 
 from pycni.errors import ConfigError
 from pycni_bgp.bird.config import config
+from pycni_bgp.engine import BgpError
 from pycni_bgp.model import Secret
 from pycni_bgp.settings import BgpSettings, OspfSettings
-from tests.netns.bgp_nodes import Node, Switch, running_nodes, until
-from tests.netns.bgp_routers import FrrOspf
+from tests.netns.bgp_nodes import Node, Switch, flow, running_nodes, until
+from tests.netns.bgp_ospf import FrrOspf
 
 PASSWORD = "not-to-be-seen"
 VIP = "198.51.100.7"
@@ -43,6 +47,7 @@ def test_subnets_and_services_go_to_a_router_and_its_networks_come(
                     lambda: any(item.startswith("2001:db8:203:") for item in one.routes()), "IPv6", 20
                 )
                 assert not {"192.0.2.0/24", "2001:db8::/64"} & set(one.routes()), "its own networks"
+                await _restarts(one, fabric)
                 one.services.clear()
                 await one.engine.put(one.plan((one,), SETTINGS))
                 await until(lambda: VIP not in fabric.routes(), "withdrawal")
@@ -51,6 +56,37 @@ def test_subnets_and_services_go_to_a_router_and_its_networks_come(
             fabric.end()
 
     asyncio.run(story())
+
+
+async def _restarts(one: Node, fabric: FrrOspf) -> None:
+    """An agent that stops takes its engine along, and no packet is lost: FRR helps. Kills cost some, and heal."""
+    pod = one.pod()
+    with flow(fabric.where, pod) as there, flow(one.where, "203.0.113.1") as back:
+        assert there.wait_answered(20)
+        assert back.wait_answered(20)
+        await one.stop()
+        one.engine = one._engine()
+        await one.engine.put(one.plan((one,), SETTINGS))
+        await one.start()
+        await until(lambda: "Full" in fabric.neighbours() and _full(one), "adjacency after a restart", 40)
+        assert there.wait_answered(100)
+        assert back.wait_answered(100)
+    assert (there.report().lost, back.report().lost) == (0, 0), (there.report(), back.report())
+    with flow(fabric.where, pod) as there, flow(one.where, "203.0.113.1") as back:
+        os.kill(int(Path(one.engine.pid_file).read_text()), signal.SIGKILL)
+        await until(lambda: one.engine.starts == 2, "a new engine")
+        fabric.kill("ospfd")
+        fabric.begin("ospfd")
+        await until(lambda: "Full" in fabric.neighbours() and _full(one), "adjacency after kills", 60)
+        assert there.wait_answered(100, 20)
+        assert back.wait_answered(100, 20)
+    print(there.report(), back.report())
+
+
+async def _full(one: Node) -> bool:
+    with contextlib.suppress(BgpError):
+        return "Full" in {item.state.partition("/")[0] for item in await one.engine.adjacencies()}
+    return False
 
 
 def test_an_interface_that_cannot_be_named_is_refused(

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pycni.reconcile.backoff import Backoff
 from pycni_bgp.bird import show
@@ -30,6 +31,7 @@ LOOK_S = 1.0
 """Between two looks at a BIRD that is not our child, or has not come up yet."""
 END_S = 5.0
 """How long BIRD may take to end."""
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 LIVED_S = 10.0
 """A BIRD that ran so long was well: the next delay is the first one again."""
 
@@ -160,8 +162,12 @@ class Bird:
 
     async def _farewell(self) -> None:
         """Have BIRD end so that routes stay, or so that neighbours forget them."""
+        leaving = self.leaving()
+        if leaving:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._mark)
         with contextlib.suppress(BgpError):
-            await ask(self.control, "down" if self.leaving() else "graceful restart", wait_s=END_S)
+            await ask(self.control, "down" if leaving else "graceful restart", wait_s=END_S)
 
     async def _configured(self) -> None:
         """Wait until BIRD has the plan: it may have started with an older file."""
@@ -192,11 +198,21 @@ class Bird:
     def _file(self) -> str:
         return os.path.join(self._folder, "bird.conf")
 
+    @property
+    def _mark(self) -> str:
+        """Says in which boot BIRD ran. BIRD removes ``pid_file`` when it ends in good order."""
+        return os.path.join(self._folder, "bird.ran")
+
     def _ran_before(self) -> bool:
         """Whether there may be something to recover; a first start would only wait for neighbours that are away."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.control)
-        return os.path.exists(self.pid_file)
+        boot = Path(BOOT_ID).read_text(encoding="ascii")
+        with contextlib.suppress(FileNotFoundError):
+            if Path(self._mark).read_text(encoding="ascii") == boot:
+                return True
+        write_private(self._mark, boot)
+        return False
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
