@@ -25,7 +25,7 @@ from pycni.sources.etcd_watch import Changed, Listed, prefix_end
 from pycni.store import Store
 from pycni.view.subnets import fits, unfit
 from pycni.wire.lease import decode_lease
-from pycni.wire.netconf import decode_netconf, unknown_keys
+from pycni.wire.netconf import decode_netconf, show_netconf, unknown_keys
 
 log = logging.getLogger("pycni.leases")
 
@@ -199,7 +199,7 @@ class RecordFollower:
         if conf is None:
             return
         if self.conf is not None and conf != self.conf:
-            log.warning("net-conf changed to %s", value.decode("utf-8", "replace")[:500])
+            log.warning("net-conf changed to %s", show_netconf(value)[:500])
         self.conf = conf
         self._store.put(NETCONF, CONFIG, conf)
         self._store.mark_listed(NETCONF)

@@ -10,6 +10,7 @@ Unknown keys are tolerated (``unknown_keys`` names them for a warning); ``Enable
 from __future__ import annotations
 
 import ipaddress
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
@@ -60,6 +61,8 @@ UDP_PORT = 8285
 WIREGUARD_PORTS = {"ListenPort": 51820, "ListenPortV6": 51821}
 WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 
+_PSK = re.compile(rb'("psk"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^\s,}]+)', re.IGNORECASE)
+
 
 class _Rules(msgspec.Struct, frozen=True):
     """What differs between the families: names of the keys, and the numbers."""
@@ -81,7 +84,7 @@ _RULES = {
 
 def decode_netconf(raw: bytes) -> NetConf:
     """Read a net-conf. Raises ConfigError naming field and value at the first thing that is wrong."""
-    fields = read_object(raw, OBJ)
+    fields = _read(raw)
     network, length, low, high = _family(fields, Family.V4)
     network6, length6, low6, high6 = _family(fields, Family.V6)
     if network is None and network6 is None:
@@ -103,13 +106,28 @@ def decode_netconf(raw: bytes) -> NetConf:
 
 def unknown_keys(raw: bytes) -> tuple[str, ...]:
     """Keys of a valid net-conf that mean nothing to us, for one warning. Raises as ``decode_netconf``."""
-    fields = read_object(raw, OBJ)
+    fields = _read(raw)
     found = fields.unknown(KNOWN)
     backend = fields.members("Backend")
     if backend is not None:
         known = BACKEND_KEYS.get(backend.text("Type", DEFAULT_BACKEND))
         found += backend.unknown(known) if known is not None else ()
     return found
+
+
+def show_netconf(raw: bytes) -> str:
+    """A net-conf as it was written, fit for a log: without pre-shared keys."""
+    if b"\\u" in raw:  # a key's name may be hidden in that
+        return "(hidden: it has escaped characters)"
+    return _PSK.sub(rb'\1"(hidden)"', raw).decode("utf-8", "backslashreplace")
+
+
+def _read(raw: bytes) -> Fields:
+    """The object. Raises ConfigError without what nobody is to see."""
+    try:
+        return read_object(raw, OBJ)
+    except ConfigError as exc:
+        raise ConfigError(OBJ, "JSON", show_netconf(raw)[:200], exc.reason) from None
 
 
 def encode_netconf(conf: NetConf) -> bytes:

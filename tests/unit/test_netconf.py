@@ -12,7 +12,7 @@ from pycni.errors import ConfigError
 from pycni.model.extension import Commands
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.wireguard import Secret
-from pycni.wire.netconf import decode_netconf, encode_netconf, unknown_keys
+from pycni.wire.netconf import decode_netconf, encode_netconf, show_netconf, unknown_keys
 
 PSK = base64.b64encode(bytes(range(32))).decode()
 V4 = {"Network": "10.5.0.0/16"}
@@ -266,3 +266,33 @@ def test_any_object_decodes_or_is_a_config_error(conf):
 def test_any_bytes_decode_or_are_a_config_error(raw):
     with pytest.raises(ConfigError):
         decode_netconf(raw)
+
+
+SHOWN = {
+    "as usual": json.dumps(V4 | {"Backend": {"Type": "udp", "PSK": PSK}}),
+    "in small letters": json.dumps(V4 | {"Backend": {"psk": PSK, "Type": "udp"}}, indent=2),
+    "spread": f'{{"Backend":{{"PSK" :\n"{PSK}","Type":"udp"}}}}',
+    "cut": f'{{"Backend":{{"PSK":"{PSK}',
+    "without quotes": f'{{"Backend":{{"PSK":{PSK}}}}}',
+    "behind a quote": f'{{"Backend":{{"PSK":"\\"{PSK}"}}',
+    "escaped": f'{{"Backend":{{"\\u0050SK":"{PSK}"}}',
+}
+
+
+@pytest.mark.parametrize("raw", SHOWN.values(), ids=SHOWN)
+def test_a_net_conf_in_a_log_has_no_pre_shared_key(raw):
+    shown = show_netconf(raw.encode())
+    assert "hidden" in shown
+    assert PSK[:8] not in shown
+
+
+@pytest.mark.parametrize("what", ["cut", "without quotes", "behind a quote", "escaped"])
+def test_nor_has_the_error_about_one_that_is_no_json(what):
+    with pytest.raises(ConfigError, match="JSON") as caught:
+        decode_netconf(SHOWN[what].encode())
+    assert PSK[:8] not in str(caught.value)
+
+
+def test_the_rest_of_a_net_conf_is_shown_as_it_is():
+    raw = json.dumps(V4 | {"Backend": {"Type": "vxlan", "VNI": 7}})
+    assert show_netconf(raw.encode()) == raw
