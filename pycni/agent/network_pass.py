@@ -10,19 +10,16 @@ All state changes happen on the event loop; blocking work is handed to ``work`` 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
-import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 from pycni.agent import memory
 from pycni.agent.drift import Concern, Watchman
 from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
-from pycni.agent.identity import choose_macs, machine_id
 from pycni.agent.memory import Memory
 from pycni.agent.network_course import CourseKeeper, netconfs
-from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit, plain_node
+from pycni.agent.network_inputs import InputMaker, Work
+from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
 from pycni.agent.vtep_probe import Vtep, VtepProber
@@ -42,26 +39,16 @@ from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
-from pycni.model.udp import UdpSecrets
 from pycni.store import Snapshot, Store
 from pycni.view.fabric import PeerKey
 from pycni.wire.lease import HeldLease
 
 log = logging.getLogger("pycni.network")
-T = TypeVar("T")
 
 INPUT_RETRY_S = 1.0
 """Between attempts to get what a plan is made from: a key in a file, the output of a command."""
 AT_ONCE_S = 0.001
 FindUnderlay = Callable[[Settings, Sequence[Family]], Underlay]
-
-
-class Work(Protocol):
-    """Runs a blocking call on the worker thread."""
-
-    def __call__(self, job: Callable[[], T]) -> Awaitable[T]:
-        """Its result, or what it raises."""
-        ...
 
 
 class NetworkPass:
@@ -101,6 +88,7 @@ class NetworkPass:
             services=settings.service_cluster_ip_range,
         )
         self.keys = KeyRotation(settings.state_dir, settings.node_name, settings.wireguard_key_period * 3600)
+        self._maker = InputMaker(settings, self._options, sync, work, self.keys)
         self.watchman = Watchman()
         self.stale = Concern.EVERYTHING
         """What the next pass has to look at."""
@@ -225,16 +213,11 @@ class NetworkPass:
         inputs = (conf, underlay, subnets, self.acquired, course, self.keys.inputs(published, now))
         if inputs == self._inputs:
             return course
-        macs = dict(self.plan.node.macs) if self.plan is not None else {}
-        public_key = following = b""
-        output = ""
+        macs = self.plan.node.macs if self.plan is not None else {}
         try:
-            for each in netconfs(conf, course):
-                output = output or await self._start_extension(each, underlay)
-                macs |= await self._choose_macs(each)
-                if each.backend.type == "wireguard":
-                    public_key, following = await self._take_wireguard_key(each, published)
-                await self._take_udp_secrets(each)
+            made = await self._maker.make(
+                netconfs(conf, course), underlay, macs, self.last_published, published
+            )
         except (ConfigError, KernelError) as error:  # can be set right meanwhile: the next pass tries again
             self._plan_trouble = str(error)
             self.again_in = INPUT_RETRY_S
@@ -247,11 +230,11 @@ class NetworkPass:
                 self._options,
                 underlay,
                 conf,
-                macs,
+                made.macs,
                 lease,
-                wireguard_key=public_key,
-                following_key=following,
-                extension_output=output,
+                wireguard_key=made.wireguard_key,
+                following_key=made.following_key,
+                extension_output=made.extension_output,
                 course=course,
             )
         except ConfigError as error:
@@ -267,57 +250,6 @@ class NetworkPass:
         self.planned.set()
         return course
 
-    async def _choose_macs(self, conf: NetConf) -> Mapping[str, bytes]:
-        """MACs for the devices this net-conf asks for: chosen once, kept while the process lives."""
-        vni = conf.backend.vni
-        names = {device_name(family, vni) for family in conf.families}
-        known: dict[str, bytes] = dict(self.plan.node.macs) if self.plan is not None else {}
-        if conf.backend.type == "vxlan" and not names <= known.keys():
-            links = await self._work(lambda: self._sync.devices(names))
-            machine = await self._work(machine_id)
-            chosen = choose_macs(
-                self._settings.node_name,
-                machine,
-                vni,
-                conf.families,
-                links=links,
-                published=self.last_published.by("vxlan") if self.last_published is not None else None,
-            )
-            known = {**chosen, **known}
-        return known
-
-    async def _take_wireguard_key(self, conf: NetConf, published: bytes) -> tuple[bytes, bytes]:
-        """Our public key and the one to follow it, when this net-conf needs one; the driver has what goes with it.
-
-        Raises ConfigError.
-        """
-        if conf.backend.type != "wireguard":
-            return b"", b""
-
-        def job() -> tuple[bytes, bytes]:
-            keys = self.keys.take(conf.backend.psk, published)
-            self._sync.take_secrets(keys.secrets)
-            return keys.secrets.public_key, keys.following
-
-        return await self._work(job)
-
-    async def _start_extension(self, conf: NetConf, underlay: Underlay) -> str:
-        """What PreStartupCommand writes, when this net-conf has one: it is run once. Raises KernelError."""
-        if conf.backend.type != Extension.name:
-            return ""
-        variables = environment(plain_node(self._options, underlay), conf, None, None)
-        return await self._work(lambda: self._sync.extension.start(conf.backend.commands, variables))
-
-    async def _take_udp_secrets(self, conf: NetConf) -> None:
-        """Give the driver what the forwarder needs. Raises ConfigError without the library a key needs."""
-        if conf.backend.type != "udp":
-            return
-        if conf.backend.psk is not None and importlib.util.find_spec("cryptography") is None:
-            reason = "needs the Python package cryptography: install pycni[udp]"
-            raise ConfigError("net-conf", "Backend.PSK", "(hidden)", reason)
-        folder = os.path.join(self._settings.state_dir, "udp")
-        await self._work(lambda: self._sync.take_secrets(UdpSecrets(folder=folder, psk=conf.backend.psk)))
-
     # --- effects --------------------------------------------------------------------------------------------
 
     async def _prepare(self, plan: Plan, held: HeldLease, routine: bool) -> None:
@@ -332,7 +264,12 @@ class NetworkPass:
         def job() -> str:
             if commands is not None and plan.site is not None:
                 variables = environment(plan.node, plan.conf, plan.site.own, plan.attrs)
-                self._sync.extension.settle(commands, variables)
+                try:
+                    self._sync.extension.settle(commands, variables)
+                except KernelError as error:
+                    if plan.conf.backend.commands == commands:
+                        raise
+                    return str(error)  # the network still has another backend, which is looked after
             self._sync.prepare(families, underlay, plan.firewall)
             try:
                 if self.acquired:

@@ -109,8 +109,8 @@ def test_nodes_join_and_pods_reach_each_other_with_full_mtu_packets(world):
 def test_a_node_is_ready_for_pods_and_says_so_in_subnet_env(world):
     (one, _), (agent, _) = joined(world, 1, 2)
     found = decode_subnet_env((one.folder / "run/subnet.env").read_text())
-    # By which interfaces packets leave is not in the file: plugins have no use for it.
-    assert found == msgspec.structs.replace(agent.component.podnet(), exits=())
+    # What only our own attachments need is not in the file: other plugins have no use for it.
+    assert found == msgspec.structs.replace(agent.component.podnet(), exits=(), own=(), services=())
     assert [str(net) for net in found.subnets] == ["10.5.1.0/24", "fd00:5:0:1::/64"]
     assert one("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding").split() == ["1", "1"]
     assert agent.component.not_ready_reason() == ""

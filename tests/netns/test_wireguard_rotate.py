@@ -120,6 +120,18 @@ def test_a_key_changes_under_traffic_both_ways_and_no_packet_is_lost(world, monk
     reach(one, two)
 
 
+@worlds(("a node that only sends", "4", {}))
+def test_packets_of_a_node_that_hears_nothing_back_are_not_lost_either(world, monkeypatch):  # noqa: F811
+    """Its own offer of a session is not understood in time: the peer has to speak first."""
+    monkeypatch.setattr(wireguard_rotate, "DELAY_S", PATIENT_S)
+    (one, two), agents = start(world, 1, 2)
+    reach(one, two)
+    with flows((one, two)) as [flow]:
+        new = rotate(agents[0], one)
+        until(lambda: wg(two, "peers") == [[new]], "the peer follows", 20)
+    assert flow.lost == 0
+
+
 def test_two_nodes_that_change_their_keys_at_once_find_each_other(world):  # noqa: F811
     (one, two), agents = start(world, 1, 2)
     reach(one, two)

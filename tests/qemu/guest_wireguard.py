@@ -110,7 +110,7 @@ def lasts() -> dict[str, Any]:
 
 def rotates() -> dict[str, Any]:
     """A key changed with packets under way; everything takes longer here."""
-    wireguard_rotate.DELAY_S, test_wireguard_rotate.GAP_S = 2.0, 0.05
+    wireguard_rotate.DELAY_S, test_wireguard_rotate.GAP_S = 3.0, 0.1
     with world() as made:
         (one, two), agents = start(made, 1, 2)
         reach(one, two)
@@ -120,7 +120,7 @@ def rotates() -> dict[str, Any]:
             until(lambda: wg(two, "peers") == [[new]], "the peer follows", SLOW_S)
         return {
             "lost": [flow.lost for flow in both],
-            "sent": [flow.sent > 100 for flow in both],
+            "sent": [flow.sent > 20 for flow in both],
             "changed": new != old,
             "device": wg(one, "public-key") == [[new]],
             "longest wait, ms": [round(max(flow.came.values()) * 1000) for flow in both],
