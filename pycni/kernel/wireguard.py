@@ -196,6 +196,8 @@ class Wireguard:
         A peer that takes over an earlier one's networks is first made with a keepalive, which has WireGuard send
         right now; setting it as it is wanted, as is done next, takes that away. What fails here fails there again.
         """
+        if not self._set or all(key in self._set for key, _ in jobs):
+            return
         taken: dict[tuple[str, tuple[bytes, int]], WireguardKey] = {
             (key.device, net): key for key, peer in self._set.items() for net in peer.allowed
         }
