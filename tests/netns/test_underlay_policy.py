@@ -319,6 +319,21 @@ def test_pods_that_may_change_their_network_are_refused_where_that_is_asked_for(
     assert len(world.agent.records.all()) == 1
 
 
+def test_pods_that_may_change_their_network_are_named_where_they_are_let_in(world):
+    context = {"privileged": True}
+    spec = {"nodeName": "n1", "containers": [{"name": "c", "securityContext": context}]}
+    world.agent.manifests.put("Pod", "mighty", "shop", spec=spec, status={"phase": "Pending"})
+    world.agent.start()
+    assert world.agent.component.report.notes == ()
+    pod = world.env.pod()
+    world.agent.add(pod, "mighty")
+    text = "these pods could undo their policies (CAP_NET_ADMIN): shop/mighty"
+    wait_for(lambda: world.agent.component.report.notes == (text,), "a note")
+    world.agent.call("DEL", pod, world.agent.conf())
+    world.agent.settle()
+    wait_for(lambda: world.agent.component.report.notes == (), "the note to go")
+
+
 def test_what_pods_deny_is_counted(world):
     pod = isolated(world)
     assert not pings(pod, FAR[0], wait=0.2)

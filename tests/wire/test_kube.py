@@ -184,6 +184,25 @@ def test_a_pods_ports_are_those_of_containers_and_sidecars():
     assert (bare.ips, bare.ready, bare.grace_s, bare.ports) == (("10.0.0.9",), False, 30, ())
 
 
+@pytest.mark.parametrize("kind", ["containers", "initContainers", "ephemeralContainers"])
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (None, False),
+        ({}, False),
+        ({"privileged": False, "capabilities": {"add": ["NET_RAW", "NET_BIND_SERVICE"]}}, False),
+        ({"capabilities": {"drop": ["NET_ADMIN"]}}, False),
+        ({"privileged": True}, True),
+        ({"capabilities": {"add": ["NET_RAW", "NET_ADMIN"]}}, True),
+        ({"capabilities": {"add": ["cap_net_admin"]}}, True),
+        ({"capabilities": {"add": ["ALL"]}}, True),
+    ],
+)
+def test_who_may_change_a_pods_network_is_known(kind, context, expected):
+    found = decode("Pod", spec={kind: [{"name": "a"}, {"name": "b", "securityContext": context}]})
+    assert found.net_admin is expected
+
+
 def test_a_node_keeps_pod_networks_and_addresses_by_type():
     addresses = [
         {"type": "InternalIP", "address": "192.0.2.1"},

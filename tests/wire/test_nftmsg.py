@@ -7,6 +7,7 @@ import pytest
 from pycni.wire import nftexpr as x
 from pycni.wire.netlink import attr, nested, parse_attrs, split
 from pycni.wire.nftmsg import (
+    NETDEV_EGRESS,
     PREROUTING,
     Hook,
     RuleComment,
@@ -36,6 +37,15 @@ MESSAGES = {
             "0600 0100 74000000 0600 0300 63000000 0800 0700 6e617400 0800 0500 00000001"
             # hook > number 0, priority -100
             "1400 0480 0800 0100 00000000 0800 0200 ffffff9c"
+        ),
+    ),
+    "base chain of a device": (
+        add_chain("t", "c", Hook("filter", NETDEV_EGRESS, 0, "e")),
+        "030a 0104",
+        (
+            "0600 0100 74000000 0600 0300 63000000 0b00 0700 66696c7465720000 0800 0500 00000001"
+            # hook > number 1, priority 0, device
+            "1c00 0480 0800 0100 00000001 0800 0200 00000000 0600 0300 65000000"
         ),
     ),
     "chain gone": (delete_chain("t", "c"), "050a 0100", "0600 0100 74000000 0600 0300 63000000"),
