@@ -24,7 +24,7 @@ _SIGNALS = {"stop": signal.SIGTERM, "kill": signal.SIGKILL}
 
 def up(args: argparse.Namespace) -> int:
     """Make a lab and say what to do with it."""
-    lab = Lab.up(_spec(args), Progress(quiet=args.json))
+    lab = Lab.up(spec_of(args), Progress(quiet=args.json))
     status = lab.status()
     if args.json:
         return print_json(status)
@@ -152,14 +152,14 @@ def agent(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Tell and show."""
-    ok = demonstrate(_spec(args, DEMO_POLICY[args.driver]), Progress(quiet=args.json))
+    ok = demonstrate(spec_of(args, DEMO_POLICY[args.driver]), Progress(quiet=args.json))
     if args.json:
         print_json({"name": args.name, "ok": ok})
     return 0 if ok else 1
 
 
-def _spec(args: argparse.Namespace, policy: str = "none") -> LabSpec:
-    """``policy``: where nothing is said."""
+def spec_of(args: argparse.Namespace, policy: str = "none") -> LabSpec:
+    """What the flags of ``lab up`` ask for. ``policy``: where nothing is said of it."""
     return LabSpec(
         name=args.name,
         nodes=args.nodes,

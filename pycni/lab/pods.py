@@ -96,6 +96,12 @@ def _share(state: LabState, node: LabNode, pod: PodRecord) -> PodRecord:
         pod = msgspec.structs.replace(pod, namespace=other.namespace, ips=other.ips, network=words)
     if not state.claim_pod(pod):
         raise PodExistsError(f"lab {state.name} has a pod {pod.name} already", usage=True)
+    if lender := modes.lender(pod.network):
+        try:
+            find(state, lender)  # who removes it looks for those that share before and after
+        except LabError:
+            state.drop_pod(pod.name)
+            raise
     return pod
 
 
@@ -154,14 +160,26 @@ def add_any(
 def remove(state: LabState, node: LabNode, pod: PodRecord, *, force: bool = False) -> None:
     """Remove a pod. ``force``: also when DEL fails, else LabError and the pod stays for another try.
 
-    One that shares a namespace is only forgotten; with one that lends its own, by ``force``, go those that share it.
+    One without a namespace of its own is only forgotten. With one that lends its network, by ``force``, go those that
+    have it from there.
     """
-    if pod.network == modes.HOST or modes.lender(pod.network):
-        state.drop_pod(pod.name)
-        return
-    sharing = [other.name for other in state.pods() if modes.lender(other.network) == pod.name]
+    sharing = _sharing(state, pod)
     if sharing and not force:
         raise LabError(f"pod {pod.name} lends its network to {', '.join(sharing)}", usage=True)
+    if pod.network != modes.HOST and not modes.lender(pod.network):
+        _dismantle(node, pod, force=force)
+    state.drop_pod(pod.name)
+    for name in _sharing(state, pod):
+        state.drop_pod(name)
+
+
+def _sharing(state: LabState, pod: PodRecord) -> list[str]:
+    """Who has the network of a pod."""
+    return [other.name for other in state.pods() if modes.lender(other.network) == pod.name]
+
+
+def _dismantle(node: LabNode, pod: PodRecord, *, force: bool) -> None:
+    """End what runs in a pod's own namespace, send DEL if there was an ADD, remove the namespace."""
     path = node.driver.call(node.name, inside.end_processes, pod.namespace)
     if pod.network in modes.BY_CNI:
         try:
@@ -171,8 +189,6 @@ def remove(state: LabState, node: LabNode, pod: PodRecord, *, force: bool = Fals
             if not force:
                 raise LabError(f"pod {pod.name} on {node.name}: {exc}") from exc
     node.driver.call(node.name, inside.delete_namespace, pod.namespace)
-    for name in (*sharing, pod.name):
-        state.drop_pod(name)
 
 
 def _kubernetes_args(pod: PodRecord) -> dict[str, str]:

@@ -29,7 +29,7 @@ from pycni.model.family import Family
 from pycni.model.podnet import PodNetwork
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 
-GREET_S = 12.0
+GREET_S = 7.0
 """Seconds in which WireGuard tries twice, should the first try have come before the peer was known."""
 SHOTS = 1500
 """Connections tried at once to see what policies do."""

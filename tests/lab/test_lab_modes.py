@@ -146,7 +146,14 @@ def test_a_lender_removed_by_force_takes_the_others_along(lab3: Lab, added: list
     assert [link["ifname"] for link in json.loads(lab3.exec("side", ["ip", "-j", "link"]).stdout)] == ["lo"]
     lab3.remove_pod("lone", force=True)
     assert not netns.exists(str(lone["namespace"]))
-    assert {"lone", "side"}.isdisjoint(pod.name for pod in lab3.pods())
+    add(lab3, added, "own", "host", "--node", "node1")
+    add(lab3, added, "beside", "container:own")
+    assert lab3.matrix().failed() == []
+    with pytest.raises(LabError, match="lends its network to beside"):
+        lab3.remove_pod("own")
+    lab3.remove_pod("own", force=True)
+    assert len(lab3.pods()) == 6
+    assert netns.exists(lab3.namespace_of("node1"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import sys
 import pytest
 
 from pycni import cli
+from pycni.backends import table
+from pycni.lab import attachments, backends
+from pycni.lab.commands import spec_of
 from pycni.lab.topology import LabError
+from pycni.model.attachment import AttachmentKind
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_wrong_command_lines_exit_with_2(words: str, said: str, capsys: pytest.C
 
 
 def test_options_of_exec_may_follow_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+    seen: dict[str, object] = {}
     monkeypatch.setattr("pycni.lab.commands.execute", lambda args: seen.update(vars(args)) or 0)
     assert cli.main(["lab", "exec", "node1", "--name", "x", "--", "ip", "--json", "a"]) == 0
     assert (seen["name"], seen["json"], seen["argv"]) == ("x", False, ["ip", "--json", "a"])
@@ -162,3 +166,32 @@ def test_lab_commands_do_not_import_what_only_the_agent_needs() -> None:
     code = "import sys, pycni.lab.commands; print([m for m in ('pyroute2', 'rich', 'grpc', 'asyncio', 'nftables') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(
+            "", {"backend": "vxlan", "bgp": "none", "attach": "bridge", "backend_conf": {}}, id="defaults"
+        ),
+        pytest.param("--backend bgp", {"bgp": "exabgp"}, id="backend bgp has an engine"),
+        pytest.param("--backend bgp --bgp bird", {"bgp": "bird"}, id="another engine"),
+        pytest.param(
+            '--backend wireguard --backend-conf {"ListenPort":4500} --attach ptp',
+            {"backend": "wireguard", "backend_conf": {"ListenPort": 4500}, "attach": "ptp"},
+            id="keys of the backend",
+        ),
+    ],
+)
+def test_flags_of_up_become_a_specification(words: str, expected: dict[str, object]) -> None:
+    spec = spec_of(cli.parse(["lab", "up", *words.split()]))
+    assert {name: getattr(spec, name) for name in expected} == expected
+
+
+def test_every_backend_of_the_agent_can_be_chosen_for_a_lab() -> None:
+    for name in table.BACKENDS:
+        assert spec_of(cli.parse(["lab", "up", "--backend", name])).backend == name
+    assert set(backends.BACKENDS) == set(table.BACKENDS)
+    for kind in AttachmentKind:
+        assert spec_of(cli.parse(["lab", "up", "--attach", kind])).attach == kind
+    assert set(attachments.ATTACHMENTS) == set(AttachmentKind)
