@@ -156,7 +156,7 @@ def _suspicions(world: World, walks: Walks) -> list[Fault]:
             found.append(
                 Fault(kind="conntrack-full", node=name, component="firewall", cause=cause, command=command)
             )
-    return found + _tight(world, walks)
+    return list(dict.fromkeys([*found, *_tight(world, walks)]))
 
 
 def _tight(world: World, walks: Walks) -> list[Fault]:

@@ -75,9 +75,10 @@ def fabric(conf: NetConf, leases: Mapping[str, Lease], where: Where, state: Spac
     own = own_lease(leases.values(), addresses)
     if own is None:
         return FabricState()
-    on_link = tuple(
-        ip_interface((item.address, item.prefix_len)) for item in state.of(underlay) if not item.trouble
-    )
+    there = [ip_interface((item.address, item.prefix_len)) for item in state.of(underlay) if not item.trouble]
+    # An address that is gone is still the one its peers send to.
+    gone = [address for address in addresses if address not in {item.packed for item in there}]
+    on_link = (*there, *(ip_interface(address) for address in gone))
     public = [ip_address(address) for address in addresses]
     link = state.links.get(underlay, LinkState(name=underlay, mtu=1500))
     node = Node(
