@@ -57,8 +57,7 @@ class Loop:
                 if fd == self._tun:
                     if events & select.EPOLLERR:
                         raise DeviceGoneError
-                    if self._paths.from_device():
-                        next_tick = min(next_tick, now + BUSY_TICK_S)
+                    self._paths.from_device()
                 elif fd in self._by_fd:
                     self._paths.from_socket(self._by_fd[fd])
                 else:

@@ -86,23 +86,21 @@ class Paths:
 
     # out
 
-    def from_device(self) -> bool:
-        """One burst; whether there may be more. Raises DeviceGoneError.
+    def from_device(self) -> None:
+        """One burst. Raises DeviceGoneError.
 
         The first packet is sent before the next one is looked for: a lonely one is not kept waiting.
         """
         packet = self._read()
         if packet is None:
-            return False
+            return
         peer = self._receiver(packet)
         if peer is not None:
             self._send(peer, [packet])
         bursts: dict[Peer, list[bytes]] = {}
-        more = True
         for _ in range(BURST):
             packet = self._read()
             if packet is None:
-                more = False
                 break
             peer = self._receiver(packet)
             if peer is None:
@@ -113,7 +111,6 @@ class Paths:
                 bursts[peer] = [packet]
         for peer, packets in bursts.items():
             self._send(peer, packets)
-        return more
 
     def _read(self) -> bytes | None:
         """A packet of the device; None when there is none. Raises DeviceGoneError."""
@@ -172,17 +169,17 @@ class Paths:
 
     # in
 
-    def from_socket(self, sock: socket.socket) -> bool:
-        """One burst; whether there may be more."""
+    def from_socket(self, sock: socket.socket) -> None:
+        """One burst. Raises DeviceGoneError."""
         done = 0
         while done < BURST:
             try:
                 size, control, flags, sender = sock.recvmsg_into([self._buffer], 64)
             except BlockingIOError:
-                return False
+                return
             except OSError as error:  # of an earlier datagram we sent
                 self.drops[f"receive_{_name(error)}"] += 1
-                return True
+                return
             step = segment_size(control, size) or 1
             count = -(-size // step) or 1
             done += count
@@ -193,7 +190,6 @@ class Paths:
                 self.drops["malformed"] += count
             else:
                 self._take(peer, size, step)
-        return True
 
     def _take(self, peer: Peer, size: int, step: int) -> None:
         """All datagrams of one call, from one peer."""

@@ -83,9 +83,9 @@ class Udp:
         if self._state(desired.name) is None:
             if actual is not None:
                 log.warning("%s had no forwarder: one is started", desired.name)
+            _need_name(sock, desired.name)
             self._home(lambda: udp_forwarder.start(folder, desired.name))
         link = find(sock, desired.name)
-        need_kind(link, UDP)
         self._configure(desired)
         settle(sock, desired, link, (), put_sysctl, what=f"{desired.name} mtu {desired.mtu}")
         return Lost.EVERYTHING if actual is None else Lost.NOTHING
@@ -161,3 +161,12 @@ class Udp:
 def _check(state: wire.State, operation: str, name: str) -> None:
     if state.error:
         raise KernelError(state.errno or errno.EIO, operation, name, state.error)
+
+
+def _need_name(sock: NetlinkSocket, name: str) -> None:
+    """Raise KernelError when a device of another kind has the name."""
+    try:
+        need_kind(find(sock, name), UDP)
+    except KernelError as exc:
+        if exc.errno != errno.ENODEV:
+            raise

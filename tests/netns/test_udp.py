@@ -419,6 +419,16 @@ def test_the_key_is_in_no_list_of_processes_no_file_and_no_log(pair, caplog):
     assert "peer 192.0.2.2: session since" in shown
 
 
+def test_a_device_of_somebody_else_under_the_name_is_left_alone_and_told(world):
+    one = world.node(1)
+    one("ip link add flannel0 type bridge")
+    agent = one.start()
+    until(lambda: "a bridge has this name" in agent.health.red().get("network", ""), "health says it", 20)
+    assert "bridge" in one("ip -d link show flannel0")
+    one("ip link del flannel0")
+    until(lambda: agent.well() and "tun" in one("ip -d link show flannel0", ok=False), "all well", 30)
+
+
 def test_leaving_the_backend_takes_device_and_program_away(world):
     (one, two), _ = start(world, 1, 2)
     reach(one, two)

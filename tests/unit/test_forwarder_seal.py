@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycni.forwarder.handshake import ANSWER, ANSWER_BYTES, HELLO, HELLO_BYTES
+from pycni.forwarder.handshake import ANSWER, ANSWER_BYTES, DATA, HELLO, HELLO_BYTES
 from pycni.forwarder.seal import (
     ANSWERS,
     DEAF_S,
@@ -248,8 +248,10 @@ def test_keys_change_with_time_and_no_packet_is_lost():
     now, came = 0.0, []
     for _ in range(80):
         now += REKEY_S / 20
-        came += settle(one, two, one.send([PACKET], now), now)[0]
-        came += settle(two, one, two.send([PACKET], now), now)[0]
+        for here, there in ((one, two), (two, one)):
+            sent = here.send([PACKET], now)
+            assert sent[0][0] == DATA, "the packet waits for a session"
+            came += settle(here, there, sent, now)[0]
         one.channel.tick(now)
         two.channel.tick(now)
     assert len(came) == 160
