@@ -31,8 +31,6 @@ CONNECT_S, ERROR_MAX_S = 1, 60
 """Before the first try to connect; after an error, growing to the second."""
 RECOVERY_S = 15
 """So long a BIRD that was started again waits for all neighbours before it says anything new. They wait longer."""
-OSPF_RESTART_MAX_S = 1800
-"""RFC 3623, B.1."""
 METRIC = 20
 """Of what is announced by OSPF: the usual one of external routes."""
 SCAN_S = 20
@@ -299,8 +297,8 @@ def _ospf(plan: Plan, wish: OspfSettings, family: Family) -> Iterator[str]:
     yield "}"
     yield f"protocol ospf v{2 if family is Family.V4 else 3} ospf{number} {{"
     yield "  ecmp on;"
-    if plan.settings.graceful:
-        yield f"  graceful restart on; graceful restart time {min(plan.settings.restart_s, OSPF_RESTART_MAX_S)};"
+    # BIRD 2.0.12 hangs for ever in a graceful restart of its own when it was the designated router; it helps others.
+    yield "  graceful restart aware;"
     yield f"  {channel(family)} {{ import filter in{number}; export filter to_ospf{number}; }};"
     yield f"  area {wish.area} {{"
     for name in wish.interfaces or (plan.uplink,):
