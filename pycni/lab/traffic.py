@@ -22,7 +22,8 @@ from pycni.lab import icmp
 from pycni.lab.stations import Inside, icmp_socket
 from pycni.model.family import Family
 
-STRAGGLERS_S = 0.5
+STRAGGLERS_S = 2.0
+"""On a busy machine an answer may take a while, which is not to be lost."""
 
 
 class TrafficReport(NamedTuple):
