@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pycni.errors import CniError, KernelError
 from pycni.kernel import bpf_places, conntrack
@@ -211,14 +211,14 @@ class Gate:
             keys = moved.keys.union(*map(engine.view.claimants, moved.addresses))
             due = full or again or engine.stale or bool(engine.aside)
             if not (due or changed or keys or moved.addresses):
-                self._bring_inside(engine)
+                self._bring_inside(engine, holders)
                 self.settled.reached(number)
                 return None, holders
             if keys:
                 changed[POD] = changed.get(POD, set()) | keys
             waiting = {address: item.namespace for address, item in holders.items() if item.namespace}
             result = engine.sync(self._objects, None if full else changed, waiting, again=again)
-            self._bring_inside(engine)
+            self._bring_inside(engine, holders)
             self.settled.reached(number)
             return result, holders
         except BaseException:
@@ -226,9 +226,9 @@ class Gate:
             self._pods.put_back(moved)
             raise
 
-    def _bring_inside(self, engine: PolicyEngine) -> None:
+    def _bring_inside(self, engine: PolicyEngine, holders: Mapping[bytes, Attachment]) -> None:
         """Bring policies into the pods that are to enforce them; what fails there is told and tried again."""
-        rows = self.insides.bring(engine.view)
+        rows = self.insides.bring(engine.view, holders)
         if rows:
             log.debug("policies: %d rows inside pods", rows)
         self._report.trouble("policies inside pods", self.insides.problems)

@@ -16,7 +16,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pycni.attach.names import names
@@ -27,6 +27,7 @@ from pycni.model.endpoint import Endpoint, Owner
 from pycni.policy.base import Denied
 from pycni.policy.inside import Inside, Place
 from pycni.policy.inside_drops import InsideDrops
+from pycni.policy.pods import Attachment
 from pycni.policy.spoof_rules import link_local
 from pycni.view.policies import PolicyView
 from pycni.view.policy_stages import RowDiff
@@ -177,13 +178,20 @@ class Insides:
                 if full:
                     inside.distrust()
 
-    def bring(self, view: PolicyView) -> int:
-        """Bring what changed into the pods it is about; how many rows that were."""
+    def bring(self, view: PolicyView, holders: Mapping[bytes, Attachment]) -> int:
+        """Bring what changed into the pods it is about; how many rows that were.
+
+        ``holders``: who had which address when the view was made. A pod that came later stays closed.
+        """
         changed = 0
         with self._lock:
             self._found_again()
             for owner, inside in self._pods.items():
-                if not inside.pending:
+                known = all(
+                    address in holders and holders[address].owner == owner
+                    for address in inside.place.addresses
+                )
+                if not (inside.pending and known):
                     continue
                 try:
                     changed += inside.bring(view)

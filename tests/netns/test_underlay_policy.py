@@ -8,10 +8,11 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.netns.podenv import connect, pings, serving
@@ -124,6 +125,11 @@ def denied(world: Any) -> dict[str, int]:
     for item in world.agent.component.gate.insides.denied():
         found[item.policy] = found.get(item.policy, 0) + item.packets
     return found
+
+
+def world_holders(gate: Any) -> Any:
+    """Attachments on record."""
+    return gate._pods.holders().values()
 
 
 def isolated(world: Any, name: str = "web") -> Any:
@@ -274,6 +280,26 @@ def test_a_pod_is_closed_until_its_policies_are_known(world):
     world.agent.read()
     wait_for(lambda: pings(pod, FAR[0]), "the pod to be opened")
     assert reaches(world.far, pod.v4(), pod, wait=3)
+
+
+def test_a_pass_that_did_not_know_of_a_pod_does_not_open_it(world):
+    pod = isolated(world)
+    gate = world.agent.component.gate
+    engine, later = gate.engine, world.env.pod()
+    (known,) = world.agent.records.all()
+    addresses = (ip_interface("192.0.2.77/24"), ip_interface("2001:db8::77/64"))
+    new = msgspec.structs.replace(known, container_id=later.name, addresses=addresses, pod_name="later")
+    gate.insides.admit(new, later.fd)
+    try:
+        for holders in ({}, {item.ip.packed: next(iter(world_holders(gate))) for item in addresses}):
+            gate.insides.bring(engine.view, holders)
+            assert not gate.insides.open(new.owner)
+        closed = later.run("nft list set inet pycni_policy_eth0 closed_egress4")
+        assert "192.0.2.77" in closed
+        assert gate.insides.open(known.owner)
+        assert not pings(pod, FAR[0], wait=0.3)
+    finally:
+        gate.insides.gone(new.owner)
 
 
 def test_a_restarted_agent_takes_over_and_connections_go_on(world):
