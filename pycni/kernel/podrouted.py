@@ -23,6 +23,7 @@ from pycni.kernel import netns, podcheck, podlegs, podlink, sysctl
 from pycni.kernel.podbeside import PodsBeside
 from pycni.kernel.podlink import PodSocket
 from pycni.kernel.podway import Attaching
+from pycni.model.family import Family
 from pycni.wire import podlink as messages
 
 log = logging.getLogger("pycni.attach")
@@ -50,7 +51,7 @@ class RoutedLegs:
         self._close_subnets(link.subnets, sock)
         host, pod = job.create()
         job.made(host)
-        close_leg(plan.host, inet6=job.inet6)
+        prepare_leg(plan, link, inet6=job.inet6)
         first = [messages.describe_leg(host, plan.names.alias, inet6=job.inet6), messages.set_up(host)]
         try_all(sock, first, "set up host end", plan.host)
         ways = [
@@ -63,7 +64,10 @@ class RoutedLegs:
         podlink.await_running(sock, plan.host, host)
         known = [messages.first_neighbour(host, item.address, plan.mac) for item in plan.addresses]
         try_all(sock, known, "add neighbour", plan.host)
-        job.undo.callback(self.detached, plan)
+        local = {gateway.address for gateway in link.gateways if gateway.family is Family.V6}
+        if local:
+            podlink.await_local(sock, host, local, plan.host)
+        job.undo.callback(self._take_back, plan, sock)
         self._beside.add(plan, sock)
         self.adopt(plan)
         return AttachedLinks(plan.host, host, plan.names.host_mac, pod, plan.mac, plan.mtu)
@@ -73,6 +77,10 @@ class RoutedLegs:
         with self._lock:
             self._places.pop(plan.host, None)
         self._beside.remove(plan)
+
+    def _take_back(self, plan: AttachPlan, sock: PodSocket) -> None:
+        sock.batch(self.cut_off(plan), "take back", plan.host)
+        self.detached(plan)
 
     def cut_off(self, plan: AttachPlan) -> list[bytes]:
         """See ``podway.Way``: routes and neighbours on the host end go with its carrier."""
@@ -120,7 +128,7 @@ class RoutedLegs:
         for plan in plans:
             wrong += podlegs.faults(plan, leg_of(plan), seen)
             try:
-                close_leg(plan.host, inet6=inet6)
+                prepare_leg(plan, leg_of(plan), inet6=inet6)
             except KernelError as error:
                 if error.errno != errno.ENOENT:  # somebody deletes it just now
                     raise
@@ -159,6 +167,14 @@ def leg_of(plan: AttachPlan) -> RoutedLeg:
     """The plan's leg. The way was chosen by its type."""
     assert isinstance(plan.link, RoutedLeg), plan.link
     return plan.link
+
+
+def prepare_leg(plan: AttachPlan, link: RoutedLeg, *, inet6: bool) -> None:
+    """Set a host end's switches. Raises KernelError (ENOENT: it is gone)."""
+    close_leg(plan.host, inet6=inet6)
+    if inet6 and Family.V6 in link.families:
+        # IPv6 may be switched off for new devices of this host.
+        sysctl.put(f"net/ipv6/conf/{plan.host}/disable_ipv6", 0)
 
 
 def close_leg(name: str, *, inet6: bool) -> None:

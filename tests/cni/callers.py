@@ -82,7 +82,8 @@ def _answers(fd: int, address: str) -> bool:
     kind, protocol = (socket.AF_INET6, icmp.ICMP6) if family is Family.V6 else (socket.AF_INET, icmp.ICMP)
     with netns.run_in(fd, lambda: socket.socket(kind, socket.SOCK_RAW, protocol)) as sock:
         sock.settimeout(2)
-        sock.sendto(icmp.echo_request(family, 7, 1, b"alive?"), (address, 0))
+        on = () if family is Family.V4 else (0, netns.run_in(fd, lambda: socket.if_nametoindex("eth0")))
+        sock.sendto(icmp.echo_request(family, 7, 1, b"alive?"), (address, 0, *on))
         end = time.monotonic() + 2
         while time.monotonic() < end:
             try:

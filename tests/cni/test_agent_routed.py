@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +27,12 @@ CONF = {
 PORTS = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
 
 
-@pytest.fixture
-def node(short_folder: Path) -> Iterator[AgentNode]:
-    with agent_node(f"pyt{os.getpid()}q", short_folder, None) as made:
+@pytest.fixture(scope="module")
+def node() -> Iterator[AgentNode]:
+    with (
+        tempfile.TemporaryDirectory(prefix="pyt") as folder,
+        agent_node(f"pyt{os.getpid()}q", Path(folder), None) as made,
+    ):
         yield made
 
 
@@ -94,16 +98,13 @@ def test_a_life_from_add_to_del(node: AgentNode, pods: list[str]) -> None:
     )
 
     # What somebody takes away is back at once, not with the next periodic look.
-    for command in (f"ip route del {own(one)[0]}", f"ip -6 route del {own(one)[1]}"):
-        sh(node, command)
-        until(
-            lambda: (
-                f"{own(one)[0]} dev" in sh(node, "ip route")
-                and f"{own(one)[1]} dev" in sh(node, "ip -6 route")
-            )
-        )
-    sh(node, f"ip addr del 169.254.1.1/32 dev {one['interfaces'][0]['name']}")
-    until(lambda: "169.254.1.1/32" in sh(node, f"ip addr show dev {one['interfaces'][0]['name']}"))
+    host = one["interfaces"][0]["name"]
+    for gone, shown, back in (
+        (f"ip route del {own(one)[0]}", "ip route", f"{own(one)[0]} dev {host}"),
+        (f"ip addr del 169.254.1.1/32 dev {host}", f"ip addr show dev {host}", "169.254.1.1/32"),
+    ):
+        sh(node, gone)
+        until(lambda shown=shown, back=back: back in sh(node, shown))
 
     # The network becomes one of a bridge: old and new pods reach each other.
     bridged = call(node, "ADD", third, attachment="bridge")
@@ -122,6 +123,35 @@ def test_a_life_from_add_to_del(node: AgentNode, pods: list[str]) -> None:
     assert node.reservations("net") == set()
     assert "8080" not in sh(node, "nft list table inet pycni_pods")
     assert json.loads(sh(node, "ip -j route show proto 114 type unicast") or "[]") == []
+
+
+IPAM = {
+    "delegated": (
+        {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
+        "10.99.0.2/32",
+    ),
+    "a range of its own": (
+        {"ranges": [[{"subnet": "10.98.0.0/24", "rangeStart": "10.98.0.77"}]]},
+        "10.98.0.77/32",
+    ),
+}
+
+
+def test_addresses_may_come_from_elsewhere(node: AgentNode, pods: list[str]) -> None:
+    outside = netns.path(node.far)
+    for number, (ipam, address) in enumerate(IPAM.values()):
+        conf = {
+            "cniVersion": "1.0.0",
+            "name": f"other{number}",
+            "ipam": {**ipam, "dataDir": str(node.folder / f"ipam{number}")},
+        }
+        made = call(node, "ADD", pods[number], **conf)
+        assert [item["address"] for item in made["ips"]] == [address]
+        call(node, "CHECK", pods[number], prevResult=made, **conf)
+        assert tcp_answers(pods[number], "192.168.50.9", 80, listen_in=outside) == "192.168.50.1"
+        assert "unreachable 10.9" not in sh(node, "ip route"), "such a range is not the node's alone"
+        call(node, "DEL", pods[number], **conf)
+        until(lambda pod=pods[number]: "eth0" not in sh_in(pod, "ip link"))
 
 
 REFUSED = {

@@ -25,8 +25,10 @@ SLOTS, AT_ONCE, KILLS, ADDS, DELS = 40, 12, 12, 200, 200
 
 
 def conf_of(number: int) -> dict[str, Any]:
-    """Half of the slots in each network; some masquerade, some publish a port, some are shaped."""
+    """Half of the slots in each network, of both kinds; some masquerade, some publish a port, some are shaped."""
     conf = dict(NET if number % 2 else TIGHT)
+    if number % 8 in {1, 2, 4, 7}:
+        conf["attachment"] = "ptp"
     if number % 3 == 0:
         conf["ipMasq"] = True
     runtime: dict[str, Any] = {}

@@ -68,6 +68,30 @@ def test_the_node_sends_to_pods_by_its_own_address_not_by_the_gateways(env: Env)
     assert "src 2001:db8::1" in run(f"ip -6 route get {pod.v6()}")
 
 
+def test_nothing_hangs_on_what_both_ends_know_from_the_start(env: Env):
+    """Forgotten neighbours are asked for, also with the switches that IPVS wants for ARP."""
+    out, pod = env.outside((4, 6)), env.attach((4, 6), **PTP)
+    run("sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2")
+    for target in (pod.v4(), pod.v6()):
+        run(f"ip neigh flush dev {pod.plan.host}")
+        run(f"ip -6 neigh flush dev {pod.plan.host}")
+        pod.run("ip neigh flush dev eth0")
+        pod.run("ip -6 neigh flush dev eth0")
+        assert pings(out, target)
+    assert pings(pod, "169.254.1.1")
+
+
+def test_ipv6_works_on_a_node_that_switches_it_off_for_new_devices(env: Env):
+    out = env.outside((4, 6))
+    run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
+    pod = env.attach((4, 6), **PTP)
+    assert pings(out, pod.v6())
+    run(f"sysctl -qw net.ipv6.conf.{pod.plan.host}.disable_ipv6=1")
+    assert not pings(out, pod.v6(), wait=0.1)
+    env.driver.resync([pod.plan])
+    assert pings(out, pod.v6())
+
+
 def test_what_no_pod_has_is_unreachable_and_does_not_leave_the_node(env: Env):
     out = env.outside((4, 6))
     run("ip route add default via 192.0.2.2")
@@ -151,7 +175,7 @@ def test_a_restarted_agent_takes_over_and_removes(env: Env):
 def test_pods_of_both_kinds_in_one_subnet_reach_each_other_at_once(env: Env, later):
     """A network that changes its attachment has both until its last old pod is gone."""
     kinds = [{}, PTP] if later == "ptp" else [PTP, {}]
-    pods = [env.attach((4, 6), **kind) for kind in [*kinds, *kinds]]
+    pods = [env.attach((4, 6), **kind) for kind in kinds for _ in range(2)]
     for pod in pods:
         for other in pods:
             if other is not pod:
@@ -193,6 +217,7 @@ STEPS = ["create", "shape", "claim", "close_leg", "configure_pod", "await_runnin
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_failure_at_any_step_leaves_nothing(env: Env, monkeypatch, step, moment):
     pod, other = env.pod(), env.attach((4, 6), **PTP)
+    env.attach((4, 6))
     plan = env.plan(
         pod,
         (4, 6),
@@ -230,6 +255,7 @@ def test_a_failure_at_any_step_leaves_nothing(env: Env, monkeypatch, step, momen
     assert after[:3] == before[:3]
     assert plan.host not in after[3]
     assert "eth0" not in links(pod.name)
+    assert set(proxied()) == {other.v4(), other.v6()}
     assert not env.driver.need([plan.addresses[0].address])
     env.driver.attach(plan, pod.fd)
     assert pings(pod, other.v4())
