@@ -50,8 +50,8 @@ from pycni.lab.topology import LabError, LabSpec
 PARALLEL = 4
 """Agents starting and pods being added at the same time: two per core of the machine this was tuned on."""
 READY_TIMEOUT_S = 60.0
-SETTLE_S = 5.0
-"""Patience for the nodes to get to know each other once all are ready."""
+SETTLE_S, SETTLE_BGP_S = 5.0, 20.0
+"""Patience for the nodes to get to know each other once all are ready, by leases and by BGP."""
 
 
 class Lab:
@@ -239,14 +239,16 @@ class Lab:
             self._save(nodes=tuple(item for item in self.record.nodes if item != name), processes=others)
             Cluster(self, held=True).refresh_nodes()
 
-    def missing_routes(self, timeout: float = SETTLE_S) -> list[str]:
+    def missing_routes(self, timeout: float | None = None) -> list[str]:
         """Wait until every node has routes to the pods of all others; what is missing then, in words.
 
         An agent is ready when its own node is; that its peers know of it takes some milliseconds more.
         """
-        if not backends.of(self.spec.backend).routes and self.spec.bgp == "none":
+        by_bgp = not backends.of(self.spec.backend).routes
+        if by_bgp and self.spec.bgp == "none":
             return []
-        deadline = time.monotonic() + timeout
+        usual = SETTLE_BGP_S if by_bgp else SETTLE_S
+        deadline = time.monotonic() + (usual if timeout is None else timeout)
         while missing := survey.missing_routes(self.nodes()):
             if time.monotonic() > deadline:
                 break

@@ -85,6 +85,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 def test_everybody_reaches_everybody_and_nothing_is_left(make_lab: LabMaker, way: Way) -> None:
     lab = make_lab(nodes=3, pods=1, **way.fields)
+    assert lab.missing_routes(PATIENCE_S) == []
     matrix = lab.matrix()
     assert matrix.failed() == []
     # 3 pods: 6 pairs; 3 nodes with 3 pods both ways: 18 pairs; 4 kinds.
@@ -114,6 +115,7 @@ def test_a_network_of_ipv6_alone_needs_no_ipv4_anywhere(make_lab: LabMaker, back
     lab = make_lab(
         nodes=2, pods=1, family="ipv6", backend=backend, bgp="bird" if backend == "bgp" else "none"
     )
+    assert lab.missing_routes(PATIENCE_S) == []
     matrix = lab.matrix()
     assert matrix.failed() == []
     assert {check.family for check in matrix.reasons} == {Family.V6}
