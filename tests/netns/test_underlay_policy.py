@@ -188,6 +188,25 @@ def test_a_pod_sends_frames_in_its_own_name_only(world, frame, reason):
     assert denied(world)[reason] == 1
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_what_is_allowed_passes_in_fragments_too(world, family):
+    files = world.agent.manifests
+    blocks = [{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"ipBlock": {"cidr": "2001:db8::/64"}}]
+    files.policy("far", policyTypes=["Egress"], egress=[{"to": blocks}])
+    pod = isolated(world)
+    v4 = family == socket.AF_INET
+    with (
+        serving(world.far, 5000, family=4 if v4 else 6, udp=True) as server,
+        pod.inside(lambda: socket.socket(family, socket.SOCK_DGRAM)) as client,
+    ):
+        client.sendto(b"x" * 9000, (FAR[0] if v4 else FAR[1], 5000))
+        data, sender = server.recvfrom(10000)
+        assert data == b"x" * 9000
+        server.sendto(data, sender)
+        client.settimeout(5)
+        assert client.recv(10000) == data
+
+
 def test_a_raw_socket_cannot_send_as_somebody_else(world):
     world.agent.manifests.pod("web", app="web")
     world.agent.start()
