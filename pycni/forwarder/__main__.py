@@ -11,6 +11,8 @@ import os
 import socket
 import struct
 import sys
+import traceback
+from collections.abc import Callable
 
 from pycni.forwarder.control import Control
 from pycni.forwarder.loop import Loop
@@ -55,8 +57,21 @@ def serve(folder: str, name: str) -> int:
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
     os.close(nothing)
-    Loop(tun, control).run()
+    leaving_word(path, Loop(tun, control).run)
     return 0
+
+
+def leaving_word(path: str, run: Callable[[], None]) -> None:
+    """Run; what it fails with goes into a file, which the agent tells of when it starts the next one.
+
+    Nobody reads our standard error any more.
+    """
+    try:
+        run()
+    except Exception:
+        with open(os.open(f"{path}.crash", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            traceback.print_exc(file=file)
+        raise
 
 
 def show(folder: str, name: str) -> int:

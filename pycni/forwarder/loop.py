@@ -15,7 +15,7 @@ from pycni.forwarder.sockets import udp_socket
 from pycni.forwarder.table import put_all
 from pycni.wire import forwarder as wire
 
-TICK_S, BUSY_TICK_S = 1.0, 0.05
+TICK_S, HURRY_S = 1.0, 0.05
 """How often the clock is looked at; while hellos are out."""
 
 
@@ -49,10 +49,12 @@ class Loop:
         while not self._quit:
             now = time.monotonic()
             if now >= next_tick:
-                busy = self._paths.tick(now)
+                self._paths.tick(now)
                 if self._control.gone:
                     return
-                next_tick = now + (BUSY_TICK_S if busy else TICK_S)
+                next_tick = now + TICK_S
+            if self._paths.hurry:
+                next_tick = min(next_tick, now + HURRY_S)
             for fd, events in self._poll.poll(max(next_tick - now, 0.0)):
                 if fd == self._tun:
                     if events & select.EPOLLERR:
@@ -81,6 +83,10 @@ class Loop:
                 self._quit = True
         except OSError as error:
             return wire.State(error=error.strerror or str(error), errno=error.errno or errno.EIO)
+        except ImportError as error:
+            return wire.State(
+                error=f"a key needs the Python package cryptography: {error}", errno=errno.ENOPKG
+            )
         return self._state(whole=isinstance(request, wire.Get))
 
     def _state(self, *, whole: bool) -> wire.State:

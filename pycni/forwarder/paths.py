@@ -49,6 +49,8 @@ class Paths:
         """Own public address by its length."""
         self.read_bytes = READ_BYTES
         """How much to make room for when a packet is read; a longer one is cut off and comes to nothing."""
+        self.hurry = False
+        """Whether a hello is out: the clock is to be looked at more often."""
         self._ring: Keyring | None = None
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
@@ -72,17 +74,14 @@ class Paths:
             peer.channel.close()
             peer.channel = None
 
-    def tick(self, now: float) -> bool:
-        """What is due; whether something is still under way."""
-        busy = False
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        self.hurry = False
         for peer in self.table.peers.values():
             channel = peer.channel
             if channel is not None:
                 channel.tick(now)
-                if channel.out:
-                    self._flush(peer, channel)
-                busy = busy or channel.opening
-        return busy
+                self._flush(peer, channel)
 
     # out
 
@@ -138,8 +137,7 @@ class Paths:
             return
         channel = self._channel(self._ring, peer)
         self._put_out(peer, channel.seal(packets, time.monotonic()))
-        if channel.out:
-            self._flush(peer, channel)
+        self._flush(peer, channel)
 
     def _channel(self, ring: Keyring, peer: Peer) -> Channel:
         if peer.channel is None:
@@ -147,8 +145,11 @@ class Paths:
         return peer.channel
 
     def _flush(self, peer: Peer, channel: Channel) -> None:
-        out, channel.out = channel.out, []
-        self._put_out(peer, out)
+        """Send what a channel has to say besides packets."""
+        self.hurry = self.hurry or channel.opening
+        if channel.out:
+            out, channel.out = channel.out, []
+            self._put_out(peer, out)
 
     def _put_out(self, peer: Peer, datagrams: Sequence[bytes]) -> None:
         sock = self.sockets.get(len(peer.packed))
@@ -205,8 +206,7 @@ class Paths:
         channel = self._channel(ring, peer)
         opened = [ring.receive(channel, datagram, now) for datagram in packets]
         self._deliver(peer, [packet for packet in opened if packet is not None])
-        if channel.out:
-            self._flush(peer, channel)
+        self._flush(peer, channel)
 
     def _deliver(self, peer: Peer, packets: Sequence[bytes]) -> None:
         """Packets into the device."""

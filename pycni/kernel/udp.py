@@ -82,7 +82,8 @@ class Udp:
         folder = self._need_secrets(desired.name).folder
         if self._state(desired.name) is None:
             if actual is not None:
-                log.warning("%s had no forwarder: one is started", desired.name)
+                why = udp_forwarder.last_words(folder, desired.name)
+                log.warning("%s had no forwarder: one is started%s", desired.name, f" ({why})" if why else "")
             _need_name(sock, desired.name)
             self._home(lambda: udp_forwarder.start(folder, desired.name))
         link = find(sock, desired.name)

@@ -24,6 +24,18 @@ NOBODY = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EP
 """What talking to a forwarder that is not there gives."""
 
 
+def last_words(folder: str, name: str) -> str:
+    """What an earlier forwarder failed with, told once; "" when it did not."""
+    path = os.path.join(folder, f"{name}.sock.crash")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(1 << 16).strip().splitlines()
+        os.unlink(path)
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
+
+
 def start(folder: str, name: str) -> None:
     """Have the device served. Raises KernelError with the program's own words."""
     try:
@@ -31,6 +43,10 @@ def start(folder: str, name: str) -> None:
         done = subprocess.run(
             [sys.executable, "-P", "-m", MODULE, folder, name],
             stdin=subprocess.DEVNULL,
+            # Passwords of ours may be in the environment: it outlives us, and needs none of them.
+            env={
+                key: value for key, value in os.environ.items() if key == "PATH" or key.startswith("PYTHON")
+            },
             capture_output=True,
             check=False,
             start_new_session=True,  # a signal to our terminal is not for it

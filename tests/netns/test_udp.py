@@ -394,8 +394,9 @@ def test_key_and_encryption_change_on_a_living_network(world):
 
 
 @SECURE_PAIR
-def test_the_key_is_in_no_list_of_processes_no_file_and_no_log(pair, caplog):
+def test_the_key_is_in_no_list_of_processes_no_file_and_no_log(pair, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("PYCNID_ETCD_PASSWORD", "swordfish")
     one, two = pair
     os.kill(forwarder_of(one), signal.SIGKILL)  # another one is told everything
     reach(one, two)
@@ -407,7 +408,13 @@ def test_the_key_is_in_no_list_of_processes_no_file_and_no_log(pair, caplog):
     process = Path(f"/proc/{forwarder_of(one)}")
     seen = caplog.text.encode() + b"".join((process / file).read_bytes() for file in ("cmdline", "environ"))
     secret = PSK.value
-    for form in (base64.b64encode(secret), secret.hex().encode(), secret, repr(secret).encode()):
+    for form in (
+        b"swordfish",
+        base64.b64encode(secret),
+        secret.hex().encode(),
+        secret,
+        repr(secret).encode(),
+    ):
         assert form not in seen
     shown = subprocess.run(
         [sys.executable, "-m", "pycni.forwarder", "--show", folder, "flannel0"],

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycni.forwarder.__main__ import main
+from pycni.forwarder.__main__ import leaving_word, main
 from pycni.forwarder.paths import Paths
 from pycni.forwarder.sockets import PIECE_BYTES, PIECE_PACKETS, pieces, segment_size
 from pycni.forwarder.table import Table, put_all
+from pycni.kernel import udp_forwarder
 from pycni.wire import forwarder as wire
 from pycni.wire.forwarder import Entry
 
@@ -233,3 +234,15 @@ def test_the_programs_complaints_are_one_line(arguments, code, words, capsys):
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_a_forwarder_that_fails_leaves_word_of_it_which_is_told_once(tmp_path):
+    def fail() -> None:
+        raise RuntimeError("something nobody thought of")
+
+    assert udp_forwarder.last_words(str(tmp_path), "flannel0") == ""
+    with pytest.raises(RuntimeError):
+        leaving_word(str(tmp_path / "flannel0.sock"), fail)
+    assert [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()] == [0o600]
+    assert udp_forwarder.last_words(str(tmp_path), "flannel0") == "RuntimeError: something nobody thought of"
+    assert udp_forwarder.last_words(str(tmp_path), "flannel0") == ""
