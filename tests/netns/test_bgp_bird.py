@@ -14,13 +14,13 @@ import msgspec
 import pytest
 
 from pycni.errors import ConfigError
-from pycni.reconcile.backoff import Backoff
 from pycni_bgp.annotations import NodeSettings
 from pycni_bgp.bird import show
 from pycni_bgp.bird.config import config
 from pycni_bgp.engine import BgpError, Plan, Session
 from pycni_bgp.model import Bfd, Neighbour, Secret
 from pycni_bgp.settings import BgpSettings
+from tests.netns import bgp_agent
 from tests.netns.bgp_nodes import Node, Router, Switch, execute, packed, router, running_nodes, until
 
 PASSWORD = "not to be seen"
@@ -82,22 +82,16 @@ def test_nodes_learn_each_others_pod_cidrs_and_keep_them(switch: Switch, tmp_pat
 def test_a_new_agent_takes_over_a_running_engine(switch: Switch, tmp_path: Path, engine: str) -> None:
     async def story() -> None:
         one, two = (Node(switch, number, tmp_path, engine) for number in (1, 2))
-        async with running_nodes(one, two):
+        async with running_nodes(two, everybody=(one, two)):
+            agent = await asyncio.to_thread(bgp_agent.start, one, one.plan((one, two), SETTINGS))
             since = (await _up(two, 1))[0].since
-            old, one.engine = one.engine, one._engine()
-            # A dead agent does not come back to its engine.
-            old._backoff = Backoff(60.0, 60.0)
+            agent.kill()
+            agent.communicate()
             one.serve("198.51.100.7/32")
-            await one.engine.put(one.plan((one, two), SETTINGS))
-            successor = asyncio.create_task(one.engine.run())
-            try:
+            async with running_nodes(one, everybody=(one, two)):
                 assert (await _up(one, 1))[0].up
                 assert (await _up(two, 1))[0].since == since
-                assert (old.starts, one.engine.starts) == (1, 0)
-            finally:
-                successor.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await successor
+                assert one.engine.starts == 0
 
     asyncio.run(story())
 

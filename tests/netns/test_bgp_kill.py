@@ -152,6 +152,10 @@ def test_no_packet_is_lost_whoever_is_killed(
             async with _nothing_lost(world, "engine", *routers):
                 await _engine_killed(world)
                 await _settled(world, *routers)
+            if engine == "exabgp":
+                async with _nothing_lost(world, "relay", *routers):
+                    await _relay_killed(world)
+                    await _settled(world, *routers)
             async with _nothing_lost(world, "neighbours", *routers):
                 for item, words in zip(routers, ((), ("-R",), ("-r",)), strict=True):
                     item.process.kill()
@@ -163,12 +167,23 @@ def test_no_packet_is_lost_whoever_is_killed(
     asyncio.run(story())
 
 
+async def _relay_killed(world: World) -> None:
+    """What exabgp told it is forgotten with it, so exabgp is to start again, too."""
+    pid = world.pid("exabgp")
+    child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+    os.kill(int(child), signal.SIGKILL)
+    await _another(world, "exabgp", pid)
+
+
 async def _engine_killed(world: World) -> None:
     """And started again by the agent."""
     name = "bird" if world.node.kind == "bird" else "exabgp"
     pid = world.pid(name)
     os.kill(pid, signal.SIGKILL)
+    await _another(world, name, pid)
 
+
+async def _another(world: World, name: str, pid: int) -> None:
     def again() -> bool:
         with contextlib.suppress(OSError, ValueError):
             return world.pid(name) != pid

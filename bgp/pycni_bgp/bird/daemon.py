@@ -94,7 +94,7 @@ class Bird:
 
     async def learned(self) -> Sequence[Route]:
         """All learned routes. Raises BgpError."""
-        return show.routes((await ask(self.control, "show route all"))[0])
+        return await asyncio.to_thread(show.routes, (await ask(self.control, "show route all"))[0])
 
     async def adjacencies(self) -> Sequence[Adjacency]:
         """Neighbours of OSPF of both versions. Raises BgpError."""

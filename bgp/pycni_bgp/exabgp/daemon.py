@@ -189,7 +189,8 @@ class ExaBgp:
             if not await self._talk():
                 reason = await self._serve()
             else:
-                reason = "its relay hung up"
+                reason = "its relay has ended"
+                self._kill()
             self._down = f"exabgp ended: {reason}"
             if loop.time() - started > LIVED_S:
                 self._backoff.reset()
@@ -226,16 +227,18 @@ class ExaBgp:
         self.starts += 1
         self._recovering_until = asyncio.get_running_loop().time() + RECOVERY_S
         talking = asyncio.create_task(self._talk_soon())
+        ending = asyncio.create_task(process.wait())
         try:
-            return f"status {await process.wait()}"
-        except asyncio.CancelledError:
+            await asyncio.wait({talking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return f"status {ending.result()}"
+            # exabgp would start another relay, which would remember nothing.
+            return "its relay has ended"
+        finally:
             await _ended(talking)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
-            raise
-        finally:
-            await _ended(talking)
+            await ending
 
     async def _farewell(self) -> None:
         """When this node is leaving, withdraw everything and give exabgp time to say so.
@@ -352,7 +355,9 @@ class ExaBgp:
             self._sent = wanted
 
     async def _program(self, rib: Rib) -> None:
-        wanted = rib.routes(rib.accepted(self._learned.values()))
+        # With ten thousand routes it takes a fifth of a second, which others on this loop would wait.
+        paths = list(self._learned.values())
+        wanted = await asyncio.to_thread(lambda: rib.routes(rib.accepted(paths)))
         keep = self._writer is None or not self._synced or not self._recovered()
         await self._kernel.apply(wanted, keep=keep)
 
