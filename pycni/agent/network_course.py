@@ -8,7 +8,7 @@ done while there is more than one backend. ``resume`` goes on where an earlier l
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -125,8 +125,3 @@ def netconfs(conf: NetConf, course: Course) -> tuple[NetConf, ...]:
 
 def _types(course: Course) -> set[str]:
     return {course.using.type, *(conf.type for conf in course.others)}
-
-
-def only(kind: str, confs: Iterable[NetConf]) -> NetConf | None:
-    """The net-conf with a backend of a type, if any."""
-    return next((conf for conf in confs if conf.backend.type == kind), None)

@@ -42,12 +42,15 @@ LINGER_S = 2.0
 class Census(msgspec.Struct, frozen=True, kw_only=True):
     """What the leases of all peers say about backends."""
 
+    target: str = ""
+    """The type asked about."""
+
     types: frozenset[str] = frozenset()
     """How peers want to be reached."""
     offers: frozenset[str] = frozenset()
     """What they are equipped for besides."""
     lacking: tuple[str, ...] = ()
-    """Leases of peers that are not equipped for the one asked about, sorted."""
+    """Leases of peers that are not equipped for the target, sorted."""
 
 
 def census(leases: Mapping[str, Lease], own: str, target: str) -> Census:
@@ -63,7 +66,9 @@ def census(leases: Mapping[str, Lease], own: str, target: str) -> Census:
         offers.update(offer.backend_type for offer in attrs.offers)
         if target not in attrs.types:
             lacking.append(key)
-    return Census(types=frozenset(types), offers=frozenset(offers), lacking=tuple(sorted(lacking)))
+    return Census(
+        target=target, types=frozenset(types), offers=frozenset(offers), lacking=tuple(sorted(lacking))
+    )
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +178,7 @@ class Changer:
 
     def _may_switch(self, kind: str, now: float) -> bool:
         """Whether peers may be asked to send to us in the new way."""
-        if kind not in self._equipped or self._carried is None:
+        if kind not in self._equipped or self._carried is None or self._carried.target != kind:
             return False
         if self._waiting is None or self._waiting[0] != kind:
             self._waiting = (kind, now)
@@ -202,6 +207,7 @@ class Changer:
                 continue
             del self._others[kind], self._idle[kind]
             self._equipped.discard(kind)
+            self._equipped_at.pop(kind, None)
 
     def _wake(self, seconds: float) -> None:
         self.wake_s = min(self.wake_s or seconds, seconds)

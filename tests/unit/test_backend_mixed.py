@@ -203,6 +203,16 @@ def test_a_device_that_cannot_be_made_is_never_offered():
         assert changer.step(WIREGUARD, ready("wireguard"), now) == Course(using=VXLAN, others=(WIREGUARD,))
 
 
+def test_what_was_answered_about_another_type_does_not_count():
+    changer = Changer()
+    changer.step(VXLAN, None, 0.0, bound=False)
+    for target in (HOST_GW, IPIP):
+        changer.step(target, ready("ipip"), 1.0)
+    changer.carried(ready("ipip"), ["vxlan", "host-gw", "ipip"], 1.0, None)
+    assert changer.step(HOST_GW, ready("ipip"), 1.1).using == VXLAN
+    assert changer.step(IPIP, ready("ipip"), 1.2).using == IPIP
+
+
 def test_keys_of_the_same_type_are_taken_at_once_unless_following_is_off():
     changer = Changer()
     other = BackendConf(type="vxlan", vni=7)
