@@ -50,10 +50,11 @@ class PodDriver:
     def __init__(self) -> None:
         """Open what needs the node's namespace: call on a thread that is in it. No pod is touched yet."""
         self._legs = RoutedLegs()
+        self._children = UnderlayChildren()
         self._ways: dict[type, Way] = {
             BridgePort: BridgePorts(),
             RoutedLeg: self._legs,
-            UnderlayChild: UnderlayChildren(),
+            UnderlayChild: self._children,
         }
         """By the type of the plan's link."""
         self._tables = PodTables()
@@ -192,7 +193,7 @@ class PodDriver:
 
     def need(self, gone: Collection[bytes | int]) -> bool:
         """Whether an attached pod needs what went (``podroutewatch``)."""
-        return self._legs.need(gone)
+        return self._legs.need(gone) or self._children.need(gone)
 
     def links(self) -> dict[str, Owner | None]:
         """Host ends of pods in the kernel that are not dying, with their owners (None: too long for the alias)."""

@@ -7,6 +7,7 @@ the same for the routes of the last resort.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -120,6 +121,26 @@ def subnet_faults(wanted: Collection[PodAddress], seen: Seen) -> Iterator[Fault]
             protocol=POD_ROUTE_PROTOCOL,
         )
         yield Fault(f"route unreachable {there.text()} is left over", msg)
+
+
+def needed(places: Mapping[str, frozenset[bytes]], gone: Collection[bytes | int]) -> bool:
+    """Whether pods need what ``podroutewatch`` says has gone. ``places``: of each, by host end, what leads to it."""
+    if not places:
+        return False
+    names = {_name(item) for item in gone if isinstance(item, int)}
+    return (
+        b"" in gone
+        or not names.isdisjoint(places)
+        or any(not own.isdisjoint(gone) for own in places.values())
+    )
+
+
+def _name(index: int) -> str:
+    """Name of a device of the calling thread's namespace; "" when it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def gateway_message(host: int, gateway: PodAddress) -> bytes:

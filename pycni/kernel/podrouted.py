@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import socket
 import threading
 from collections.abc import Collection, Iterable
 
@@ -95,14 +94,7 @@ class RoutedLegs:
     def need(self, gone: Collection[bytes | int]) -> bool:
         """Whether a pod here needs what ``podroutewatch`` says has gone."""
         with self._lock:
-            if not self._places:
-                return False
-            names = {_name(item) for item in gone if isinstance(item, int)}
-            return (
-                b"" in gone
-                or not names.isdisjoint(self._places)
-                or any(not places.isdisjoint(gone) for places in self._places.values())
-            )
+            return podlegs.needed(self._places, gone)
 
     def bridge_used(self, name: str, sock: PodSocket) -> None:
         """A pod is on this bridge: see that it can reach the pods on legs. Raises KernelError."""
@@ -153,14 +145,6 @@ class RoutedLegs:
                 sock, list(map(podlegs.subnet_message, new)), "close subnet", " ".join(s.text() for s in new)
             )
             self._closed.update(new)
-
-
-def _name(index: int) -> str:
-    """Name of a device of the calling thread's namespace; "" when it is gone."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return ""
 
 
 def leg_of(plan: AttachPlan) -> RoutedLeg:

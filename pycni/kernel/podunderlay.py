@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 import struct
+import threading
 from collections.abc import Collection
 
 import msgspec
@@ -22,7 +23,7 @@ from pycni.errors import KernelError
 from pycni.kernel import netns, podcheck, podlegs, podlink, sysctl
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.podlink import PodSocket
-from pycni.kernel.podrouted import close_leg, try_all
+from pycni.kernel.podrouted import prepare_leg, try_all
 from pycni.kernel.podway import Attaching
 from pycni.model.attachment import AttachmentKind
 from pycni.model.family import Family
@@ -38,7 +39,13 @@ _ARP = struct.Struct("!HHBBH6s4s6s4s")
 
 
 class UnderlayChildren:
-    """The way of ``UnderlayChild``. It remembers nothing."""
+    """The way of ``UnderlayChild``."""
+
+    def __init__(self) -> None:
+        """Nothing is touched yet."""
+        self._lock = threading.Lock()
+        self._places: dict[str, frozenset[bytes]] = {}
+        """Of each pod here, by host end: its addresses."""
 
     def close(self) -> None:
         """See ``podway.Way``."""
@@ -53,7 +60,7 @@ class UnderlayChildren:
         _forward(link)
         host, end = job._replace(plan=leg).create()
         job.made(host)
-        close_leg(plan.host, inet6=job.inet6)
+        prepare_leg(plan, _routed(link), inet6=job.inet6)
         first = [messages.describe_leg(host, plan.names.alias, inet6=job.inet6), messages.set_up(host)]
         try_all(sock, first, "set up host end", plan.host)
         try_all(sock, _ways(link, host), "route to pod", plan.host)
@@ -67,12 +74,19 @@ class UnderlayChildren:
                 podlink.announce(inside, plan, job.netns_fd, index)
             else:
                 _announce_v4(plan, job.netns_fd, mac)
+        local = {gateway.address for gateway in link.gateways if gateway.family is Family.V6}
+        if local:
+            podlink.await_local(sock, host, local, plan.host)
         known = [messages.first_neighbour(host, item.address, leg.mac) for item in link.addresses]
         try_all(sock, known, "add neighbour", plan.host)
+        job.undo.callback(self.detached, plan)
+        self.adopt(plan)
         return AttachedLinks(plan.host, host, plan.names.host_mac, index, mac, plan.mtu or parent.mtu)
 
     def detached(self, plan: AttachPlan) -> None:
         """See ``podway.Way``."""
+        with self._lock:
+            self._places.pop(plan.host, None)
 
     def cut_off(self, plan: AttachPlan) -> list[bytes]:  # noqa: ARG002 - see below
         """See ``podway.Way``: routes and neighbours go with the host end; the child is ``remove_child``'s."""
@@ -80,6 +94,13 @@ class UnderlayChildren:
 
     def adopt(self, plan: AttachPlan) -> None:
         """See ``podway.Way``."""
+        with self._lock:
+            self._places[plan.host] = frozenset(item.address for item in child_of(plan).addresses)
+
+    def need(self, gone: Collection[bytes | int]) -> bool:
+        """Whether a pod here needs what ``podroutewatch`` says has gone."""
+        with self._lock:
+            return podlegs.needed(self._places, gone)
 
     def repair(self, plans: Collection[AttachPlan], sock: PodSocket, *, inet6: bool) -> list[str]:
         """See ``podway.Way``. The pod's side is the pod's own: CHECK tells of it."""
@@ -89,14 +110,14 @@ class UnderlayChildren:
         done: list[str] = []
         for plan in plans:
             link = child_of(plan)
-            wrong = list(podlegs.faults(leg_plan(plan, plan.mtu), RoutedLeg(gateways=link.gateways), seen))
+            wrong = list(podlegs.faults(leg_plan(plan, plan.mtu), _routed(link), seen))
             if wrong:
                 index = seen.links[plan.host].ifindex
                 msgs = [fault.message for fault in wrong] + _ways(link, index)
                 try_all(sock, msgs, "repair leg", plan.host)
                 done += [fault.text for fault in wrong]
             try:
-                close_leg(plan.host, inet6=inet6)
+                prepare_leg(plan, _routed(link), inet6=inet6)
             except KernelError as error:
                 if error.errno != errno.ENOENT:  # somebody deletes it just now
                     raise
@@ -122,7 +143,7 @@ class UnderlayChildren:
             found.append(f"interface {plan.ifname} is no {link.kind} child of {link.master}")
         found += podcheck.differences(leg, netns_fd, sock)
         said = set(found)
-        faults = podlegs.faults(leg, RoutedLeg(gateways=link.gateways), podlegs.read(sock))
+        faults = podlegs.faults(leg, _routed(link), podlegs.read(sock))
         found += [fault.text for fault in faults if fault.text not in said]
         return found + podcheck.forwarding_differences(link.families)
 
@@ -152,6 +173,11 @@ def child_of(plan: AttachPlan) -> UnderlayChild:
     """The plan's link. The way was chosen by its type."""
     assert isinstance(plan.link, UnderlayChild), plan.link
     return plan.link
+
+
+def _routed(link: UnderlayChild) -> RoutedLeg:
+    """The host end of a leg, as that of a routed pod."""
+    return RoutedLeg(gateways=link.gateways)
 
 
 def leg_plan(plan: AttachPlan, mtu: int) -> AttachPlan:

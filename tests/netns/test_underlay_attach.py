@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pycni.kernel.podroutewatch import RouteWatch
 from pycni.model.podnet import PodNetwork
 from tests.netns.podenv import connect, exchange, links, pings, run, serving
 from tests.netns.underlay_rig import SERVICE, Ground, World, populated, underlay
@@ -128,7 +130,13 @@ def test_check_and_repair_of_the_nodes_side(world):
     pod = world.env.pod()
     previous = {**world.agent.conf(), "prevResult": world.agent.add(pod, "one")}
     before = run("ip route")
-    run(f"ip route del {pod.v4()}")
+    driver = world.agent.driver
+    with contextlib.closing(RouteWatch()) as watch:
+        run("ip route add 198.51.100.0/24 dev eth1 proto 114")
+        run("ip route del 198.51.100.0/24")
+        assert not driver.need(watch.drain()), "nobody's"
+        run(f"ip route del {pod.v4()}")
+        assert driver.need(watch.drain())
     code, answer = world.agent.call("CHECK", pod, previous)
     assert (code, "route to 192.0.2.10/32" in answer["details"]) == (1, True)
     assert any("route to 192.0.2.10/32" in line for line in world.agent.ops.adopt())
