@@ -44,12 +44,16 @@ def curves(
 def bars(
     name: str, title: str, unit: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]
 ) -> Path:
-    """A bar for each series, in each of the groups; values above them. Returns the file's path."""
+    """A bar for each series, in each of the groups; values above them. Returns the file's path.
+
+    A series may lack values of the last groups.
+    """
     figure, axis = plt.subplots(figsize=(7, 4.2))
     width = 0.84 / len(groups)
     for number, group in enumerate(groups):
-        places = [place + number * width for place in range(len(series))]
-        drawn = axis.bar(places, [values[number] for values in series.values()], width * 0.95, label=group)
+        values = {place: item[number] for place, item in enumerate(series.values()) if number < len(item)}
+        places = [place + number * width for place in values]
+        drawn = axis.bar(places, list(values.values()), width * 0.95, label=group)
         axis.bar_label(drawn, fmt="%.3g", fontsize=7)
     axis.set_xticks(
         [place + width * (len(groups) - 1) / 2 for place in range(len(series))], list(series), fontsize=8
