@@ -72,15 +72,18 @@ def gather(lab: Lab) -> Gathered:
     if spec.driver != "netns":
         raise LabError("traces: nodes with kernels of their own cannot be looked into yet", usage=True)
     shared, trouble = _ask_etcd(spec)
+
+    def part(node: LabNode) -> NodePart:
+        mine = [pod for pod in pods if pod.node == node.name]
+        return _part(node, mine, shared, alive=lab.agent(node.name) is not None)
+
     with ThreadPoolExecutor(max(len(nodes), 1)) as pool:
-        parts = list(
-            pool.map(lambda node: _part(node, [pod for pod in pods if pod.node == node.name], shared), nodes)
-        )
+        parts = list(pool.map(part, nodes))
     terms = {node.name: _terms(spec, node, shared) for node in nodes}
     return Gathered(join(parts), LabObjects(Cluster(lab).objects()), terms, trouble)
 
 
-def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None) -> NodePart:
+def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, *, alive: bool) -> NodePart:
     where = Where(node.name, netns.UPLINK, tuple(item.ip.packed for item in node.addresses.values()))
     actual = {NODE: netns.inside(node.namespace, spacestate.read)}
     mine = [(_wanted_pod(pod), pod) for pod in pods if pod.network == "cluster"]
@@ -95,6 +98,7 @@ def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None) -> Nod
         actual=actual,
         wanted=_wanted(where, actual, [want for want, _ in mine], shared) if shared is not None else {},
         pods=tuple(_place(pod) for pod in pods if pod.network == "cluster"),
+        agent="" if alive else "the agent is not running: nobody repairs what is damaged",
     )
 
 

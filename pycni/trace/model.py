@@ -88,7 +88,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = ""
     """Of a hop that ends the way too early: the fault's short, stable name (see ``verdict``)."""
     optional: bool = False
-    """One of several possible ways (endpoints, ECMP): its absence is no fault."""
+    """It cannot always be seen (what is around it is encrypted): its absence is no fault."""
     sight: Sight | None = None
 
     @property

@@ -11,6 +11,9 @@ from pycni.trace import lookup
 OVERHEAD = {"vxlan": (50, 70), "ipip": (20, 40), "wireguard": (60, 80), "tun": (28, 48)}
 """Bytes around a packet by kind of device, over IPv4 and IPv6."""
 
+SECRET = frozenset({"wireguard", "tun"})
+"""Kinds of devices whose packets on the underlay may be encrypted."""
+
 
 class Aim(NamedTuple):
     """A packet on its way to a node."""

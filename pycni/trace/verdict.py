@@ -15,6 +15,7 @@ import msgspec
 
 from pycni.model.family import show
 from pycni.model.space import NODE, NodePart, SpaceState, World
+from pycni.trace.match import Matched
 from pycni.trace.model import Fault, Hop
 from pycni.trace.ways import Path
 
@@ -63,6 +64,59 @@ def judge(world: World, walks: Walks) -> tuple[Fault | None, tuple[Fault, ...]]:
         found = _elsewhere(walks)
     others = [item for item in _suspicions(world, walks) if found is None or item.kind != found.kind]
     return found, tuple(others)
+
+
+def watched(
+    world: World,
+    found: tuple[Fault | None, tuple[Fault, ...]],
+    there: Matched,
+    back: Matched | None,
+    *,
+    answered: bool,
+) -> tuple[Fault | None, tuple[Fault, ...]]:
+    """The verdict once a probe was watched: what happened counts for more than what tables lead to.
+
+    ``answered``: the asker got an answer. ``back`` None: answers of this kind cannot be told from others.
+    """
+    fault, others = found
+    if answered:
+        meant = fault is not None and fault.kind in MEANT
+        return (fault, others) if meant else (None, ((fault, *others) if fault is not None else others))
+    if fault is not None:
+        return fault, others
+    for matched, start, what in ((there, 0, "the packet"), (back, len(there.hops), "the answer")):
+        if matched is not None and matched.lost is not None:
+            return _vanished(world, matched, start, what, others)
+    if back is not None:
+        last = there.hops[-1]
+        cause = "the packet was delivered and nobody answered"
+        return Fault(
+            kind="no-answer", node=last.node, space=last.space, component="socket", cause=cause
+        ), others
+    return None, others
+
+
+def _vanished(
+    world: World, matched: Matched, start: int, what: str, others: tuple[Fault, ...]
+) -> tuple[Fault, tuple[Fault, ...]]:
+    """Seen up to somewhere, and not where it should have been next: with the likeliest of what is wrong there."""
+    index = matched.lost or 0
+    hop = matched.hops[index]
+    seen = next((item for item in reversed(matched.hops[:index]) if item.sight is not None), None)
+    after = f"it was seen last at {_brief(seen)}" if seen is not None else "it was seen nowhere"
+    places = [hop.node, *([seen.node] if seen is not None else [])]
+    likely = [item for item in others if item.node in places and item.kind != "agent-dead"]
+    silent = [name for name in places if name in world.silent]
+    why = likely[0].cause if likely else (world.silent[silent[0]] if silent else "")
+    cause = f"{what} vanishes before {_brief(hop)}; {after}" + (f"; likely: {why}" if why else "")
+    kind = likely[0].kind if likely else "vanished"
+    node = likely[0].node if likely else hop.node
+    lost = Fault(
+        kind=kind, node=node, space=hop.space, component=likely[0].component if likely else hop.component,
+        interface=hop.interface, hop=start + index, cause=cause,
+        command=likely[0].command if likely else "pycnictl trace --json",
+    )  # fmt: skip
+    return lost, tuple(item for item in others if item not in likely[:1])
 
 
 def _stopped(there: Path, back: Path | None) -> Fault | None:

@@ -317,7 +317,7 @@ class _Walker:
             self._hop("neighbour", "forwarded", link.name, detail=words)
         self._overhead = there.overhead
         self._hop("overlay", "encapsulated", link.name, detail=there.words, mtu=link.mtu)
-        if not self._carried(there):
+        if not self._carried(there, hidden=link.kind in overlay.SECRET):
             return
         self._node = there.far
         self._overhead = 0
@@ -328,8 +328,8 @@ class _Walker:
         self._hop("overlay", "decapsulated", opened.name, detail=there.words)
         self._receive(Station(there.far, NODE, opened.name, opened.mac), "pod")
 
-    def _carried(self, there: Aim) -> bool:
-        """Whether the underlay takes it."""
+    def _carried(self, there: Aim, *, hidden: bool) -> bool:
+        """Whether the underlay takes it. ``hidden``: nobody can see there what is inside."""
         outer = lookup.route(self._state(), Query(there.remote))
         detail = lookup.route_text(outer) if outer is not None else "no route"
         if outer is None or outer.kind != "unicast":
@@ -337,9 +337,8 @@ class _Walker:
             self._lose(Lost("underlay", "underlay-no-route", detail, reason))
             return False
         device = self._state().links.get(outer.device)
-        self._hop(
-            "underlay", "forwarded", outer.device, detail=detail, mtu=device.mtu if device is not None else 0
-        )
+        mtu = device.mtu if device is not None else 0
+        self._hop("underlay", "forwarded", outer.device, detail=detail, mtu=mtu, optional=hidden)
         if device is not None and not (device.up and device.carrier):
             self._lose(Lost("underlay", "underlay-down", detail, f"{outer.device} is down"), outer.device)
             return False
@@ -368,6 +367,7 @@ class _Walker:
         reason: str = "",
         mtu: int = 0,
         kind: str = "",
+        optional: bool = False,
     ) -> None:
         self._hops.append(
             Hop(
@@ -382,5 +382,6 @@ class _Walker:
                 mtu=mtu,
                 overhead=self._overhead,
                 kind=kind,
+                optional=optional,
             )
         )
