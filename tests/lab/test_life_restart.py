@@ -103,7 +103,7 @@ def test_the_backend_changes_and_nothing_is_left(fabric: SmallFabric, agent: str
         seconds = took(lambda: not fabric.missing(), fabric.missing, 10.0)
         for node in fabric.nodes:
             for command, word in (("ip -d link", " vxlan id 1 "), ("nft list ruleset", "vtep")):
-                until(partial(_agrees, node, command, word, kind == "vxlan"), node.said, 3.0)
+                until(partial(_agrees, node, command, word, kind == "vxlan"), node.said, 15.0)
         _talks(fabric)
         print(f"{kind}: {seconds:.2f} s")
     assert [node.tables() for node in fabric.nodes] == tables
