@@ -215,9 +215,9 @@ def test_services_lead_to_pods_everywhere_and_answers_come_back(world):
     run(f"nft add rule ip pytproxy pre ip daddr 10.96.0.11 dnat to {two.v4()}")
     for address, server in (("10.96.0.10", world.peer), ("10.96.0.11", two)):
         with serving(server, 80) as listening:
-            assert connect(one, address, 80, listening, 3) == NODE[0]
+            assert connect(one, address, 80, listening, 10) == NODE[0]
         with serving(server, 53, udp=True) as listening:
-            assert exchange(one, address, 53, listening, 3) == NODE[0]
+            assert exchange(one, address, 53, listening, 10) == NODE[0]
 
 
 def test_mapped_ports_of_the_node_lead_to_the_pod(world):
@@ -225,8 +225,8 @@ def test_mapped_ports_of_the_node_lead_to_the_pod(world):
     ports = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
     world.agent.add(pod, "one", world.agent.conf(**ports))
     with serving(pod, 80) as listening:
-        assert connect(world.far, NODE[0], 8080, listening, 3) == NODE[0]
-        assert connect(None, "127.0.0.1", 8080, listening, 3)
+        assert connect(world.far, NODE[0], 8080, listening, 10) == NODE[0]
+        assert connect(None, "127.0.0.1", 8080, listening, 10)
 
 
 def test_routers_of_the_underlay_give_a_pod_no_further_addresses(world):

@@ -66,13 +66,13 @@ def test_policies_hold_between_pods_of_a_node_of_two_nodes_and_the_outside(world
     world.agent.add(lonely, "lone/lonely")
     for family in FAMILIES:
         target = address(db, family)
-        assert reaches(web, target, db, family=family, wait=3), "a pod of the node, by a named port"
-        assert reaches(world.peer, target, db, family=family, wait=3), "a pod of another node"
-        assert reaches(None, target, db, family=family, wait=3), "its node"
+        assert reaches(web, target, db, family=family, wait=10), "a pod of the node, by a named port"
+        assert reaches(world.peer, target, db, family=family, wait=10), "a pod of another node"
+        assert reaches(None, target, db, family=family, wait=10), "its node"
         assert not reaches(web, target, db, 81, family=family), "another port"
         assert not reaches(lonely, target, db, family=family), "a pod of another namespace"
         assert not reaches(world.far, target, db, family=family), "the outside"
-        assert reaches(db, address(lonely, family), lonely, family=family, wait=3), "egress is not isolated"
+        assert reaches(db, address(lonely, family), lonely, family=family, wait=10), "egress is not isolated"
         assert pings(db, address(world.far, family))
 
 
@@ -265,7 +265,7 @@ def test_what_a_pod_undoes_is_put_back(world):
         wait_for(lambda: len(pod.run("nft list tables").splitlines()) == 2, f"tables after {command}")
         wait_for(lambda: not pings(pod, FAR[0], wait=0.3), "policies to hold again")
     assert not pings(pod, FAR[0], wait=0.3)
-    assert reaches(None, pod.v4(), pod, wait=3), "the node reaches its pods"
+    assert reaches(None, pod.v4(), pod, wait=10), "the node reaches its pods"
 
 
 def test_policies_changes_reach_the_pods_they_are_about(world):
@@ -298,7 +298,7 @@ def test_a_pod_is_closed_until_its_policies_are_known(world):
     assert not reaches(world.far, pod.v4(), pod)
     world.agent.read()
     wait_for(lambda: pings(pod, FAR[0]), "the pod to be opened")
-    assert reaches(world.far, pod.v4(), pod, wait=3)
+    assert reaches(world.far, pod.v4(), pod, wait=10)
 
 
 def test_a_pass_that_did_not_know_of_a_pod_does_not_open_it(world):
