@@ -120,7 +120,7 @@ def test_a_life_from_add_to_del(node: AgentNode, pods: list[str]) -> None:
     call(node, "DEL", second, attachment="bridge")
     call(node, "DEL", third)
     until(lambda: "veth" not in sh(node, "ip -o link show type veth | grep -v eth0@"))
-    assert node.reservations("net") == set()
+    until(lambda: node.reservations("net") == set())
     assert "8080" not in sh(node, "nft list table inet pycni_pods")
     assert json.loads(sh(node, "ip -j route show proto 114 type unicast") or "[]") == []
 
