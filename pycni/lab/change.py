@@ -9,7 +9,6 @@ agents follow the net-conf at once there is one step for all of them.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import itertools
 import json
@@ -24,9 +23,10 @@ from typing import Any
 
 import msgspec
 
-from pycni.lab import inside, processes, topology
+from pycni.lab import inside, processes
 from pycni.lab.apply_tables import table
 from pycni.lab.driver import Stream
+from pycni.lab.leases import leases
 from pycni.lab.modes import CLUSTER
 from pycni.lab.report import Progress, writable
 from pycni.lab.run import Lab
@@ -35,7 +35,6 @@ from pycni.lab.stream import StreamReport
 from pycni.lab.topology import LabError
 from pycni.lab.traffic import TrafficReport
 from pycni.model.lease import LeaseAttrs
-from pycni.wire.lease import decode_attrs
 
 PING_S = 0.01
 CALM_S = 0.2
@@ -349,34 +348,6 @@ def _mtu(lab: Lab) -> int:
     return min((network.mtu for node in lab.nodes() if (network := node.pod_network())), default=0)
 
 
-def leases(lab: Lab) -> dict[str, LeaseAttrs]:
-    """What the leases of the lab's nodes say, by node. Raises LabError."""
-    prefix = f"{topology.ETCD_PREFIX}/subnets/"
-    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    body = {"key": _coded(prefix), "range_end": _coded(end)}
-    status, answer = inside.http(
-        topology.fabric_namespace(lab.spec.name),
-        str(topology.underlay_address(lab.spec.families[0], 0).ip),
-        topology.ETCD_PORT,
-        "/v3/kv/range",
-        json.dumps(body),
-    )
-    if status != 200:
-        raise LabError(f"etcd does not list the leases: {status} {answer.strip()[:200]}")
-    found = {}
-    by_address = {str(address.ip): node.name for node in lab.nodes() for address in node.addresses.values()}
-    for item in json.loads(answer).get("kvs", ()):
-        attrs = decode_attrs("lease", base64.b64decode(item["value"]))
-        name = by_address.get(str(attrs.public_ip)) or by_address.get(str(attrs.public_ipv6))
-        if name is not None:
-            found[name] = attrs
-    return found
-
-
-def _coded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
 def _ready_for(lab: Lab, kind: str) -> str:
     """Which nodes are not equipped for a backend, "" when all are."""
     return _lacking(lab, "not ready for", kind, lambda attrs: kind in attrs.types)
@@ -411,7 +382,7 @@ def _other_mtu(lab: Lab) -> str:
 def _lacking(
     lab: Lab, what: str, kind: str, right: Callable[[LeaseAttrs], bool], nodes: Sequence[str] | None = None
 ) -> str:
-    told = leases(lab)
+    told = leases(lab.spec, lab.nodes())
     wanted = nodes if nodes is not None else [node.name for node in lab.nodes()]
     missing = [name for name in wanted if name not in told or not right(told[name])]
     return f"{', '.join(missing)} {what} {kind}" if missing else ""

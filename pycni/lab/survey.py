@@ -11,6 +11,7 @@ from pycni.kernel import netns as kernel_netns
 from pycni.lab import apply_tables, attachments, backends, inside, modes, policy_matrix, topology
 from pycni.lab.ask import ask
 from pycni.lab.cleanup import command
+from pycni.lab.leases import leases
 from pycni.lab.matrix import Matrix, judge_alone, plan, plan_alone
 from pycni.lab.matrix_services import Asker, Try, judge
 from pycni.lab.matrix_services import plan as plan_services
@@ -227,6 +228,7 @@ def status(
     """The object ``lab status --json`` prints."""
     with ThreadPoolExecutor(ASKING) as pool:
         readiness = list(pool.map(LabNode.readiness, nodes))
+    ways = _ways(spec, nodes)
     server = processes.get("etcd")
     return {
         "name": spec.name,
@@ -247,7 +249,7 @@ def status(
             "alive": bool(server and server.alive()),
         },
         "nodes": [
-            _node_status(node, answer, processes.get(node.name))
+            _node_status(node, answer, processes.get(node.name), ways.get(node.name, spec.backend))
             for node, answer in zip(nodes, readiness, strict=True)
         ],
         "pods": [pod_status(pod) for pod in pods],
@@ -293,7 +295,17 @@ def _lone_host(pod: PodRecord, spec: LabSpec) -> Host:
     return Host(pod.name, kernel_netns.path(pod.namespace), addresses, spec.mtu, pod.node)
 
 
-def _node_status(node: LabNode, readiness: Readiness, process: ProcessId | None) -> dict[str, Any]:
+def _ways(spec: LabSpec, nodes: Sequence[LabNode]) -> dict[str, str]:
+    """By which backend nodes are reached: another one than the lab's half-way through a change."""
+    try:
+        return {name: attrs.way for name, attrs in leases(spec, nodes).items()}
+    except LabError:
+        return {}
+
+
+def _node_status(
+    node: LabNode, readiness: Readiness, process: ProcessId | None, backend: str
+) -> dict[str, Any]:
     network = node.pod_network()
     return {
         "name": node.name,
@@ -303,7 +315,7 @@ def _node_status(node: LabNode, readiness: Readiness, process: ProcessId | None)
         "alive": bool(process and process.alive()),
         "ready": readiness.ready,
         "reason": readiness.reason,
-        "backend": node.spec.backend,
+        "backend": backend,
         "subnets": [str(subnet) for subnet in network.subnets] if network else [],
         "mtu": network.mtu if network else None,
         "socket": node.socket,

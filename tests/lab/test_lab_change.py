@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pycni.lab.change import change, leases
+from pycni.lab.change import change
+from pycni.lab.leases import leases
 from pycni.lab.run import Lab
 
 from .conftest import LabMaker
@@ -36,7 +37,7 @@ def test_three_nodes_go_once_round_the_backends_and_nothing_stays_broken(make_la
         assert found.ok, [step.broken for step in found.steps]
         assert found.lost <= dropped(lab) - before, [step.json() for step in found.steps]
         assert all(step.sent > 100 for step in found.steps)
-        assert {attrs.types for attrs in leases(lab).values()} == {(kind,)}
+        assert {attrs.types for attrs in leases(lab.spec, lab.nodes()).values()} == {(kind,)}
         matrix = lab.matrix()  # packets of the new MTU, from and to pods that were made before
         assert matrix.ok, matrix.failed()
     assert {node.name: lab.agent(node.name) for node in lab.nodes()} == agents
@@ -55,14 +56,15 @@ def test_one_node_is_changed_and_the_others_when_their_turn_comes(make_lab: LabM
     ):
         done = ctl("lab", "backend", *words, "--name", name)
         assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
-    assert {attrs.types for attrs in leases(lab).values()} == {("host-gw",)}
+    assert {attrs.types for attrs in leases(lab.spec, lab.nodes()).values()} == {("host-gw",)}
     done = ctl("lab", "backend", "vxlan", "--node", "node2", "--name", name, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert [step["step"] for step in said["steps"]] == ["net-conf", "node2"]
     assert (said["from"], said["to"], said["lost"], said["ok"]) == ("host-gw", "vxlan", 0, True)
     assert said["mtu"] == [1500, 1430]
-    ways = {node: attrs.types for node, attrs in leases(lab).items()}
+    ways = {node: attrs.types for node, attrs in leases(lab.spec, lab.nodes()).items()}
+    assert [node["backend"] for node in Lab.open(name).status()["nodes"]] == ["host-gw", "vxlan"]
     assert ways == {"node1": ("host-gw", "vxlan"), "node2": ("vxlan", "host-gw")}
     done = ctl("lab", "backend", "vxlan", "--name", name)
     assert done.returncode == 0, done.stderr
