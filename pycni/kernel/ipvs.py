@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_GENERIC, NetlinkSocket
 from pycni.wire import ipvs as wire
+from pycni.wire.genl import family_request, parse_family
 from pycni.wire.ipvs import DestInfo, DestKey, DestSpec, ServiceInfo, ServiceKey, ServiceSpec, Timeouts
 
 ServicePut = tuple[ServiceKey, ServiceSpec]
@@ -25,7 +26,7 @@ def available() -> bool:
     """Whether this kernel has IPVS (asking may load the module). Raises KernelError for other failures."""
     with NetlinkSocket(NETLINK_GENERIC) as sock:
         try:
-            sock.request(wire.family_request(), "find netlink family", wire.FAMILY_NAME)
+            sock.request(family_request(wire.FAMILY_NAME), "find netlink family", wire.FAMILY_NAME)
         except KernelError as exc:
             if exc.errno == errno.ENOENT:
                 return False
@@ -40,8 +41,10 @@ class Ipvs:
         """Raises KernelError (ENOENT: the kernel has no IPVS)."""
         self._sock = NetlinkSocket(NETLINK_GENERIC)
         try:
-            replies = self._sock.request(wire.family_request(), "find netlink family", wire.FAMILY_NAME)
-            self._family = wire.parse_family(replies[0])
+            replies = self._sock.request(
+                family_request(wire.FAMILY_NAME), "find netlink family", wire.FAMILY_NAME
+            )
+            self._family = parse_family(replies[0])
         except BaseException:
             self._sock.close()
             raise

@@ -23,6 +23,7 @@ from pycni.model.fabric import UDP_DEVICE, WIREGUARD, WIREGUARD_GO, WireguardLin
 from pycni.model.wireguard import WireguardKey, WireguardPeer, WireguardSecrets, wireguard_text
 from pycni.wire import rtlink
 from pycni.wire import wireguard as wire
+from pycni.wire.genl import family_request, parse_family
 from pycni.wire.netlink import attr_u32
 
 log = logging.getLogger("pycni.kernel")
@@ -300,8 +301,8 @@ class Wireguard:
             self._sock = self._home(lambda: NetlinkSocket(NETLINK_GENERIC))
         if not self._family:
             operation = "find netlink family"
-            [reply] = self._sock.request(wire.family_request(), operation, wire.FAMILY_NAME)
-            self._family = wire.parse_family(reply)
+            [reply] = self._sock.request(family_request(wire.FAMILY_NAME), operation, wire.FAMILY_NAME)
+            self._family = parse_family(reply)
         return self._sock, self._family
 
     def _need_secrets(self, name: str) -> WireguardSecrets:

@@ -3,9 +3,8 @@
     genlmsghdr: u8 command | u8 version | u16 reserved                    (include/uapi/linux/genetlink.h)
     commands, attributes, flags:                                           (include/uapi/linux/ip_vs.h)
 
-A generic netlink family has no fixed message type: ``family_request`` asks the controller for it by name and
-``parse_family`` reads the answer; every other encoder takes that number. Ports and IPv4 netmasks are in network
-order inside their attributes, everything else in host order; addresses always fill 16 bytes.
+The family has no fixed message type: every encoder takes the number that ``wire/genl`` asks for. Ports and IPv4
+netmasks are in network order inside their attributes, everything else in host order; addresses always fill 16 bytes.
 """
 
 from __future__ import annotations
@@ -16,23 +15,19 @@ from typing import NamedTuple
 
 from pycni.model.family import Family, show
 from pycni.model.kube import PROTOCOL_NAMES, SCTP, TCP, UDP
+from pycni.wire.genl import genl_message
 from pycni.wire.netlink import (
-    MalformedError,
     Message,
     attr,
     attr_str,
     attr_u8,
     attr_u16,
     attr_u32,
-    message,
     nested,
     parse_attrs,
     text,
 )
 
-GENL_ID_CTRL = 16
-CTRL_CMD_GETFAMILY = 3
-CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 1, 2
 FAMILY_NAME, VERSION = "IPVS", 1
 
 NEW_SERVICE, SET_SERVICE, DEL_SERVICE, GET_SERVICE = 1, 2, 3, 4
@@ -67,7 +62,6 @@ SCHEDULERS = frozenset(
 )
 """Every scheduler of the kernel (net/netfilter/ipvs); ``twos`` came with 6.3 and is left out."""
 
-_GENL = struct.Struct("=BBH")
 _FLAGS = struct.Struct("=II")
 _STAT64 = struct.Struct("=Q")
 
@@ -166,22 +160,8 @@ class Timeouts(NamedTuple):
     udp: int = 0
 
 
-def family_request() -> bytes:
-    """Ask the controller for the number of the IPVS family (loads the module where that is possible)."""
-    head = _GENL.pack(CTRL_CMD_GETFAMILY, 1, 0)
-    return message(GENL_ID_CTRL, 0, head + attr_str(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME))
-
-
-def parse_family(msg: Message) -> int:
-    """Message type from the controller's answer. Raises MalformedError without one."""
-    found = parse_attrs(msg.payload, 4).get(CTRL_ATTR_FAMILY_ID, b"")
-    if len(found) < 2:
-        raise MalformedError("the answer names no family id")
-    return int(struct.unpack_from("=H", found)[0])
-
-
 def _message(family: int, command: int, *attrs: bytes) -> bytes:
-    return message(family, 0, _GENL.pack(command, VERSION, 0) + b"".join(attrs))
+    return genl_message(family, command, VERSION, *attrs)
 
 
 @lru_cache(maxsize=1024)
@@ -219,11 +199,6 @@ def del_service(family: int, key: ServiceKey) -> bytes:
 def dump_services(family: int) -> bytes:
     """Ask for all virtual servers."""
     return _message(family, GET_SERVICE)
-
-
-def get_service(family: int, key: ServiceKey) -> bytes:
-    """Ask for one virtual server."""
-    return _message(family, GET_SERVICE, nested(ATTR_SERVICE, _identity(key)))
 
 
 def put_dest(family: int, service: ServiceKey, key: DestKey, spec: DestSpec, *, new: bool) -> bytes:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pycni.model.family import show
 from pycni.model.wireguard import KEY_BYTES, Secret
+from pycni.wire.genl import genl_message
 from pycni.wire.netlink import (
     MalformedError,
     Message,
@@ -24,14 +25,10 @@ from pycni.wire.netlink import (
     attr_u8,
     attr_u16,
     attr_u32,
-    message,
     nested,
     parse_attrs,
 )
 
-GENL_ID_CTRL = 16
-CTRL_CMD_GETFAMILY = 3
-CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 1, 2
 FAMILY_NAME, VERSION = "wireguard", 1
 GET_DEVICE, SET_DEVICE = 0, 1
 
@@ -42,7 +39,6 @@ I_FAMILY, I_ADDRESS, I_LENGTH = 1, 2, 3
 F_REMOVE_ME, F_REPLACE_ALLOWED = 1, 2
 AF_INET, AF_INET6 = 2, 10
 
-_GENL = struct.Struct("=BBH")
 _ATTR = struct.Struct("=HH")
 _NO_PSK = bytes(KEY_BYTES)
 
@@ -72,23 +68,9 @@ class DeviceInfo(NamedTuple):
 # the kernel
 
 
-def family_request() -> bytes:
-    """Ask for the number of the family; the kernel answers ENOENT when it has no WireGuard."""
-    body = _GENL.pack(CTRL_CMD_GETFAMILY, 1, 0) + attr_str(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
-    return message(GENL_ID_CTRL, 0, body)
-
-
-def parse_family(msg: Message) -> int:
-    """The number of the family."""
-    payload = parse_attrs(msg.payload, 4).get(CTRL_ATTR_FAMILY_ID)
-    if payload is None:
-        raise MalformedError("answer without CTRL_ATTR_FAMILY_ID")
-    return int(struct.unpack("=H", payload)[0])
-
-
 def get_device(family: int, name: str) -> bytes:
     """Ask for a device with its peers; a dump."""
-    return message(family, 0, _GENL.pack(GET_DEVICE, VERSION, 0) + attr_str(A_IFNAME, name))
+    return genl_message(family, GET_DEVICE, VERSION, attr_str(A_IFNAME, name))
 
 
 def set_device(family: int, name: str, private_key: Secret, port: int) -> bytes:
@@ -141,7 +123,7 @@ def parse_device(messages: Iterable[Message]) -> DeviceInfo:
 
 
 def _set(family: int, name: str, *attrs: bytes) -> bytes:
-    return message(family, 0, _GENL.pack(SET_DEVICE, VERSION, 0) + attr_str(A_IFNAME, name) + b"".join(attrs))
+    return genl_message(family, SET_DEVICE, VERSION, attr_str(A_IFNAME, name), *attrs)
 
 
 def _parse_peer(data: bytes) -> PeerInfo:

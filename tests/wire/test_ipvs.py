@@ -11,7 +11,7 @@ from pycni.model.family import Family
 from pycni.model.kube import SCTP, TCP, UDP
 from pycni.wire import ipvs
 from pycni.wire.ipvs import DestKey, DestSpec, ServiceKey, ServiceSpec
-from pycni.wire.netlink import MalformedError, Message, attr, attr_u16, nested
+from pycni.wire.netlink import MalformedError, Message, attr, nested
 
 FAMILY = 0x21
 
@@ -87,15 +87,6 @@ MESSAGES = {
 def test_messages_are_packed_as_the_kernel_reads_them(name):
     message, wanted = MESSAGES[name]
     assert body(message) == wanted
-
-
-def test_the_family_is_asked_for_by_name_and_read_from_the_answer():
-    message = ipvs.family_request()
-    assert struct.unpack_from("=IHH", message) == (len(message), 16, 0)
-    assert message[16:] == b"\x03\x01\0\0" + b"\x09\0\x02\0IPVS\0\0\0\0"
-    assert ipvs.parse_family(Message(16, 0, 0, b"\x01\x02\0\0" + attr_u16(1, 0x21))) == 0x21
-    with pytest.raises(MalformedError):
-        ipvs.parse_family(Message(16, 0, 0, b"\x01\x02\0\0"))
 
 
 SERVICES = {

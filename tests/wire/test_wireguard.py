@@ -59,10 +59,6 @@ def test_an_ipv6_endpoint_is_a_sockaddr_in6_and_no_psk_is_a_key_of_zeros():
     assert b"\x14\0\2\0" + V6[0][0] + b"\5\0\3\0\x40" in raw
 
 
-def test_the_family_is_asked_for_by_name():
-    assert wire.family_request()[HEADER.size :].hex() == "030100000e000200776972656775617264000000"
-
-
 def as_dump(raw: bytes) -> Message:
     return Message(33, 0, 0, raw[HEADER.size :])
 
