@@ -93,12 +93,12 @@ class Vips:
     def node_addresses(self) -> frozenset[bytes]:
         """Addresses of the node's other devices; loopback ones, and link-local ones of IPv6, are left out.
 
-        Ports of a bridge are not looked at: there are many, and they carry nothing but link-local addresses.
+        Ports of a bridge and host ends of pods are not looked at: there are many, and what they carry is link-local.
         """
         found: set[bytes] = set()
         for msg in self._sock.dump(rtlink.dump_links(), "list links"):
             link = rtlink.parse_link(msg)
-            if link.name != self._name and not link.master:
+            if link.name != self._name and not link.master and not link.alias.startswith(f"{LINK_ALIAS}:"):
                 found |= self._addresses(link.ifindex)
         return frozenset(item for item in found if not ipaddress.ip_address(item).is_loopback)
 

@@ -10,6 +10,7 @@ import pytest
 from pycni.kernel import pod as pod_module
 from pycni.kernel import podlink, podrouted
 from pycni.kernel.podroutewatch import RouteWatch
+from pycni.kernel.vips import Vips
 from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import Bandwidth, PortMapping
 from tests.netns.podenv import FAMILIES, Env, addresses, links, node, pings, run
@@ -66,6 +67,11 @@ def test_the_node_sends_to_pods_by_its_own_address_not_by_the_gateways(env: Env)
     pod = env.attach((4, 6), **PTP)
     assert "src 192.0.2.1" in run(f"ip route get {pod.v4()}")
     assert "src 2001:db8::1" in run(f"ip -6 route get {pod.v6()}")
+    vips = Vips("pycni-ipvs0")
+    try:
+        assert vips.node_addresses() == {ip_address(item).packed for item in ("192.0.2.1", "2001:db8::1")}
+    finally:
+        vips.close()
 
 
 def test_nothing_hangs_on_what_both_ends_know_from_the_start(env: Env):
