@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="default: tcp with a port or to a Service, else icmp",
     )
     parser.add_argument("--predict", action="store_true", help="send nothing: only say what should happen")
+    parser.add_argument(
+        "--pcap", default="", metavar="FILE", help="write the probe's frames to a pcapng file"
+    )
     parser.add_argument("--name", default="default", metavar="LAB", help="the lab (default: default)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -39,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from pycni.trace.report import as_json, as_text  # noqa: PLC0415
 
     started = time.perf_counter()
-    asked = tracing.Asked(args.source, args.target, args.proto)
-    trace = tracing.trace(Lab.open(args.name), asked, started, predict=args.predict)
+    asked = tracing.Asked(args.source, args.target, args.proto, args.predict, args.pcap)
+    trace = tracing.trace(Lab.open(args.name), asked, started)
     if args.json:
         print(json.dumps(as_json(trace), indent=2))
     else:

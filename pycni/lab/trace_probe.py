@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ class Sent(NamedTuple):
     seen: list[Seen]
     refused: str = ""
     """Why it did not leave its socket."""
+    frames: tuple[Frame, ...] = ()
+    """Those that were seen, as they were captured."""
 
 
 def send(lab: Lab, node: str, space: str, flow: Flow) -> Sent:
@@ -60,7 +62,16 @@ def send(lab: Lab, node: str, space: str, flow: Flow) -> Sent:
             frames = capture.read(lambda found: _over(found, node, space, token), PATIENCE_S)
             if time.monotonic() - began < PATIENCE_S:
                 frames += capture.read(lambda _: False, QUIET_S)
-    return Sent(sent, list(_seen(sorted(frames, key=lambda frame: frame.time_ns), token)))
+    mine = [
+        (frame, what)
+        for frame in sorted(frames, key=lambda frame: frame.time_ns)
+        if (what := dissect(frame.data, token, ethernet=frame.ethernet)) is not None
+    ]
+    seen = [
+        Seen(frame.node, frame.space, frame.interface, frame.outgoing, frame.time_ns, len(frame.data), what)
+        for frame, what in mine
+    ]
+    return Sent(sent, seen, frames=tuple(frame for frame, _ in mine))
 
 
 def _spaces(lab: Lab) -> dict[tuple[str, str], str]:
@@ -97,12 +108,3 @@ def _over(found: Sequence[Frame], node: str, space: str, token: int) -> bool:
             if what is not None and what.kind in {"answer", "reset", "error"}:
                 return True
     return False
-
-
-def _seen(frames: Sequence[Frame], token: int) -> Iterator[Seen]:
-    for frame in frames:
-        what = dissect(frame.data, token, ethernet=frame.ethernet)
-        if what is not None:
-            yield Seen(
-                frame.node, frame.space, frame.interface, frame.outgoing, frame.time_ns, len(frame.data), what
-            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from pycni.lab.run import Lab
@@ -16,6 +17,7 @@ from pycni.lab.trace_world import Gathered, gather
 from pycni.trace.cluster import ClusterWays
 from pycni.trace.match import Seen, match
 from pycni.trace.model import UDP, Fault, Flow, Trace
+from pycni.trace.pcap import pcapng
 from pycni.trace.question import Question, ask
 from pycni.trace.verdict import Walks, judge, watched
 from pycni.trace.walk import answer, walk
@@ -32,17 +34,23 @@ class Asked(NamedTuple):
     source: str
     target: str
     protocol: str = ""
+    predict: bool = False
+    """Nothing is sent."""
+    pcap: str = ""
+    """File the probe's frames are written to; "": none."""
 
 
-def trace(lab: Lab, asked: Asked, started: float, *, predict: bool = False) -> Trace:
-    """The trace of a question. ``started``: when it was asked (perf_counter). ``predict``: nothing is sent.
+def trace(lab: Lab, asked: Asked, started: float) -> Trace:
+    """The trace of a question. ``started``: when it was asked (perf_counter).
 
-    Raises QuestionError, LabError, KernelError.
+    Raises QuestionError, LabError, KernelError, OSError (the file cannot be written).
     """
-    known = gather(lab)
-    question = ask(known.world, known.objects, *asked)
+    known, predict = gather(lab), asked.predict
+    question = ask(known.world, known.objects, asked.source, asked.target, asked.protocol)
     probe = Sent(question.flow, []) if predict else send(lab, question.node, question.space, question.flow)
     flow, seen = probe.flow, probe.seen
+    if asked.pcap:
+        Path(asked.pcap).write_bytes(pcapng(probe.frames))
     begin = time.perf_counter()
     walks = _walks(known, ClusterWays(known.objects, known.terms, _chosen(flow, seen)), question, flow)
     predicted_ms = (time.perf_counter() - begin) * 1000

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from scapy.layers.vxlan import VXLAN
+from scapy.utils import rdpcap
 
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
@@ -270,3 +274,17 @@ def test_people_read_a_line_per_hop(world: Lab) -> None:
     assert done.returncode == 0, done.stderr
     for said in ("service     translated  default/shop", "encapsulated  vxlan id 1 to 172.20.0.2", "OK "):
         assert said in done.stdout
+
+
+def test_frames_of_all_interfaces_are_written_to_one_file(world: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "way.pcapng"
+    code, found = trace(world, "pod1", "pod2", "--pcap", str(file))
+    assert code == 0, found["fault"]
+    packets = rdpcap(str(file))
+    probes = [packet for packet in packets if packet.haslayer("ICMP") and packet["ICMP"].type == 8]
+    wrapped = [packet for packet in probes if packet.haslayer("VXLAN")]
+    assert len(wrapped) == 2, "leaving one node and entering the other"
+    assert {packet[VXLAN].vni for packet in wrapped} == {1}
+    times = [float(packet.time) for packet in packets]
+    assert times == sorted(times)
+    assert abs(times[0] - time.time()) < 3600
