@@ -45,11 +45,9 @@ async def _counted(source: Router) -> bool:
     return f"{MANY + 1} of" in await source.show("route count where bgp_path.len > 0")
 
 
-@pytest.mark.parametrize(
-    ("engine", "kinds"), [("bird", (Frr, GoBgp)), ("exabgp", (Frr,))], ids=["bird", "exabgp"]
-)
+@pytest.mark.parametrize("engine", ["bird", "exabgp"])
 def test_ten_thousand_routes_go_both_ways(
-    netns_factory: Callable[[], str], tmp_path: Path, engine: str, kinds: tuple[type[Frr | GoBgp], ...]
+    netns_factory: Callable[[], str], tmp_path: Path, engine: str
 ) -> None:
     async def story() -> None:
         switch = Switch(netns_factory)
@@ -61,10 +59,11 @@ def test_ten_thousand_routes_go_both_ways(
             return sum(1 for item in found if item["dst"].startswith("10."))
 
         def make() -> list[Any]:
-            numbered = [
-                kind(switch, 11 + place, tmp_path, 1, 65011 + place) for place, kind in enumerate(kinds)
-            ]
-            return [*numbered, _source(switch, tmp_path)]
+            # exabgp sends no keepalives while it is busy, so nobody may be impatient.
+            made: list[Any] = [Frr(switch, 11, tmp_path, 1, 65011, hold=90)]
+            if engine == "bird":
+                made.append(GoBgp(switch, 12, tmp_path, 1, 65012))
+            return [*made, _source(switch, tmp_path)]
 
         with running(make) as (*fabric, source):
             async with running_nodes(one, settings=SETTINGS):

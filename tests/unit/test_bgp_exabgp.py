@@ -60,6 +60,19 @@ def _update(**update: object) -> str:
             [speech.Opened(PEER, "1.1.1.1", 0)],
         ),
         (
+            _line(
+                "open",
+                direction="receive",
+                open={
+                    "router_id": "1.1.1.1",
+                    "capabilities": {
+                        "64": {"name": "graceful restart", "time": 120, "address-family-flags": {}}
+                    },
+                },
+            ),
+            [speech.Opened(PEER, "1.1.1.1", 0)],
+        ),
+        (
             _update(
                 attribute={"origin": "igp"},
                 announce={"ipv4 unicast": {"192.0.2.9": [{"nlri": "10.1.0.0/24"}, {"nlri": "10.2.0.0/24"}]}},
@@ -87,6 +100,7 @@ def _update(**update: object) -> str:
         "down",
         "open",
         "open without restart",
+        "open of one who only helps",
         "update",
         "end of RIB",
         "empty",

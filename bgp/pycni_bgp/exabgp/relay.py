@@ -27,6 +27,8 @@ from pycni_bgp.exabgp.memory import Memory
 PENDING_MAX = 64 << 20
 """Bytes an agent may be behind."""
 TICK_S = 1.0
+FINISH_S = 1.0
+"""From the last announcement of a first telling to the word that these were all."""
 CHUNK = 1 << 18
 
 
@@ -50,6 +52,8 @@ class Relay:
         self._to_agent, self._to_exabgp = bytearray(), bytearray()
         self._announced: dict[str, dict[str, str]] = {}
         self._up: set[str] = set()
+        self._finish_at: dict[str, float] = {}
+        """When neighbours are told that all has been said."""
         self._heard = False
         """Whether an agent has said what is to be announced: before that nothing is complete."""
         self._selector = selectors.DefaultSelector()
@@ -80,6 +84,7 @@ class Relay:
                 elif key.fileobj is self._agent:
                     self._serve(mask)
             self._tell(self._memory.tick(time.monotonic()))
+            self._finish()
 
     # --- exabgp --------------------------------------------------------------------------------------------------
 
@@ -108,9 +113,21 @@ class Relay:
             if self._heard:
                 # Once more, whole: what was said before exabgp knew this neighbour it has not kept.
                 self._say(speech.commands(event.peer, {}, self._announced.get(event.peer, {})))
-                self._say(speech.finished(event.peer))
+                self._told(event.peer)
         elif event.state == "down":
             self._up.discard(event.peer)
+            self._finish_at.pop(event.peer, None)
+
+    def _told(self, peer: str) -> None:
+        """All is said to a neighbour, which is told so a little later: exabgp works on several commands at once."""
+        self._finish_at[peer] = time.monotonic() + FINISH_S
+
+    def _finish(self) -> None:
+        if self._to_exabgp:
+            return
+        for peer in [peer for peer, due in self._finish_at.items() if time.monotonic() >= due]:
+            del self._finish_at[peer]
+            self._say(speech.finished(peer))
 
     def _say(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -175,4 +192,4 @@ class Relay:
         if not self._heard:
             self._heard = True
             for peer in sorted(self._up):
-                self._say(speech.finished(peer))
+                self._told(peer)

@@ -75,7 +75,8 @@ def _opened(peer: str, said: Mapping[str, Any]) -> Opened:
     restart = 0
     for capability in said.get("capabilities", {}).values():
         if isinstance(capability, Mapping) and capability.get("name") == "graceful restart":
-            restart = int(capability.get("time", 0))
+            # Without families it only helps others, whatever time stands there (RFC 4724, 3).
+            restart = int(capability.get("time", 0)) if capability.get("address-family-flags", True) else 0
     return Opened(peer, said["router_id"], restart)
 
 
