@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 COMMANDS = {
+    "status": ("pycni.cli_status", "how this node is: parts, lease, peers, last errors, repairs"),
     "lab": ("pycni.lab.cli", "pod networks of namespaces on this machine: make, look at, try, remove"),
     "services": ("pycni_proxy.cli_services", "services of this node: addresses, endpoints, connections"),
     "policy": (
@@ -34,6 +35,8 @@ COMMANDS = {
         "BGP of this node: sessions, what is announced to whom and why not, learned routes",
     ),
     "wireguard": ("pycni.cli_wireguard", "this node's WireGuard key: show it, have it changed"),
+    "ipam": ("pycni.cli_ipam", "addresses of pods: what is irregular, who has which, taking one back"),
+    "dump": ("pycni.cli_dump", "wanted and actual state of this node's kernel, and where they differ"),
     "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 

@@ -25,6 +25,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import NoReturn, TypeVar
 
+from pycni.agent import status_dump
 from pycni.agent.health import Health
 from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.metrics import Registry
@@ -144,7 +145,7 @@ class ProxyComponent:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about services."""
-        return {"/services": self._answer}
+        return {"/services": self._answer, "/dump/services": self._dump}
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The pods of this node, once the agent has their records; for data planes that serve pods one by one."""
@@ -332,6 +333,13 @@ class ProxyComponent:
         problems = self._checks.problems
         base = status.Base(self._settings.node_name, notes, self.report.reason, self._surroundings.others)
         return await self._work(partial(status.answer, base, engine, self.history, problems, query))
+
+    async def _dump(self, _query: str) -> Response:
+        """``/dump/services``: what is wanted of every data plane, and what it has."""
+        engine = self._engine
+        if engine is None:
+            return Response(503, body=f"services are not programmed yet: {self.report.reason}\n")
+        return await self._work(partial(status_dump.answer, partial(status.dump, engine)))
 
     def _frontends(self) -> status.Frontends:
         return self._engine.frontends() if self._engine is not None else {}

@@ -84,6 +84,7 @@ class ProxyReport:
                 result.operations,
             )
         elif result.full and result.operations and not result.services:
+            self._health.repaired(PART, result.operations, "rows in the kernel were not as programmed")
             log.warning("services: %d rows were not as programmed and are set right", result.operations)
         else:
             log.debug(

@@ -18,6 +18,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from pycni.agent.httpd import Response
+from pycni.agent.status_dump import tables
+from pycni.agent.status_model import Section
 from pycni.model.family import show
 from pycni.model.kube import PROTOCOL_NAMES
 from pycni.model.service import Frontend, FrontendKey, Target
@@ -179,6 +181,20 @@ def collect(
         others=tuple(base.others),
         services=services,
     )
+
+
+def dump(engine: Engine) -> Sequence[Section]:
+    """Every data plane's tables as wanted and as the kernel has them. Raises KernelError."""
+    return [
+        tables(
+            "services",
+            plane.name,
+            plane.compiler.text,
+            engine.tables(plane.name),
+            plane.driver.read(),
+        )
+        for plane in engine.planes
+    ]
 
 
 def counters(engine: Engine) -> dict[FrontendKey, Counters]:

@@ -15,6 +15,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from pycni.agent.firewall import Firewall, FirewallPlan
 from pycni.agent.reverse_path import ReversePath
 from pycni.backends.compiler import Touched
@@ -87,6 +89,11 @@ class FabricSync:
     def devices(self, names: set[str]) -> Mapping[str, Link]:
         """The devices of the fabric that are ours or have one of these names."""
         return self._driver.read(names).links
+
+    def look(self, desired: FabricState) -> FabricState:
+        """What is there of it, and what else is ours. Raises KernelError."""
+        peers = self._firewall.accepted() if self._opened is not None else frozenset[bytes]()
+        return msgspec.structs.replace(self._driver.read(desired.links.keys()), vtep_peers=peers)
 
     def met(self) -> frozenset[WireguardKey]:
         """WireGuard peers that have agreed on a session with us. Raises KernelError."""

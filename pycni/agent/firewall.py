@@ -89,6 +89,17 @@ class Firewall:
         """Accept VXLAN from these nodes no more. Raises KernelError; the state is unknown then."""
         self._elements("delete", frozenset(peers) & self.peers)
 
+    def accepted(self) -> frozenset[bytes]:
+        """Nodes the kernel's table accepts VXLAN from. Raises KernelError."""
+        if self.lacking:
+            return self.peers
+        try:
+            return self._skeleton()[1]
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return frozenset()
+            raise
+
     def intact(self) -> bool:
         """Whether the table is as it was put, with the peers admitted since. Raises KernelError."""
         if self.plan is None:

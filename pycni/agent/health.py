@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,20 @@ class PartHealth(NamedTuple):
     expires: float | None = None
 
 
+REMEMBERED = 100
+"""Repairs that are told of."""
+
+
+class Repair(NamedTuple):
+    """Something that was not as this agent had made it, and is set right."""
+
+    at: float
+    """Seconds since the epoch."""
+    part: str
+    entries: int
+    what: str
+
+
 class Health:
     """Health by part. ``clock`` is monotonic seconds."""
 
@@ -35,6 +50,15 @@ class Health:
         self._parts: dict[str, PartHealth] = {}
         self._asked: dict[str, Callable[[], str]] = {}
         self._listeners: list[Callable[[], None]] = []
+        self.repairs: deque[Repair] = deque(maxlen=REMEMBERED)
+        """The last ones, oldest first."""
+        self.repaired_entries: dict[str, int] = {}
+        """All there were, by part."""
+
+    def repaired(self, part: str, entries: int, what: str) -> None:
+        """A part found entries of its own changed by somebody else and has set them right."""
+        self.repairs.append(Repair(time.time(), part, entries, what))
+        self.repaired_entries[part] = self.repaired_entries.get(part, 0) + entries
 
     def expect(self, part: str, reason: str = "starting") -> None:
         """Red until the part says otherwise."""

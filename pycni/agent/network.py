@@ -41,6 +41,7 @@ from pycni.backends.masq import TABLE
 from pycni.errors import KernelError
 from pycni.kernel.monitor import Event, Lost, Monitor
 from pycni.kernel.nft_watch import NftWatch
+from pycni.model.fabric import FabricState
 from pycni.model.lease import LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.podnet import PodNetwork
@@ -163,6 +164,24 @@ class NetworkComponent:
         return ""
 
     # --- for pycnictl, on the event loop -----------------------------------------------------------------------
+
+    @property
+    def known(self) -> NetworkPass | None:
+        """What the passes know and did last; None before ``run``."""
+        return self._pass
+
+    @property
+    def waiting(self) -> str:
+        """What keeps net-conf and leases from being followed; "" when nothing does."""
+        return self._source.waiting
+
+    async def fabric(self) -> tuple[FabricState, FabricState] | None:
+        """The fabric as wanted and as the kernel has it; None while nothing is wanted. Raises KernelError."""
+        known = self._pass
+        desired = known.desired if known is not None else None
+        if known is None or desired is None:
+            return None
+        return desired, await self._work(lambda: known.look(desired))
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers."""

@@ -13,6 +13,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from pycni.agent import memory
 from pycni.agent.drift import Concern, Watchman
 from pycni.agent.fabric_sync import FabricSync, Outcome, raise_for
@@ -31,9 +33,9 @@ from pycni.backends.extension import Extension, environment
 from pycni.backends.vxlan import device_name
 from pycni.backends.wireguard import published_key
 from pycni.errors import ConfigError, KernelError
-from pycni.kernel.fabric import Failure
+from pycni.kernel.fabric import Failure, Tables
 from pycni.model.extension import Commands
-from pycni.model.fabric import VxlanLink
+from pycni.model.fabric import FabricState, VxlanLink
 from pycni.model.family import Address, Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
@@ -122,6 +124,24 @@ class NetworkPass:
         """The net-conf to go by: the store's, else the one we were told or remember."""
         found: NetConf | None = self._store.snapshot().of("netconf").get("config", self.conf)
         return found
+
+    @property
+    def compiler(self) -> FabricCompiler | None:
+        """Peers, refusals and what is wanted of them; None before the first plan."""
+        return self._compiler
+
+    @property
+    def desired(self) -> FabricState | None:
+        """A copy of what the kernel is to hold; None before the first plan."""
+        if self._compiler is None:
+            return None
+        state = self._compiler.state
+        tables = {name: dict(getattr(state, name)) for name in ("links", *Tables._fields)}
+        return msgspec.structs.replace(state, **tables)
+
+    def look(self, desired: FabricState) -> FabricState:
+        """What the kernel holds of it (blocking). Raises KernelError."""
+        return self._sync.look(desired)
 
     @property
     def settled(self) -> bool:

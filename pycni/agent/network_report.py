@@ -117,6 +117,7 @@ class NetworkReport:
     def repaired(self, entries: int, why: str) -> None:
         """Somebody else had changed entries of ours."""
         self._repairs.inc(entries)
+        self._health.repaired(FABRIC, entries, why)
         log.warning("%d entries of the fabric were not ours any more and are set right (%s)", entries, why)
 
     def passed(self, _component: str, seconds: float) -> None:

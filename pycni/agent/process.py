@@ -30,6 +30,7 @@ from pycni.agent.metrics import Registry, add_process_metrics, seconds_since_pro
 from pycni.agent.notify import Notifier
 from pycni.agent.settings import Settings
 from pycni.agent.settings_file import Loaded
+from pycni.agent.status_log import NOT_READY
 from pycni.errors import ConfigError, PycniError
 from pycni.reconcile.runner import TaskEndedError, describe, eternal
 
@@ -249,7 +250,7 @@ class _Announcer:
 
     def _say(self, reason: str) -> None:
         if reason:
-            log.warning("not ready: %s", reason)
+            log.warning(NOT_READY, reason)
         elif self._seconds.value():
             log.info("ready again")
         else:

@@ -27,6 +27,7 @@ from pycni.errors import ConfigError
 if TYPE_CHECKING:
     from pycni.agent.cni_ports import EndpointGate
     from pycni.agent.network import NetworkComponent
+    from pycni.agent.status import NodeReport
     from pycni.ipam.endpoints import EndpointStore
     from pycni.sources.kube_client import KubeClient
     from pycni.sources.kube_leases import KubeLeaseSource
@@ -40,9 +41,11 @@ FOLLOWING = frozenset({"proxy", "policy", "bgp"})
 async def wire(context: Context) -> Tasks:
     """Make every part that is switched on. Errors: ``ConfigError`` for settings this node cannot have."""
     from pycni.agent import underlay  # noqa: PLC0415
+    from pycni.agent.status import NodeReport  # noqa: PLC0415
     from pycni.store import Store  # noqa: PLC0415
 
     store = Store()
+    report = NodeReport(context, store)
     tasks: dict[str, Coroutine[Any, Any, object]] = {}
     settings = context.settings
     for part in settings.components:
@@ -58,19 +61,19 @@ async def wire(context: Context) -> Tasks:
         # Refused here, before anything waits for etcd; the component looks again, with the network's families.
         await asyncio.to_thread(underlay.detect, settings)
         leases = _kube_leases(context, client) if settings.kube_subnet_mgr and client else _leases(context)
-        network = _network(context, leases, store)
+        network = report.network = _network(context, leases, store)
         # The fabric first: while the kernel takes its entries there is time for the rest.
         tasks |= {"network": network.run()}
     routes: dict[str, AsyncHandler] = network.routes() if network is not None else {}
     try:
         if FOLLOWING.intersection(settings.components):
             tasks |= await _following(context, store, client, network, listeners, gates, routes)
-        await _serve_control(context, routes)
+        await _serve_control(context, {**routes, **report.routes(routes)})
     except BaseException:
         _drop(tasks)
         raise
     if network is not None:
-        tasks |= {"cni": _serve_cni(context, network, listeners, gates)}
+        tasks |= {"cni": _serve_cni(context, network, listeners, gates, report)}
     return tasks
 
 
@@ -216,9 +219,10 @@ async def _serve_cni(
     network: NetworkComponent,
     listeners: Sequence[Callable[[EndpointStore], None]],
     gates: Sequence[EndpointGate],
+    report: NodeReport,
 ) -> NoReturn:
     module = await asyncio.to_thread(importlib.import_module, "pycni.agent.wiring_cni")
-    await module.serve(context, network, listeners, gates)
+    await module.serve(context, network, listeners, gates, report.attached)
     raise AssertionError("serving is eternal")
 
 

@@ -18,6 +18,7 @@ from pycni.agent.liveness import boot_id
 from pycni.agent.observe import CniObserver, PassObserver, follow_collector, follow_pods
 from pycni.agent.pods import PodKeeper, Pods
 from pycni.agent.process import SERVING, Context
+from pycni.agent.status_ipam import Attached
 from pycni.ipam.endpoints import EndpointStore
 from pycni.ipam.pool import Pools
 from pycni.kernel.pod import PodDriver
@@ -40,10 +41,11 @@ async def serve(
     network: NetworkComponent,
     listeners: Sequence[Callable[[EndpointStore], None]] = (),
     gates: Sequence[EndpointGate] = (),
+    attached: Callable[[Attached], None] = lambda _side: None,
 ) -> NoReturn:
     """Serve CNI calls for ever. ``listeners`` get the records of pods before the first call is served.
 
-    ``gates`` let pods in.
+    ``gates`` let pods in. ``attached`` is told what to ask about pods once calls are served.
 
     Raises ConfigError when the socket cannot be had, OSError for the state folder.
     """
@@ -77,10 +79,16 @@ async def serve(
     server.start()
     exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
     context.health.set(SERVING, ok=True)
+    attached(Attached(endpoints, collector, pods, network.podnet, ops.remove))
     passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
-    keeper = PodKeeper(
-        lambda: [*ops.adopt(), *pods.sweep(network.podnet())], network.podnet, passes, need=pods.need
-    )
+
+    def adopt() -> list[str]:
+        repaired = ops.adopt()
+        for line in repaired:
+            context.health.repaired("pods", 1, line)
+        return [*repaired, *pods.sweep(network.podnet())]
+
+    keeper = PodKeeper(adopt, network.podnet, passes, need=pods.need)
     network.on_podnet = keeper.poke
     follow_pods(context.metrics, endpoints, pools, keeper)
     follow_collector(context.metrics, collector)

@@ -121,6 +121,7 @@ class PolicyReport:
             )
         elif result.full and result.operations and not result.rows:
             self._repairs.inc(result.operations)
+            self._health.repaired(PART, result.operations, "rows in the kernel were not as programmed")
             log.warning("policies: %d rows were not as programmed and are set right", result.operations)
         else:
             log.debug("policies: %d rows, %.4f s", result.operations, seconds)

@@ -23,7 +23,9 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from pycni.agent import status_dump
 from pycni.agent.httpd import AsyncHandler, Response
+from pycni.agent.status_model import Section
 from pycni.errors import KernelError, PycniError
 from pycni.kernel import sysctl
 from pycni.model.family import show
@@ -91,7 +93,12 @@ class Routes:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """By path."""
-        return {"/policies": self._policies, "/policies/explain": self._explain, "/drops": self._drops}
+        return {
+            "/policies": self._policies,
+            "/policies/explain": self._explain,
+            "/drops": self._drops,
+            "/dump/policies": self._dump,
+        }
 
     def close(self) -> None:
         """Close what ``/drops`` reads from."""
@@ -186,6 +193,19 @@ class Routes:
             found[fast.name] = fast.decide
             found[fast.name + explain.KERNEL] = fast.read_back
         return found
+
+    # --- dump ----------------------------------------------------------------------------------------------------
+
+    async def _dump(self, _query: str) -> Response:
+        return await self._work(partial(status_dump.answer, self._tables))
+
+    def _tables(self) -> list[Section]:
+        engine = self._made()
+        plane = engine.plane
+        found = status_dump.tables(
+            "policies", plane.name, plane.compiler.text, engine.tables, plane.driver.read()
+        )
+        return [msgspec.structs.replace(found, notes=(*found.notes, *engine.closed.values()))]
 
     # --- drops ---------------------------------------------------------------------------------------------------
 
