@@ -269,6 +269,7 @@ class GoBgp:
                 {secret}
               [neighbors.timers.config]
                 connect-retry = 1
+                idle-hold-time-after-reset = 1
               [neighbors.graceful-restart.config]
                 enabled = true
                 restart-time = 5

@@ -23,7 +23,10 @@ INSIDE = "203.0.113.1"
 def test_the_other_router_takes_over_when_a_link_is_cut(
     netns_factory: Callable[[], str], tmp_path: Path, engine: str
 ) -> None:
-    """A router's cable first, then the node's own, then its interface is taken down, which empties its kernel."""
+    """A router's cable first, then the node's own, then its interface is taken down, which empties its kernel.
+
+    The second is left out with BFD, which makes no difference to the first.
+    """
 
     async def story() -> None:
         switch = Switch(netns_factory)
@@ -64,10 +67,11 @@ def test_the_other_router_takes_over_when_a_link_is_cut(
                     assert "BFD" in found.error
                 switch.port(11, "up")
                 await whole()
-                switch.port(1, "down")
-                await until(lambda: not first.up() and not second.up(), "nobody hears the node", 30)
-                switch.port(1, "up")
-                await whole()
+                if engine == "exabgp":
+                    switch.port(1, "down")
+                    await until(lambda: not first.up() and not second.up(), "nobody hears the node", 30)
+                    switch.port(1, "up")
+                    await whole()
                 # Sessions may live through this, but the kernel forgets all routes by the interface.
                 execute(one.where, "ip link set eth0 down")
                 assert not one.routes()
