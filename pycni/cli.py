@@ -29,6 +29,10 @@ COMMANDS = {
         "pycni.cli_trace",
         "a packet's way, hop by hop: what should happen, what does, and where they part",
     ),
+    "doctor": (
+        "pycni.cli_doctor",
+        "what is wrong with a node or a lab's nodes: kernel, switches, MTU, offloads, conflicts; --fix",
+    ),
     "drops": ("pycni.cli_drops", "packets that network policies deny: counters, or live"),
     "bgp": (
         "pycni_bgp.cli_bgp",

@@ -1,6 +1,7 @@
-"""The one offload we look at: whether a device leaves checksums of IP packets to what is below it.
+"""Offloads of devices: the one we set (whether checksums of IP packets are left to what is below), others to look at.
 
-Source: include/uapi/linux/ethtool.h; SIOCETHTOOL with ETHTOOL_GSTRINGS, ETHTOOL_GFEATURES and ETHTOOL_SFEATURES.
+Source: include/uapi/linux/ethtool.h; SIOCETHTOOL with ETHTOOL_GSTRINGS, ETHTOOL_GFEATURES, ETHTOOL_SFEATURES
+and ETHTOOL_GDRVINFO.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import errno
 import fcntl
 import socket
 import struct
+from collections.abc import Callable, Iterable
 
 from pycni.errors import KernelError
 
 FEATURE = "tx-checksum-ip-generic"
 
 _SIOCETHTOOL = 0x8946
+_GDRVINFO, _DRVINFO_BYTES = 0x03, 196
 _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
 _SS_FEATURES = 4
 _STRING_BYTES = 32
@@ -25,10 +28,25 @@ _NAME_BYTES = 16
 def tx_checksum(device: str) -> bool:
     """Whether ``tx-checksum-ip-generic`` is on. Raises KernelError (ENODEV; EOPNOTSUPP: no such feature)."""
     bit, count = _feature(device)
-    blocks = (count + 31) // 32
-    reply = _ioctl(device, struct.pack("=II", _GFEATURES, blocks) + bytes(16 * blocks))
-    _, _, active, _ = struct.unpack_from("=IIII", reply, 8 + 16 * (bit // 32))
-    return bool(active >> (bit % 32) & 1)
+    return _active(device, count)(bit)
+
+
+def features(device: str, names: Iterable[str]) -> dict[str, bool]:
+    """Which of these features are on; those the kernel does not know are left out. Raises KernelError (ENODEV)."""
+    bits = _names(device)
+    active = _active(device, len(bits))
+    return {name: active(bits.index(name)) for name in names if name in bits}
+
+
+def driver(device: str) -> str:
+    """Name of the device's driver; "" when it has none to tell. Raises KernelError (ENODEV)."""
+    try:
+        reply = _ioctl(device, struct.pack("=I", _GDRVINFO) + bytes(_DRVINFO_BYTES - 4))
+    except KernelError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return ""
+    return reply[4 : 4 + _STRING_BYTES].split(b"\0", 1)[0].decode(errors="replace")
 
 
 def set_tx_checksum(device: str, *, on: bool) -> bool:
@@ -45,16 +63,28 @@ def set_tx_checksum(device: str, *, on: bool) -> bool:
     return True
 
 
+def _active(device: str, count: int) -> Callable[[int], bool]:
+    """Whether the feature of a bit is on."""
+    blocks = (count + 31) // 32
+    reply = _ioctl(device, struct.pack("=II", _GFEATURES, blocks) + bytes(16 * blocks))
+    return lambda bit: bool(struct.unpack_from("=IIII", reply, 8 + 16 * (bit // 32))[2] >> (bit % 32) & 1)
+
+
 def _feature(device: str) -> tuple[int, int]:
     """Bit of the feature and the number of features."""
+    names = _names(device)
+    if FEATURE not in names:
+        raise KernelError(errno.EOPNOTSUPP, f"find feature {FEATURE}", device)
+    return names.index(FEATURE), len(names)
+
+
+def _names(device: str) -> list[str]:
+    """All features, by bit."""
     reply = _ioctl(device, struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0))
     (count,) = struct.unpack_from("=I", reply, 16)
     names = _ioctl(device, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count) + bytes(_STRING_BYTES * count))
-    for bit in range(count):
-        start = 12 + _STRING_BYTES * bit
-        if names[start : start + _STRING_BYTES].rstrip(b"\0").decode() == FEATURE:
-            return bit, count
-    raise KernelError(errno.EOPNOTSUPP, f"find feature {FEATURE}", device)
+    starts = range(12, 12 + _STRING_BYTES * count, _STRING_BYTES)
+    return [names[at : at + _STRING_BYTES].split(b"\0", 1)[0].decode() for at in starts]
 
 
 def _ioctl(device: str, command: bytes) -> bytes:

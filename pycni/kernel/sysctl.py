@@ -15,7 +15,7 @@ def get(name: str) -> str:
     Raises KernelError (ENOENT: no such switch here).
     """
     try:
-        with open(_file(name), "rb", buffering=0) as file:
+        with open(path(name), "rb", buffering=0) as file:
             return file.read().strip().decode()
     except OSError as exc:
         raise KernelError(exc.errno or 0, "read sysctl", name) from exc
@@ -27,7 +27,7 @@ def put(name: str, value: str | int) -> bool:
     if get(name) == wanted:
         return False
     try:
-        fd = os.open(_file(name), os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path(name), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, wanted.encode())
         finally:
@@ -37,5 +37,6 @@ def put(name: str, value: str | int) -> bool:
     return True
 
 
-def _file(name: str) -> str:
+def path(name: str) -> str:
+    """File of a switch."""
     return ROOT + (name if "/" in name else name.replace(".", "/"))
