@@ -26,7 +26,9 @@ _UDP_FIXED = (5, 7)
 def check(facts: Facts) -> Iterable[Finding]:
     """Of the underlay's device and of overlays."""
     device = underlay(facts)
-    yield from _uplink(device, facts.offloads.get(device, {}))
+    link = facts.space.links.get(device)
+    if link is not None and not link.kind:  # a virtual device has nothing to spare its node
+        yield from _uplink(device, facts.offloads.get(device, {}))
     yield from _overlays(facts, facts.drivers.get(device, ""))
 
 

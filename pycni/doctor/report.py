@@ -52,22 +52,33 @@ def counts(found: Iterable[Finding]) -> dict[str, int]:
 
 
 def as_text(found: Sequence[Finding], nodes: Sequence[str], *, colour: bool = False) -> str:
-    """A block per finding: level and subject, then where, why, what to do and who says so."""
-    several = len(nodes) > 1
-    lines = []
-    for item in found:
-        level = f"\033[{_COLOURS[item.level]}m{item.level:<7}\033[0m" if colour else f"{item.level:<7}"
-        first, *more = _wrapped(item.subject)
-        lines += [f"{level}  {first}", *more]
-        if several:
-            everywhere = set(item.nodes) == set(nodes)
-            lines += _labelled("where", "all nodes" if everywhere else ", ".join(item.nodes))
+    """A table of level, check, nodes and what it is about; under each row why, what to do and who says so."""
+    where = [_where(item, nodes) for item in found]
+    checks = max([len("CHECK"), *(len(item.check) for item in found)])
+    places = max([len("NODES"), *map(len, where)]) if len(nodes) > 1 else 0
+
+    def row(level: str, check: str, place: str, what: str) -> str:
+        return f"{level}  {check:<{checks}}  " + (f"{place:<{places}}  " if places else "") + what
+
+    lines = [row("LEVEL  ", "CHECK", "NODES", "WHAT")] if found else []
+    for item, place in zip(found, where, strict=True):
+        level = f"{item.level:<7}"
+        if colour:
+            level = f"\033[{_COLOURS[item.level]}m{level}\033[0m"
+        lines.append(row(level, item.check, place, item.subject))
         lines += _labelled("why", item.reason)
         lines += _labelled("fix*" if item.fixable else "fix", item.fix)
         lines += _labelled("source", item.source)
     if any(item.fixable for item in found):
         lines.append("* done by pycnictl doctor --fix, and undone by --undo")
     return "\n".join([*lines, summary(found, nodes)])
+
+
+def _where(item: Finding, nodes: Sequence[str]) -> str:
+    """``all``, or up to three names."""
+    if set(item.nodes) >= set(nodes):
+        return "all"
+    return ", ".join(item.nodes[:3]) + (f" and {len(item.nodes) - 3} more" if len(item.nodes) > 3 else "")
 
 
 def summary(found: Sequence[Finding], nodes: Sequence[str]) -> str:
@@ -88,11 +99,12 @@ def sysctl_lines(changes: Mapping[str, Iterable[Change]]) -> list[str]:
 
 
 def _labelled(label: str, text: str) -> list[str]:
-    first, *more = _wrapped(text, 8)
-    return [f"{'':<{_INDENT}}{label:<8}{first.strip()}", *more]
-
-
-def _wrapped(text: str, further: int = 0) -> list[str]:
-    indent = " " * (_INDENT + further)
-    lines = textwrap.wrap(text, _WIDTH - _INDENT - further, break_long_words=False, break_on_hyphens=False)
-    return [lines[0], *(indent + line for line in lines[1:])] if lines else [""]
+    indent = " " * (_INDENT + 8)
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"{'':<{_INDENT}}{label:<8}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -133,7 +133,8 @@ def _reverse_path(facts: Facts) -> Iterable[Finding]:
     strict = [
         (name, 2)
         for device in _uplinks(facts)
-        if max(everywhere, facts.number(name := f"net/ipv4/conf/{device}/rp_filter") or 0) == 1
+        if (own := facts.number(name := f"net/ipv4/conf/{device}/rp_filter")) is not None
+        and max(everywhere, own) == 1
     ]
     if strict:
         because = " (all has 1; the larger of both counts)" if everywhere == 1 else ""
@@ -155,7 +156,7 @@ def _conntrack_room(facts: Facts) -> Iterable[Finding]:
     wanted = min(max(PER_CORE * facts.cores, LEAST), MOST)
     crowded = (used or 0) * 10 >= most * 8
     if crowded:
-        wanted = max(wanted, min(most * 2, MOST))
+        wanted = max(wanted, most * 2)
     raised = [("net.netfilter.nf_conntrack_max", max(most, wanted))]
     buckets = facts.number("net.netfilter.nf_conntrack_buckets")
     if buckets is not None and buckets * 4 < max(most, wanted):
@@ -202,23 +203,23 @@ def _neighbours(facts: Facts) -> Iterable[Finding]:
     counted = [item for item in facts.space.neighbours if item.state not in {"permanent", "noarp", "none"}]
     for ip, size in (("ipv4", 4), ("ipv6", 16)):
         names = [f"net.{ip}.neigh.default.gc_thresh{at}" for at in (1, 2, 3)]
-        now = [facts.number(name) for name in names]
-        if None in now or not isinstance(now[2], int):
+        now = [number for name in names if (number := facts.number(name)) is not None]
+        if len(now) < len(names) or (ip == "ipv6" and "ipv6" not in uses(facts)):
             continue
-        have = sum(len(item.address) == size for item in counted)
-        low = [
-            (name, value)
+        have, most = sum(len(item.address) == size for item in counted), now[2]
+        full = have * 10 >= most * 8
+        wanted = [
+            (name, max(value, was, was * 2 * full))
             for name, value, was in zip(names, GC_THRESHOLDS, now, strict=True)
-            if was is not None and was < value
         ]
-        if have * 10 >= now[2] * 8 or now[2] < GC_THRESHOLDS[2] // 8:
-            full = have * 10 >= now[2] * 8
-            yield _found(
-                facts, "neighbours-full" if full else "neighbours-few", "error" if full else "warning", low,
-                f"{have} neighbours are known here, {now[2]} fit for all namespaces of the machine together; "
-                'beyond that packets to new ones are dropped ("neighbour table overflow")',
-                f"arp(7); {_IP_SYSCTL}: neigh/default/gc_thresh3; Charmed Kubernetes' defaults",
-            )  # fmt: skip
+        said = f"{most} fit for all namespaces of the machine together; beyond that packets to new ones are dropped"
+        source = f"arp(7); {_IP_SYSCTL}: neigh/default/gc_thresh3; Charmed Kubernetes' defaults"
+        if full:
+            reason = f"{have} neighbours are known in this namespace alone, {said}"
+            yield _found(facts, "neighbours-full", "error", wanted, reason, source)
+        elif most < GC_THRESHOLDS[2] // 8:
+            crowded = have * 2 >= now[1]
+            yield _found(facts, "neighbours-few", "warning" if crowded else "info", wanted, said, source)
 
 
 def _ports(facts: Facts) -> Iterable[Finding]:
