@@ -30,7 +30,7 @@ from pycni.lab.topology import LabSpec, pod_namespace
 from tests.proxy.uml_boot import boot
 
 BACKENDS = os.environ.get("BACKENDS", "host-gw,bgp,vxlan,wireguard,udp,udp+psk").split(",")
-ROUNDS = int(os.environ.get("BACKEND_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("BACKEND_ROUNDS", "5"))
 SECONDS = int(os.environ.get("BACKEND_SECONDS", "1"))
 CABLE = Variant("cable", "hand")
 AS_BY_HAND = ">= 0.97"
