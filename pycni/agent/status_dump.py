@@ -173,14 +173,23 @@ def difference(desired: Sequence[str], actual: Sequence[str]) -> tuple[tuple[str
 
 
 Placed = tuple[tuple[str, ...], str]
+ELEMENTS = "elements = {"
+"""How nft(8) begins the elements of a set: each is a line of its own here, whatever stands beside it."""
 
 
 def _placed(lines: Sequence[str]) -> Iterable[Placed]:
     """Each line with the lines that open the blocks it is in; what only closes a block says nothing."""
     blocks: list[str] = []
+    among_elements = False
     for line in lines:
         words = line.strip()
-        if words.startswith("}"):
+        if among_elements or words.startswith(ELEMENTS):
+            words = words.removeprefix(ELEMENTS)
+            among_elements = not words.endswith("}")
+            yield from (
+                (tuple(blocks), item.strip()) for item in words.rstrip("}").split(",") if item.strip()
+            )
+        elif words.startswith("}"):
             if blocks:
                 blocks.pop()
         elif words:
