@@ -169,7 +169,7 @@ def _conntrack_room(facts: Facts) -> Iterable[Finding]:
     elif most < wanted or len(raised) > 1:
         yield _found(
             facts, "conntrack-small", "warning", raised,
-            f"room for {most} connections in {buckets} chains; {facts.cores} cores serve {wanted}, "
+            f"room for {most} connections in {buckets} chains; by {facts.cores} CPUs it should be {wanted}, "
             "and at most four to a chain keep looking up fast",
             _KUBE_PROXY,
         )  # fmt: skip

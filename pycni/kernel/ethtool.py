@@ -28,14 +28,15 @@ _NAME_BYTES = 16
 def tx_checksum(device: str) -> bool:
     """Whether ``tx-checksum-ip-generic`` is on. Raises KernelError (ENODEV; EOPNOTSUPP: no such feature)."""
     bit, count = _feature(device)
-    return _active(device, count)(bit)
+    return _state(device, count)(bit)[1]
 
 
 def features(device: str, names: Iterable[str]) -> dict[str, bool]:
-    """Which of these features are on; those the kernel does not know are left out. Raises KernelError (ENODEV)."""
+    """Which of these features are on; those the device cannot have are left out. Raises KernelError (ENODEV)."""
     bits = _names(device)
-    active = _active(device, len(bits))
-    return {name: active(bits.index(name)) for name in names if name in bits}
+    state = _state(device, len(bits))
+    found = {name: state(bits.index(name)) for name in names if name in bits}
+    return {name: active for name, (available, active) in found.items() if available or active}
 
 
 def driver(device: str) -> str:
@@ -63,11 +64,16 @@ def set_tx_checksum(device: str, *, on: bool) -> bool:
     return True
 
 
-def _active(device: str, count: int) -> Callable[[int], bool]:
-    """Whether the feature of a bit is on."""
+def _state(device: str, count: int) -> Callable[[int], tuple[bool, bool]]:
+    """Whether the feature of a bit can be switched, and whether it is on."""
     blocks = (count + 31) // 32
     reply = _ioctl(device, struct.pack("=II", _GFEATURES, blocks) + bytes(16 * blocks))
-    return lambda bit: bool(struct.unpack_from("=IIII", reply, 8 + 16 * (bit // 32))[2] >> (bit % 32) & 1)
+
+    def state(bit: int) -> tuple[bool, bool]:
+        available, _, active, _ = struct.unpack_from("=IIII", reply, 8 + 16 * (bit // 32))
+        return bool(available >> (bit % 32) & 1), bool(active >> (bit % 32) & 1)
+
+    return state
 
 
 def _feature(device: str) -> tuple[int, int]:

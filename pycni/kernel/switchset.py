@@ -110,6 +110,8 @@ def undo(file: str) -> Outcome:
                 continue
             try:
                 sysctl.put(item.name, item.before)
+                if (now_is := sysctl.get(item.name)) != item.before:
+                    raise KernelError(errno.EIO, f"set sysctl to {item.before}", item.name, f"it is {now_is}")
             except KernelError as error:
                 trouble.append(str(error))
                 left.append(item)

@@ -29,7 +29,7 @@ def put(name: str, value: str | int) -> bool:
     try:
         fd = os.open(path(name), os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, wanted.encode())
+            os.write(fd, (wanted or "\n").encode())  # of nothing the kernel would take nothing
         finally:
             os.close(fd)
     except OSError as exc:
