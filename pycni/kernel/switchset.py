@@ -80,6 +80,10 @@ def apply(changes: Iterable[Change], file: str) -> Outcome:
                 sysctl.put(change.name, change.after)
                 # Read back: the kernel rounds some values.
                 made = Change(change.name, before, sysctl.get(change.name))
+                if made.after == before:
+                    raise KernelError(
+                        errno.EIO, f"set sysctl to {change.after}", change.name, f"it stays {before}"
+                    )
             except KernelError as error:
                 trouble.append(str(error))
                 _save(file, record)
