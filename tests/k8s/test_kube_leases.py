@@ -74,7 +74,7 @@ def test_a_lease_is_the_nodes_pod_network_and_says_so_in_flannels_words(tmp_path
         assert all(each.path == "/api/v1/nodes/n1/status" for each in patches), (
             "flannel's roles allow nothing else"
         )
-        await until(lambda: "status" in server.world.objects["nodes"]["", "n1"])
+        await until(lambda: server.world.objects["nodes"]["", "n1"].get("status"))
         (condition,) = server.world.objects["nodes"]["", "n1"]["status"]["conditions"]
         assert (condition["type"], condition["status"], condition["reason"]) == (
             "NetworkUnavailable",

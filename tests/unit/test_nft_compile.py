@@ -59,19 +59,22 @@ def test_the_compiler_is_one():
 
 
 CHAINS_OF = {
-    "cluster ip": ("cluster4-vip-random-5", ("outside 4 mark", "dnat 4 vip random 5 0")),
+    "cluster ip": ("cluster4-vip-random-5", ("outside 4 mark", "dnat 4 vip random 5 0", "drop")),
     "nobody": ("refuse", None),
     "silence": ("drop", None),
-    "node port v6": ("others6-port-random-3", ("mark", "dnat 6 port random 3 0")),
-    "external ip": ("others4-vip-random-2", ("mark", "dnat 4 vip random 2 0")),
+    "node port v6": ("others6-port-random-3", ("mark", "dnat 6 port random 3 0", "drop")),
+    "external ip": ("others4-vip-random-2", ("mark", "dnat 4 vip random 2 0", "drop")),
     "rr": (
         "cluster4-vip-turn-3-0a6000030600000000500000",
-        ("outside 4 mark", "dnat 4 vip turn 3 0"),
+        ("outside 4 mark", "dnat 4 vip turn 3 0", "drop"),
     ),
-    "sh": ("cluster4-vip-source-3", ("outside 4 mark", "dnat 4 vip source 3 0")),
-    "sh by port v6": ("cluster6-vip-source-port-3", ("outside 6 mark", "dnat 6 vip source-port 3 0")),
-    "dh": ("cluster4-vip-destination-3", ("outside 4 mark", "dnat 4 vip destination 3 0")),
-    "mh": (f"cluster4-vip-source-port-{SLOTS}", ("outside 4 mark", f"dnat 4 vip source-port {SLOTS} 0")),
+    "sh": ("cluster4-vip-source-3", ("outside 4 mark", "dnat 4 vip source 3 0", "drop")),
+    "sh by port v6": ("cluster6-vip-source-port-3", ("outside 6 mark", "dnat 6 vip source-port 3 0", "drop")),
+    "dh": ("cluster4-vip-destination-3", ("outside 4 mark", "dnat 4 vip destination 3 0", "drop")),
+    "mh": (
+        f"cluster4-vip-source-port-{SLOTS}",
+        ("outside 4 mark", f"dnat 4 vip source-port {SLOTS} 0", "drop"),
+    ),
     "affinity v6": (
         "cluster6-vip-random-2-10800s",
         (
@@ -80,6 +83,7 @@ CHAINS_OF = {
             "forget 6 vip",
             "learn 6 vip random 2 0 10800",
             "pick 6 vip random 2 0",
+            "drop",
         ),
     ),
 }
@@ -101,8 +105,8 @@ def test_local_traffic_is_told_apart_by_its_source():
         "goto plain4-port-random-1",
     )
     chains = {unsharded(name): tuple(map(unsharded, rules)) for name, rules in tables[CHAINS].items()}
-    assert chains["plain4-port-random-3-1024"] == (f"dnat 4 port random 3 {INSIDE}",)
-    assert chains["plain4-port-random-1"] == ("dnat 4 port random 1 0",)
+    assert chains["plain4-port-random-3-1024"] == (f"dnat 4 port random 3 {INSIDE}", "drop")
+    assert chains["plain4-port-random-1"] == ("dnat 4 port random 1 0", "drop")
     where = frontend_bytes(one.key)
     assert {target_parts(targets(tables, 4)[index(INSIDE + n) + where])[0] for n in range(3)} == {
         target(V4, n).address for n in (1, 2, 3)
@@ -133,9 +137,9 @@ def test_the_nodes_own_traffic_needs_its_address_in_the_ranges():
 @pytest.mark.parametrize(
     ("fields", "rules"),
     [
-        ({"masquerade_all": True}, ("mark", "dnat 4 vip random 1 0")),
-        ({"cluster_networks": ()}, ("dnat 4 vip random 1 0",)),
-        ({"cluster_networks": (net("fd00:244::/32"),)}, ("dnat 4 vip random 1 0",)),
+        ({"masquerade_all": True}, ("mark", "dnat 4 vip random 1 0", "drop")),
+        ({"cluster_networks": ()}, ("dnat 4 vip random 1 0", "drop")),
+        ({"cluster_networks": (net("fd00:244::/32"),)}, ("dnat 4 vip random 1 0", "drop")),
     ],
     ids=["all", "networks not known", "networks known of the other family"],
 )

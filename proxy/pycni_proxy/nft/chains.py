@@ -21,6 +21,9 @@ from pycni_proxy.nft.layout import REFUSE, SHARDS, VERSIONS
 
 INSIDE = 1024
 """Where the indexes of a frontend's cluster-wide pool start, beside the local one's."""
+LOST = "drop"
+"""Ends chains that translate, for a packet that met a row as it changed: sent again, it is translated, whereas one that
+went on would be remembered by connection tracking as nobody's."""
 EMPTY = {Verdict.REJECT: REFUSE, Verdict.DROP: "drop"}
 """Where frontends without targets lead."""
 
@@ -128,7 +131,7 @@ class Chains:
         to = f"{version} {shard} {where}"
         how = f"{choice.how} {choice.size} {offset}"
         if not shape.affinity_s:
-            chains[name] = (*mark, f"dnat {to} {how}")
+            chains[name] = (*mark, f"dnat {to} {how}", LOST)
         else:
             chains[name] = (
                 *mark,
@@ -136,6 +139,7 @@ class Chains:
                 f"forget {to}",
                 f"learn {to} {how} {shape.affinity_s}",
                 f"pick {to} {how}",
+                LOST,
             )
         return name
 
