@@ -5,12 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 output=$(mktemp)
-$python -m pytest -p no:cacheprovider tests/unit tests/wire tests/laws tests/k8s tests/cni tests/proxy >"$output" 2>&1 &
+$python -m pytest -p no:cacheprovider tests/unit tests/wire tests/laws tests/k8s tests/cni tests/netns >"$output" 2>&1 &
 computing=$!
 trap 'kill "$computing" 2>/dev/null || true; rm -f "$output"' EXIT
 trap 'exit 130' INT TERM
 networks=0
-$python -m pytest tests/netns tests/lab || networks=$?
+$python -m pytest tests/lab tests/proxy || networks=$?
 computed=0
 wait "$computing" || computed=$?
 cat "$output"
