@@ -105,6 +105,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, or set, or put back; returns the exit code."""
+    if os.geteuid():
+        raise DoctorError("the doctor looks into the kernel, which needs root")
     places = _of_lab(args) if args.name else [_here(args)]
     if args.undo:
         return _undo(places, as_json=args.json)
@@ -239,8 +241,7 @@ def _uses(spec: LabSpec) -> tuple[str, ...]:
     from pycni.doctor.features import USES  # noqa: PLC0415
 
     words = {spec.attach, spec.backend, f"proxy-{spec.proxy}", f"policy-{spec.policy}"}
-    if spec.family != "ipv4":
-        words.add("ipv6")
+    words |= {family.label for family in spec.families}
     return tuple(word for word in USES if word in words)
 
 

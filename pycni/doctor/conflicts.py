@@ -142,8 +142,9 @@ def _firewalld(facts: Facts) -> Iterable[Finding]:
 
 
 def _forward_policy(facts: Facts) -> Iterable[Finding]:
+    told = {"firewalld"} | ({"filter"} if "docker0" in facts.space.links else set())
     for hook in facts.space.hooks:
-        if hook.hook == "forward" and hook.policy == "drop" and hook.table != "firewalld":
+        if hook.hook == "forward" and hook.policy == "drop" and hook.table not in told:
             where = f"{hook.family} {hook.table} {hook.chain}"
             yield Finding(
                 check="forward-drop",
@@ -171,13 +172,19 @@ def _proxies(facts: Facts) -> Iterable[Finding]:
         return
     both = sorted(item for item in uses(facts) if item.startswith("proxy-"))
     runs = "kube-proxy" in facts.processes
+    if both:
+        reason = (
+            f"two translate the same Services ({', '.join(both)} is ours): the first decides, clean-up fights"
+        )
+    elif runs:
+        reason = "it serves the Services; that is well as long as component proxy is off"
+    else:
+        reason = "its rules go on translating Services as they were when it ended"
     yield Finding(
         check="kube-proxy",
         level="warning" if both else "info",
         subject=f"kube-proxy {'runs here' if runs else 'has left traces'} ({'; '.join(signs)})",
-        reason=f"two translate the same Services ({', '.join(both)} is ours): the first decides, and clean-up fights"
-        if both
-        else "its Services are served by it; that is well as long as component proxy is off",
+        reason=reason,
         fix="remove its DaemonSet and run kube-proxy --cleanup, or leave out component proxy (docs/proxy.md)",
         source="docs/proxy.md; kubernetes.io, kube-proxy reference (--cleanup)",
     )

@@ -10,14 +10,15 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pycni.doctor.model import Facts, Finding
+from pycni.model.tables import POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL
 
 ALWAYS = ""
 USES = (
     "bridge", "ptp", "macvlan", "ipvlan",
     "vxlan", "wireguard", "ipip", "udp",
-    "proxy-nftables", "proxy-ipvs", "proxy-ebpf", "policy-nftables", "policy-ebpf", "bandwidth", "ipv6",
+    "proxy-nftables", "proxy-ipvs", "proxy-ebpf", "policy-nftables", "policy-ebpf", "bandwidth", "ipv4", "ipv6",
 )  # fmt: skip
-"""Attachments, backends, data planes, the bandwidth capability, a family."""
+"""Attachments, backends, data planes, the bandwidth capability, families of pods."""
 _NFT = frozenset({ALWAYS, "proxy-nftables", "policy-nftables"})
 _EBPF = frozenset({"proxy-ebpf", "policy-ebpf"})
 _IPVS = frozenset({"proxy-ipvs"})
@@ -99,10 +100,8 @@ def uses(facts: Facts) -> frozenset[str]:
               if table in names}  # fmt: skip
     if "pycni-ipvs0" in links:
         found.add("proxy-ipvs")
-    if facts.value("net.ipv6.conf.all.disable_ipv6") == "0" and any(
-        len(item.destination) == 16 and item.protocol in {112, 114} for item in facts.space.routes
-    ):
-        found.add("ipv6")
+    ours = [item for item in facts.space.routes if item.protocol in {ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL}]
+    found |= {"ipv4" if len(item.destination) == 4 else "ipv6" for item in ours}
     return frozenset(found)
 
 

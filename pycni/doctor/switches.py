@@ -89,12 +89,19 @@ def _quoted(value: str) -> str:
 
 
 def _forwarding(facts: Facts) -> Iterable[Finding]:
-    if facts.value("net.ipv4.ip_forward") == "0":
+    used = uses(facts)
+    if facts.value("net.ipv4.ip_forward") == "0" and ("ipv4" in used or "ipv6" not in used):
+        idle = "ipv4" not in used
         yield _found(
-            facts, "forwarding-off", "error", [("net.ipv4.ip_forward", 1)],
-            "packets of pods end at this node", "kubernetes.io, Container Runtimes; RFC 1812",
-        )  # fmt: skip
-    if "ipv6" not in uses(facts):
+            facts,
+            "forwarding-off",
+            "warning" if idle else "error",
+            [("net.ipv4.ip_forward", 1)],
+            "packets of pods end at this node"
+            + ("; the agent switches it on when it has a lease" if idle else ""),
+            "kubernetes.io, Container Runtimes; RFC 1812",
+        )
+    if "ipv6" not in used:
         return
     if facts.value("net.ipv6.conf.all.disable_ipv6") == "1":
         yield _found(
@@ -204,7 +211,7 @@ def _neighbours(facts: Facts) -> Iterable[Finding]:
     for ip, size in (("ipv4", 4), ("ipv6", 16)):
         names = [f"net.{ip}.neigh.default.gc_thresh{at}" for at in (1, 2, 3)]
         now = [number for name in names if (number := facts.number(name)) is not None]
-        if len(now) < len(names) or (ip == "ipv6" and "ipv6" not in uses(facts)):
+        if len(now) < len(names) or ip not in (uses(facts) & {"ipv4", "ipv6"} or {"ipv4"}):
             continue
         have, most = sum(len(item.address) == size for item in counted), now[2]
         full = have * 10 >= most * 8

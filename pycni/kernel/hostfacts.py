@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -37,6 +38,8 @@ _CONFIGS = (
     "/lib/modules/{0}/config",
     "/lib/modules/{0}/build/.config",
 )
+_LEGACY = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
+_TIMEOUT_S = 10.0
 _NETWORKD = tuple(f"{folder}/systemd/networkd.conf" for folder in ("/usr/lib", "/run", "/etc"))
 _NM = tuple(f"{folder}/NetworkManager" for folder in ("/usr/lib", "/run", "/etc"))
 
@@ -55,7 +58,7 @@ def read(
     overlays and routes lead to; (): nobody.
     """
     space, release = spacestate.read(), os.uname().release
-    tables = tuple(nft_names.tables())
+    tables, legacy = tuple(nft_names.tables()), tuple(_legacy())
     facts = Facts(
         node=node,
         space=space,
@@ -69,12 +72,8 @@ def read(
         loadable=_loadable(release),
         programs=frozenset(name for name in features.PROGRAMS if shutil.which(name)),
         tables=tables,
-        chains=tuple(
-            (item.family, item.table, item.name)
-            for item in nft_names.chains()
-            if not item.table.startswith(conflicts.OURS)
-        ),
-        legacy=tuple(_legacy()),
+        chains=(*_chains(), *_legacy_chains(legacy)),
+        legacy=tuple(" ".join(item) for item in legacy),
         processes=frozenset(_processes(conflicts.PROGRAMS)),
         networkd=networkd(_NETWORKD),
         unmanaged=tuple(unmanaged(_NM)),
@@ -82,6 +81,12 @@ def read(
         conf_files=tuple(conf_files(conf_folder)),
     )
     return _with_devices(facts, peers)
+
+
+def _chains() -> Iterator[tuple[str, str, str]]:
+    for item in nft_names.chains():
+        if not item.table.startswith(conflicts.OURS):
+            yield item.family, item.table, item.name
 
 
 def _with_devices(facts: Facts, peers: Sequence[bytes] | None) -> Facts:
@@ -219,10 +224,25 @@ def _module(path: str) -> str:
     return os.path.basename(path).partition(".")[0].replace("-", "_")
 
 
-def _legacy() -> Iterator[str]:
-    for family in ("ip", "ip6"):
+def _legacy() -> Iterator[tuple[str, str]]:
+    """Family and name of the tables of iptables' old interface."""
+    for family in _LEGACY:
         with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{family}_tables_names") as lines:
-            yield from (f"{family} {line.strip()}" for line in lines)
+            yield from ((family, line.strip()) for line in lines)
+
+
+def _legacy_chains(tables: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Chains somebody made in them; a table that cannot be listed has none to tell."""
+    for family, table in tables:
+        program = shutil.which(_LEGACY[family])
+        if program is None:
+            continue
+        words = [program, "-w", "2", "-t", table, "-S"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+            for line in done.stdout.splitlines():
+                if line.startswith("-N "):
+                    yield f"{family} legacy", table, line.split()[1]
 
 
 def _processes(names: Iterable[str]) -> Iterator[str]:

@@ -71,6 +71,7 @@ def spoiled(netns: str) -> Iterator[str]:
         sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.core.somaxconn=100
         sysctl -qw net.ipv4.ip_local_port_range='1024 65000'
         sysctl -qw net.ipv4.conf.eth0.forwarding=0 net.ipv4.conf.far.forwarding=0
+        iptables-legacy -t nat -N KUBE-SERVICES; nft add table ip nat
         nft add table inet firewalld
         nft 'add chain inet firewalld f { type filter hook forward priority 10; policy drop; }'
         """,
@@ -103,9 +104,14 @@ def test_what_fix_sets_undo_puts_back_to_the_last_switch(spoiled: str, tmp_path:
     code, found = doctor(spoiled, *words)
     assert code == 1
     checks = {item["check"]: item for item in found["findings"]}
-    assert {name: checks[name]["level"] for name in ("forwarding-off", "mtu-overlay", "firewalld")} == {
-        "forwarding-off": "error", "mtu-overlay": "error", "firewalld": "warning"
-    }  # fmt: skip
+    levels = {
+        "forwarding-off": "warning",
+        "mtu-overlay": "error",
+        "firewalld": "warning",
+        "kube-proxy": "info",
+        "iptables-mix": "warning",
+    }
+    assert {name: checks[name]["level"] for name in levels} == levels
     fixable = {item["check"] for item in found["findings"] if item["fixable"]}
     assert {
         "forwarding-off",
@@ -231,7 +237,10 @@ def test_pings_tell_which_sizes_pass(netns_factory: Callable[[], str]) -> None:
     # Ports forward once their carrier is seen, which the kernel does when it has time.
     assert any(all_answer() for _ in range(100))
     answers = in_space(one, lambda: pathmtu.answered([*there, *nobody], (pathmtu.SMALL, 1400, 1401, 1500)))
-    assert answers == {**dict.fromkeys(there, {pathmtu.SMALL, 1400}), **dict.fromkeys(nobody, set())}
+    assert answers == {
+        **dict.fromkeys(there, frozenset((pathmtu.SMALL, 1400))),
+        **dict.fromkeys(nobody, frozenset()),
+    }
 
 
 def packed(text: str) -> bytes:

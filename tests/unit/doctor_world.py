@@ -82,7 +82,7 @@ def node(name: str = "", *, sysctls: dict[str, str | None] | None = None, **chan
         first=True,
         release="6.1.0-56-cloud-amd64",
         cores=4,
-        uses=("bridge", "vxlan", "proxy-nftables", "policy-nftables", "ipv6"),
+        uses=("bridge", "vxlan", "proxy-nftables", "policy-nftables", "ipv4", "ipv6"),
         kernel=dict.fromkeys(features.OPTIONS, "y"),
         sysctls=values,
         writable=frozenset(values),
