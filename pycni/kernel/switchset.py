@@ -40,7 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     """In the order they were made."""
     along: tuple[Change, ...] = ()
-    """What the kernel did along with them."""
+    """What the kernel sets along with them, as it was and became, changed or not: taking back sets it too."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +92,7 @@ def apply(changes: Iterable[Change], file: str) -> Outcome:
             record = _with(
                 record,
                 made,
-                [Change(name, was, now[name]) for name, was in along.items() if now.get(name, was) != was],
+                [Change(name, was, now[name]) for name, was in along.items() if name in now],
             )
             _save(file, record)
             done.append(made)

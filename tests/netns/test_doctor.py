@@ -70,15 +70,18 @@ def spoiled(netns: str) -> Iterator[str]:
         ip link set flannel.1 mtu 1500 up
         sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.core.somaxconn=100
         sysctl -qw net.ipv4.ip_local_port_range='1024 65000'
-        sysctl -qw net.ipv4.conf.eth0.forwarding=0 net.ipv4.conf.far.forwarding=0
+        sysctl -qw net.ipv4.conf.eth0.forwarding=0 net.ipv4.conf.far.forwarding=1
         iptables-legacy -t nat -N KUBE-SERVICES; nft add table ip nat
         nft add table inet firewalld
         nft 'add chain inet firewalld f { type filter hook forward priority 10; policy drop; }'
         """,
     )
-    yield netns
     file = in_space(netns, switchset.place)
-    assert not os.path.exists(file), "the record is left"
+    try:
+        yield netns
+        assert not os.path.exists(file), "the record is left"
+    finally:
+        Path(file).unlink(missing_ok=True)
 
 
 def switches(space: str) -> dict[str, str]:
@@ -131,7 +134,7 @@ def test_what_fix_sets_undo_puts_back_to_the_last_switch(spoiled: str, tmp_path:
         "2",
         "4096",
     )
-    assert during["net.ipv4.conf.far.forwarding"] == "1"
+    assert during["net.ipv4.conf.eth0.forwarding"] == "1", "the kernel sets it along with ip_forward"
     assert doctor(spoiled, "--fix", *words)[1]["fixed"] == [], "a second time there is nothing to set"
 
     code, done = doctor(spoiled, "--undo")
