@@ -189,11 +189,14 @@ def test_each_damage_is_told_once_with_its_cure(case: Case) -> None:
     assert {item.name: item.after for item in changes([found]).get("", ())} == (case.sets or {})
 
 
-def test_every_rule_has_a_case() -> None:
+def test_every_rule_has_a_case_and_is_described() -> None:
     folder = Path(features.__file__).parent
     text = "".join(file.read_text() for file in folder.glob("*.py"))
     named = set(re.findall(r'check="([a-z0-9-]+)"|_found\(\s*facts,\s*"([a-z0-9-]+)"', text))
-    assert {one or other for one, other in named} == {case.check for case in CASES} | {"mtu-differs"}
+    known = {one or other for one, other in named}
+    assert known == {case.check for case in CASES} | {"mtu-differs"}
+    described = (folder.parents[1] / "docs" / "doctor.md").read_text()
+    assert not [check for check in known if f"`{check}`" not in described]
 
 
 @pytest.mark.parametrize(
