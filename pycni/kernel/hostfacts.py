@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -270,7 +270,11 @@ def _peers(space: SpaceState) -> list[bytes]:
 
 
 def _paths(peers: Sequence[bytes], mtu: int) -> tuple[PathTry, ...]:
-    answers: Mapping[bytes, frozenset[int]] = pathmtu.answered(peers, (pathmtu.SMALL, mtu))
+    answers = {peer: set(sizes) for peer, sizes in pathmtu.answered(peers, (pathmtu.SMALL, mtu)).items()}
+    doubtful = [peer for peer, sizes in answers.items() if sizes == {pathmtu.SMALL}]
+    if doubtful:  # a loaded node or a lossy way must not look like one that is too small
+        for peer, sizes in pathmtu.answered(doubtful, (mtu,)).items():
+            answers[peer] |= sizes
     return tuple(
         PathTry(address=peer, size=mtu, small=pathmtu.SMALL in answers[peer], full=mtu in answers[peer])
         for peer in peers
