@@ -42,6 +42,10 @@ COMMANDS = {
     "ipam": ("pycni.cli_ipam", "addresses of pods: what is irregular, who has which, taking one back"),
     "dump": ("pycni.cli_dump", "wanted and actual state of this node's kernel, and where they differ"),
     "sysdump": ("pycni.cli_sysdump", "a bundle for a bug report: settings, states, logs, kernel; no secrets"),
+    "completion": (
+        "pycni.cli_completion",
+        "a script that completes commands and options in bash, zsh or fish",
+    ),
     "cleanup": ("pycni_proxy.cli_cleanup", "take everything of pycni out of this node's kernel"),
 }
 
