@@ -115,7 +115,10 @@ def _peers(net: NetworkStatus, *, everything: bool) -> list[str]:
     wrong = [peer for peer in net.peers if peer.refused or peer.reachable is False]
     answered = [peer.latency_ms for peer in net.peers if peer.latency_ms is not None]
     shown: Sequence[PeerStatus] = net.peers if everything or len(net.peers) <= FEW else wrong
-    words = [f"{len(net.peers)} peers", f"{len(answered)} reachable"]
+    asked = sum(peer.asked_s is not None for peer in net.peers)
+    words = [f"{len(net.peers)} peer{'s' * (len(net.peers) != 1)}"]
+    if asked:
+        words.append(f"{len(answered)} of {asked} probed reachable")
     if answered:
         words.append(f"{min(answered):.2f}-{max(answered):.2f} ms")
     unreachable = sum(peer.reachable is False for peer in net.peers)
@@ -123,6 +126,8 @@ def _peers(net: NetworkStatus, *, everything: bool) -> list[str]:
         words.append(paint(f"{unreachable} unreachable", "red"))
     if not net.probed:
         words.append("not probed (vtep-probe-port 0)")
+    elif net.peers and not asked:
+        words.append("none probed")
     lines = [f"  peers     {', '.join(words)}"]
     if not shown:
         return lines

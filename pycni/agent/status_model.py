@@ -27,7 +27,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     lease: str
     family: str
-    """IPv4 or IPv6."""
+    """ipv4 or ipv6."""
     subnet: str
     public: str
     """The underlay address it is reached by."""

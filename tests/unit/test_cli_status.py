@@ -32,7 +32,7 @@ def peer(number=1, **fields):
     return PeerStatus(
         **{
             "lease": f"10.5.{number}.0-24",
-            "family": "IPv4",
+            "family": "ipv4",
             "subnet": f"10.5.{number}.0/24",
             "public": f"192.0.2.{number}",
             "backend": "vxlan",
@@ -127,7 +127,7 @@ STATUSES = {
     "all well": (
         status(network(peer())),
         0,
-        ["n1: ready", "1 peers, 1 reachable", "0.25 ms", "drift     none"],
+        ["n1: ready", "1 peer, 1 of 1 probed reachable", "0.25 ms", "drift     none"],
     ),
     "part red": (
         status(network(), ready=False, parts=(PartStatus("proxy", False, "no listing", 3.0),)),

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,12 +14,16 @@ from pycni.agent import status_dump
 from pycni.agent.health import REMEMBERED, Health
 from pycni.agent.httpd import Response
 from pycni.agent.settings import Given, resolve
-from pycni.agent.status import shown
+from pycni.agent.status import peers, shown
 from pycni.agent.status_dump import Dumper, difference, section, tables
 from pycni.agent.status_ipam import Attached, IpamRoutes, RefusedError, release
 from pycni.agent.status_log import KEPT, NOT_READY, Recent
 from pycni.agent.status_model import Dump, IpamStatus
+from pycni.agent.vtep_probe import PeerProbe
+from pycni.backends.base import Refusal
 from pycni.model.fabric import FabricState, VxlanLink
+from pycni.model.family import Family
+from pycni.model.lease import Lease, LeaseAttrs
 from tests.unit.test_collect_runs import Node
 
 NFT = (
@@ -160,6 +166,48 @@ def test_settings_are_shown_without_the_password():
     assert found["iface"] == ["eth7"]
     assert "hunter2" not in str(found)
     assert msgspec.json.decode(msgspec.json.encode(found)) == found
+
+
+def lease(third: int, six: bool = False) -> Lease:
+    return Lease(
+        subnet=ip_network(f"10.5.{third}.0/24"),
+        subnet6=ip_network(f"fd00:5:0:{third}::/64") if six else None,
+        attrs=LeaseAttrs(public_ip=ip_address(f"192.0.2.{third}"), backend_type="vxlan"),
+    )
+
+
+def test_peers_are_listed_by_subnet_with_what_the_probe_found_and_why_others_are_skipped() -> None:
+    leases = {name: lease(number, six=True) for name, number in (("b", 10), ("a", 9))} | {"c": lease(11)}
+    known = SimpleNamespace(
+        compiler=SimpleNamespace(
+            peers={
+                ("b", Family.V4): None,
+                ("b", Family.V6): None,
+                ("a", Family.V4): None,
+                ("gone", Family.V4): 0,
+            },
+            refusals={("c", Family.V4): Refusal("it overlaps")},
+        )
+    )
+    probed = {
+        ("b", Family.V4): PeerProbe(True, 0.00125, 90.0, 90.0),
+        ("a", Family.V4): PeerProbe(False, None, 98.0, 40.0),
+    }
+    found = peers(known, leases, probed, 100.0)  # type: ignore[arg-type]
+    assert [(item.lease, item.family, item.subnet) for item in found] == [
+        ("a", "ipv4", "10.5.9.0/24"),
+        ("b", "ipv4", "10.5.10.0/24"),
+        ("c", "ipv4", "10.5.11.0/24"),
+        ("b", "ipv6", "fd00:5:0:10::/64"),
+    ]
+    assert [(item.reachable, item.latency_ms, item.asked_s, item.answered_s) for item in found] == [
+        (False, None, 2.0, 60.0),
+        (True, 1.25, 10.0, 10.0),
+        (None, None, None, None),
+        (None, None, None, None),
+    ]
+    assert [item.refused for item in found] == ["", "", "it overlaps", ""]
+    assert {item.public for item in found} == {"192.0.2.9", "192.0.2.10", "192.0.2.11"}
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
