@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PRIVILEGED = ("tests/netns/", "tests/lab/", "tests/cni/", "tests/proxy/", "bench/")
+
+
+def pytest_configure() -> None:
+    # A shell's background job ignores SIGINT, and what it starts inherits that: programs under test would not end by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

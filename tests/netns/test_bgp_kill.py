@@ -72,7 +72,11 @@ class World:
             self.start()
         assert self.agent is not None
         self.agent.send_signal(signal.SIGINT)
-        self.agent.communicate()
+        try:
+            self.agent.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         self.agent = None
 
     def pid(self, name: str) -> int:
