@@ -223,4 +223,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         for node in self.nodes.values():
             if address in node.addresses:
                 return node.name, NODE
+        for node in self.nodes.values():
+            state = node.actual.get(NODE)
+            if state is not None and any(item.address == address for item in state.addresses):
+                return node.name, NODE
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pycni.model.space import LinkState, NodePart, PodPlace, SpaceState, World
+from pycni.model.space import NODE, LinkState, NodePart, PodPlace, SpaceState, World
 
 
 def join(parts: Iterable[NodePart], silent: Mapping[str, str] | None = None) -> World:
@@ -18,19 +18,25 @@ def join(parts: Iterable[NodePart], silent: Mapping[str, str] | None = None) -> 
 
 def connect(part: NodePart) -> NodePart:
     """A node whose veth devices know where their other ends are."""
-    return msgspec.structs.replace(part, actual=_paired(part.actual), wanted=_paired(part.wanted))
+    way_out = (NODE, part.underlay)
+    return msgspec.structs.replace(
+        part, actual=_paired(part.actual, way_out), wanted=_paired(part.wanted, way_out)
+    )
 
 
-def _paired(spaces: Mapping[str, SpaceState]) -> dict[str, SpaceState]:
+def _paired(spaces: Mapping[str, SpaceState], way_out: tuple[str, str]) -> dict[str, SpaceState]:
+    """``way_out``: space and name of the underlay's interface, whose other end, if it has one, is not the node's."""
     ends: dict[tuple[int, int], list[tuple[str, LinkState]]] = {}
     for name, state in spaces.items():
         for link in state.links.values():
-            if link.kind == "veth":
+            if link.kind == "veth" and (name, link.name) != way_out:
                 ends.setdefault((link.index, link.peer_index), []).append((name, link))
     found = {}
     for name, state in spaces.items():
         links = {
-            link.name: _with_peer(name, link, ends.get((link.peer_index, link.index), ()))
+            link.name: link
+            if (name, link.name) == way_out
+            else _with_peer(name, link, ends.get((link.peer_index, link.index), ()))
             for link in state.links.values()
         }
         found[name] = msgspec.structs.replace(state, links=links)

@@ -22,6 +22,7 @@ from pycni.model.space import (
 )
 
 _USABLE = frozenset({"permanent", "noarp", "reachable", "stale", "delay", "probe"})
+_CHILDREN = frozenset({"macvlan", "ipvlan"})
 MAIN_RULES = ((0, 255), (32766, 254), (32767, 253))
 
 
@@ -180,12 +181,20 @@ def _ports(world: World, node: str, space: str, bridge: str, *, but: str) -> Ite
 
 
 def _on_underlay(world: World, node: str, space: str, device: str) -> Iterator[Station]:
-    if space != NODE or device != world.nodes[node].underlay:
+    """Nodes' interfaces, and pods that are on the underlay themselves (macvlan, ipvlan)."""
+    link = _space(world, node, space).links[device]
+    mine = (node, space, device)
+    child = link.kind in _CHILDREN
+    if not child and (space != NODE or device != world.nodes[node].underlay):
         return
     for name, part in world.nodes.items():
-        link = _space(world, name, NODE).links.get(part.underlay)
-        if name != node and link is not None:
-            yield Station(name, NODE, part.underlay, link.mac)
+        for where, state in part.actual.items():
+            for item in state.links.values():
+                way_out = where == NODE and item.name == part.underlay
+                # A child and its own parent do not hear each other.
+                deaf = name == node and ((child and way_out) or (not child and item.kind in _CHILDREN))
+                if (way_out or item.kind in _CHILDREN) and (name, where, item.name) != mine and not deaf:
+                    yield Station(name, where, item.name, item.mac)
 
 
 def _space(world: World, node: str, space: str) -> SpaceState:

@@ -363,3 +363,27 @@ def test_two_owners_of_an_address_both_answer() -> None:
     world = changed(1, "d/p13", also(addresses=(AddressState("eth0", packed("10.5.1.2"), 24),)))
     found = lookup.answerers(world, "n1", NODE, "cni0", packed("10.5.1.2"))
     assert sorted(item.space for item in found) == ["d/p12", "d/p13"]
+
+
+def test_the_underlays_end_is_nobodys_in_the_node_whatever_its_number() -> None:
+    """Its peer's index is of another namespace, where numbers are the same: here they are those of pod p12's veth."""
+    world = changed(1, NODE, link("eth0", kind="veth", index=12, peer_index=2))
+    assert world.nodes["n1"].actual[NODE].links["eth0"].peer_space is None
+    there, back = go(world)
+    assert there.arrived
+    assert back.arrived
+
+
+def test_pods_on_the_underlay_meet_there_and_do_not_hear_their_own_node() -> None:
+    def child(state: SpaceState) -> SpaceState:
+        state = link("eth0", kind="macvlan", peer_index=0)(state)
+        routes = (local("192.0.2.50"), to("192.0.2.0/24", "eth0"))
+        return msgspec.structs.replace(
+            state, addresses=(AddressState("eth0", packed("192.0.2.50"), 24),), routes=routes
+        )
+
+    world = changed(1, "d/p12", child)
+    flow = Flow(protocol=ICMP, source=packed("192.0.2.50"), destination=packed("192.0.2.2"))
+    assert walk(world, Quiet(), "n1", "d/p12", flow).arrived
+    own = msgspec.structs.replace(flow, destination=packed("192.0.2.1"))
+    assert walk(world, Quiet(), "n1", "d/p12", own).hops[-1].kind == "nobody-answers"
