@@ -85,7 +85,8 @@ def ran(lab: Lab, *words: str, code: int = 0) -> str:
 
 def reach(lab: Lab) -> set[str]:
     """``from>to port/protocol`` of what is allowed, which has to be what the policies say."""
-    found: dict[str, Any] = json.loads(ran(lab, "matrix", "--policy", "--json"))
+    # Twice the usual patience: what is allowed has to be answered on a busy machine too.
+    found: dict[str, Any] = json.loads(ran(lab, "matrix", "--policy", "--json", "--timeout", "4"))
     assert found["ok"], found
     return {
         f"{item['from']}>{item['to']} {item['port']}/{item['protocol']}"
