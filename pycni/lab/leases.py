@@ -16,29 +16,37 @@ from pycni.wire.lease import decode_attrs
 
 def leases(spec: LabSpec, nodes: Sequence[LabNode]) -> dict[str, LeaseAttrs]:
     """By node; none for a node without a lease. Raises LabError when etcd does not answer."""
-    prefix = f"{topology.ETCD_PREFIX}/subnets/"
-    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    body = {"key": _coded(prefix), "range_end": _coded(end)}
     try:
-        status, answer = inside.http(
-            topology.fabric_namespace(spec.name),
-            str(topology.underlay_address(spec.families[0], 0).ip),
-            topology.ETCD_PORT,
-            "/v3/kv/range",
-            json.dumps(body),
-        )
+        listed = keys_below(spec, f"{topology.ETCD_PREFIX}/subnets/")
     except (OSError, PycniError) as exc:
         raise LabError(f"etcd does not list the leases: {exc}") from exc
-    if status != 200:
-        raise LabError(f"etcd does not list the leases: {status} {answer.strip()[:200]}")
     found = {}
     by_address = {str(address.ip): node.name for node in nodes for address in node.addresses.values()}
-    for item in json.loads(answer).get("kvs", ()):
-        attrs = decode_attrs("lease", base64.b64decode(item["value"]))
+    for value in listed.values():
+        attrs = decode_attrs("lease", value)
         name = by_address.get(str(attrs.public_ip)) or by_address.get(str(attrs.public_ipv6))
         if name is not None:
             found[name] = attrs
     return found
+
+
+def keys_below(spec: LabSpec, prefix: str) -> dict[str, bytes]:
+    """All keys of the lab's etcd below a prefix, by its JSON gateway. Raises LabError, OSError, KernelError."""
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    body = {"key": _coded(prefix), "range_end": _coded(end)}
+    status, answer = inside.http(
+        topology.fabric_namespace(spec.name),
+        str(topology.underlay_address(spec.families[0], 0).ip),
+        topology.ETCD_PORT,
+        "/v3/kv/range",
+        json.dumps(body),
+    )
+    if status != 200:
+        raise LabError(f"{status} {answer.strip()[:200]}")
+    return {
+        base64.b64decode(item["key"]).decode(): base64.b64decode(item["value"])
+        for item in json.loads(answer).get("kvs", ())
+    }
 
 
 def _coded(text: str) -> str:

@@ -6,8 +6,6 @@ the leases and from what CNI gave to pods; a lab whose etcd does not answer has 
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
@@ -18,8 +16,9 @@ import msgspec
 from pycni.backends.masq import Masquerade
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel import spacestate
-from pycni.lab import inside, netns, topology
+from pycni.lab import netns, topology
 from pycni.lab.apply import Cluster
+from pycni.lab.leases import keys_below
 from pycni.lab.node import LabNode
 from pycni.lab.objects import Key, Mappings, decoded
 from pycni.lab.run import Lab
@@ -164,7 +163,7 @@ def _terms(spec: LabSpec, node: LabNode, shared: _Etcd | None) -> NodeTerms:
 def _ask_etcd(spec: LabSpec) -> tuple[_Etcd | None, str]:
     """Net-conf and leases; or why they are not known."""
     try:
-        found = _range(spec, f"{topology.ETCD_PREFIX}/")
+        found = keys_below(spec, f"{topology.ETCD_PREFIX}/")
     except (OSError, KernelError, LabError, msgspec.DecodeError) as error:
         return None, f"etcd does not answer: {error}"
     leases = {}
@@ -179,25 +178,3 @@ def _ask_etcd(spec: LabSpec) -> tuple[_Etcd | None, str]:
         return _Etcd(decode_netconf(found[f"{topology.ETCD_PREFIX}/config"]), leases), ""
     except (KeyError, ConfigError) as error:
         return None, f"the network's configuration: {error}"
-
-
-def _range(spec: LabSpec, prefix: str) -> dict[str, bytes]:
-    """All keys below a prefix, by etcd's JSON gateway."""
-    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    body = {
-        name: base64.b64encode(text.encode()).decode() for name, text in (("key", prefix), ("range_end", end))
-    }
-    status, answer = inside.http(
-        topology.fabric_namespace(spec.name),
-        str(topology.underlay_address(spec.families[0], 0).ip),
-        topology.ETCD_PORT,
-        "/v3/kv/range",
-        json.dumps(body),
-    )
-    if status != 200:
-        raise LabError(f"{status} {answer.strip()[:200]}")
-    found = json.loads(answer)
-    return {
-        base64.b64decode(item["key"]).decode(): base64.b64decode(item["value"])
-        for item in found.get("kvs", ())
-    }

@@ -177,7 +177,6 @@ class PodPlace(msgspec.Struct, frozen=True, kw_only=True):
     host_interface: str = ""
     """The node's end of its veth; "" for pods without one."""
     bridge: str = ""
-    ready: bool = True
 
 
 class NodePart(msgspec.Struct, frozen=True, kw_only=True):

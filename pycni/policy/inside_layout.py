@@ -28,16 +28,16 @@ Rules are words of ``nft.rules`` and of ``spoof_rules``, and three of their own:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 from pycni.policy import spoof_rules
 from pycni.policy.nft import layout, rules
 from pycni.policy.nft.layout import NEIGHBOURS, SIDES, VERSIONS, denial
 from pycni.wire import nftexpr as x
-from pycni.wire.nftmsg import NETDEV_EGRESS, POSTROUTING, PREROUTING, Hook, add_chain, add_rule
-from pycni.wire.nftset import IPV4, IPV6, Field, SetSpec, add_set
-from pycni.wire.nfttable import Schema
+from pycni.wire.nftmsg import NETDEV_EGRESS, POSTROUTING, PREROUTING, Hook
+from pycni.wire.nftset import IPV4, IPV6, Field, SetSpec
+from pycni.wire.nfttable import Schema, fixed_messages
 
 LAYOUT = "1"
 TABLE_ROW, CHAINS = layout.TABLE_ROW, layout.CHAINS
@@ -204,16 +204,6 @@ def _schema(
 ) -> Schema:
     raw = repr((LAYOUT, layout.LAYOUT, table, sorted(chains.items()), sorted(hooks.items())))
     generation = f"pycni {LAYOUT} {hashlib.sha256(raw.encode()).hexdigest()[:16]}"
-
-    def fixed() -> Iterator[bytes]:
-        for number, spec in enumerate(sets.values(), 1):
-            yield add_set(table, spec, number)
-        for name in chains:
-            yield add_chain(table, name, hooks.get(name))
-        for name, some in chains.items():
-            for rule in some:
-                yield add_rule(table, name, instructions(rule), rule)
-
     return Schema(
         table=table,
         generation=generation,
@@ -221,7 +211,7 @@ def _schema(
         chains=CHAINS,
         sets=sets,
         kept=(),
-        fixed=tuple(fixed()),
+        fixed=tuple(fixed_messages(table, sets.values(), chains, hooks, instructions)),
         fixed_chains=chains,
         instructions=instructions,
     )

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pycni.model.family import Family
 from pycni.trace.model import ICMP, ICMPV6, TCP, UDP, Flow
 
 ETHERNET = 14
@@ -185,8 +184,3 @@ def _kind(parts: _Parts, token: int) -> str | None:
     if parts.protocol in _ECHO:
         return "answer" if rest[0] == _ECHO[parts.protocol][1] else "probe"
     return "probe" if parts.protocol == UDP else None
-
-
-def family_number(flow: Flow) -> int:
-    """AF_INET or AF_INET6."""
-    return int(Family.of_packed(flow.source))

@@ -91,11 +91,6 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """It cannot always be seen (what is around it is encrypted): its absence is no fault."""
     sight: Sight | None = None
 
-    @property
-    def ends(self) -> bool:
-        """Whether the packet goes no further."""
-        return self.action in {"delivered", "dropped", "refused"}
-
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Where what should happen and what does part."""

@@ -16,7 +16,8 @@ _ETHERNET, _RAW_IP = 1, 101
 _IF_NAME, _IF_RESOLUTION, _FLAGS = 2, 9, 2
 _NANOSECONDS = bytes([9])
 _INBOUND, _OUTBOUND = 1, 2
-_LONGEST = 0
+_UNLIMITED = 0
+"""Snapshot length."""
 
 
 class Captured(Protocol):
@@ -66,7 +67,7 @@ def _blocks(frames: Iterable[Captured]) -> Iterator[bytes]:
             name = " ".join(part for part in place[:3] if part).encode()
             options = _option(_IF_NAME, name) + _option(_IF_RESOLUTION, _NANOSECONDS) + _option(0, b"")
             kind = _ETHERNET if frame.ethernet else _RAW_IP
-            yield _block(_INTERFACE, struct.pack("=HHI", kind, 0, _LONGEST) + options)
+            yield _block(_INTERFACE, struct.pack("=HHI", kind, 0, _UNLIMITED) + options)
         size = len(frame.data)
         head = struct.pack(
             "=IIIII", numbers[place], frame.time_ns >> 32, frame.time_ns & 0xFFFFFFFF, size, size
