@@ -37,13 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace and print; returns the exit code."""
     # Labs, etcd's codecs and compilers: --help does without.
-    from pycni.lab import tracing  # noqa: PLC0415
     from pycni.lab.run import Lab  # noqa: PLC0415
+    from pycni.lab.tracing import LabEyes  # noqa: PLC0415
     from pycni.trace.report import as_json, as_text  # noqa: PLC0415
+    from pycni.tracing import course  # noqa: PLC0415
 
     started = time.perf_counter()
-    asked = tracing.Asked(args.source, args.target, args.proto, args.predict, args.pcap)
-    trace = tracing.trace(Lab.open(args.name), asked, started)
+    asked = course.Asked(args.source, args.target, args.proto, args.predict, args.pcap)
+    trace = course.trace(LabEyes(Lab.open(args.name)), asked, started)
     if args.json:
         print(json.dumps(as_json(trace), indent=2))
     else:

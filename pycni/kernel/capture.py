@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from pycni.errors import KernelError
 
@@ -27,8 +27,14 @@ _LONGEST = 65535
 _TIMESPEC = struct.Struct("@ll")
 
 Instruction = tuple[int, int, int, int]
-Enter = Callable[[Callable[[], socket.socket]], socket.socket]
-"""Runs a function in a namespace."""
+T = TypeVar("T")
+
+
+class Enter(Protocol):
+    """Runs a function in a namespace."""
+
+    def __call__(self, function: Callable[[], T], /) -> T:
+        """What the function returns. Raises what it raises."""
 
 
 class Frame(NamedTuple):
@@ -51,7 +57,6 @@ class Capture:
     def __init__(self, spaces: Mapping[tuple[str, str], Enter], program: Sequence[Instruction]) -> None:
         """``spaces``: by node and space. Raises KernelError naming the one that cannot be listened to."""
         self._sockets: dict[int, tuple[socket.socket, str, str]] = {}
-        self._poll = select.poll()
         try:
             for (node, space), enter in spaces.items():
                 try:
@@ -60,7 +65,6 @@ class Capture:
                     what = f"{node} {space}".strip()
                     raise KernelError(exc.errno or errno.EIO, "open packet socket", what) from exc
                 self._sockets[sock.fileno()] = sock, node, space
-                self._poll.register(sock, select.POLLIN)
         except BaseException:
             self.close()
             raise
@@ -79,15 +83,26 @@ class Capture:
             sock.close()
         self._sockets.clear()
 
+    def filenos(self) -> tuple[int, ...]:
+        """To poll for reading."""
+        return tuple(self._sockets)
+
+    def drain(self) -> list[Frame]:
+        """What has come in, of one socket after the other; never waits. Raises KernelError."""
+        return [frame for fd in self._sockets for frame in self._drain(fd)]
+
     def read(
         self, done: Callable[[Sequence[Frame]], bool], patience_s: float, limit: int = 10000
     ) -> list[Frame]:
         """Frames in the order of their time stamps: until ``done`` says so, the time is over, or there are too many."""
         found: list[Frame] = []
+        poll = select.poll()
+        for fd in self._sockets:
+            poll.register(fd, select.POLLIN)
         end = time.monotonic() + patience_s
         while len(found) < limit:
             left = end - time.monotonic()
-            for fd, _ in self._poll.poll(max(left, 0) * 1000):
+            for fd, _ in poll.poll(max(left, 0) * 1000):
                 found += self._drain(fd)
             if left <= 0 or done(found):
                 break

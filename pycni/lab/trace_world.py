@@ -27,22 +27,13 @@ from pycni.lab.topology import LabError, LabSpec
 from pycni.model.lease import Lease
 from pycni.model.network import NetConf
 from pycni.model.service import NodeFacts
-from pycni.model.space import NODE, NodePart, PodPlace, SpaceState, World
+from pycni.model.space import NODE, NodePart, PodPlace, SpaceState
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.join import join
 from pycni.trace.wanted import WantedPod, Where, fabric, node_space, own_lease, pod_space
+from pycni.tracing.eyes import Gathered
 from pycni.wire.lease import decode_lease
 from pycni.wire.netconf import decode_netconf
-
-
-class Gathered(NamedTuple):
-    """What a trace goes by."""
-
-    world: World
-    objects: LabObjects
-    terms: Mapping[str, NodeTerms]
-    trouble: str = ""
-    """Why nothing is wanted; "" when it is known."""
 
 
 class LabObjects:

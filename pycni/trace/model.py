@@ -92,6 +92,21 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     sight: Sight | None = None
 
 
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the kernel said of the probe."""
+
+    node: str
+    space: str
+    time_ns: int
+    kind: str
+    """rule (a firewall rule it met), drop (why it was dropped), connection (its conntrack entry)."""
+    detail: str
+    interface: str = ""
+    verdict: str = ""
+    """Of a rule: accept, drop, goto x, ...; of a drop: the kernel's reason."""
+    flow: Flow | None = None
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Where what should happen and what does part."""
 

@@ -1,0 +1,98 @@
+"""What a trace needs of nodes, wherever they are: to look at them, to watch for a probe and to send it.
+
+Life: a lab's nodes are namespaces of this machine (``local``); a cluster's are asked through their agents. ``course``
+does not know which. Everything that travels between nodes is a msgspec value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import msgspec
+
+from pycni.kernel.capture import Frame
+from pycni.model.space import World
+from pycni.trace.cluster import NodeTerms, Objects
+from pycni.trace.model import Flow, Note
+
+
+class Gathered(NamedTuple):
+    """What a trace goes by."""
+
+    world: World
+    objects: Objects
+    terms: Mapping[str, NodeTerms]
+    trouble: str = ""
+    """Why nothing is wanted; "" when it is known."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to watch for."""
+
+    token: int
+    """The probe's 32 random bits."""
+    flow: Flow
+    """The probe as it leaves its socket."""
+    seconds: float = 5.0
+    """The longest a watch lasts, whatever happens to who asked for it."""
+
+
+class Report(NamedTuple):
+    """What was seen and said since the last look."""
+
+    frames: tuple[Frame, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+class Launched(msgspec.Struct, frozen=True, kw_only=True):
+    """A probe that was sent, or was to be."""
+
+    flow: Flow
+    refused: str = ""
+    """Why it did not leave its socket."""
+
+
+class Watching(Protocol):
+    """One node under watch. Closing it leaves nothing behind."""
+
+    def filenos(self) -> Sequence[int]:
+        """To poll for reading."""
+
+    def drain(self) -> Report:
+        """What has come in; never waits. Raises KernelError, OSError."""
+
+    def close(self) -> None:
+        """Stop."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class NodeEyes(Protocol):
+    """One node."""
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+
+    def watch(self, order: Order) -> Watching:
+        """Begin to watch all spaces; ready when this returns. Raises KernelError, OSError."""
+
+    def send(self, space: str, flow: Flow, token: int) -> Launched:
+        """Send one probe from a space, bound to the flow's source. Raises OSError (no socket for it can be had)."""
+
+
+class Eyes(Protocol):
+    """All nodes a trace may lead over."""
+
+    def gather(self) -> Gathered:
+        """Look at everything. Raises PycniError."""
+
+    @property
+    def nodes(self) -> Mapping[str, NodeEyes]:
+        """Those that can be watched."""
