@@ -20,6 +20,16 @@ from typing import NamedTuple
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.model.family import Family
+from pycni.wire.ctnetlink import (
+    FILTER,
+    TUPLE_ORIG,
+    TUPLE_REPLY,
+    ZONE,
+    Tuple,
+    decode_tuple,
+    encode_tuple,
+    head,
+)
 from pycni.wire.netlink import (
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -38,7 +48,6 @@ from pycni.wire.netlink import (
 
 _SUBSYSTEM = 1 << 8
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-TUPLE_ORIG, TUPLE_REPLY, _ZONE, _FILTER = 1, 2, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SOURCE = {Family.V4: 1, Family.V6: 3}
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
@@ -52,15 +61,6 @@ _HEADER = struct.Struct("=HH")
 
 Judge = Callable[[bytes, int, bytes, int], bool]
 """From destination as sent and source of the answers (packed address, port each) to: forget it."""
-
-
-class Tuple(NamedTuple):
-    """One direction of a connection; addresses packed."""
-
-    source: bytes
-    target: bytes
-    source_port: int
-    target_port: int
 
 
 class Flow(NamedTuple):
@@ -82,16 +82,14 @@ def flows(sock: NetlinkSocket, family: Family, protocol: int, port: int) -> list
     """Connections of a protocol to a port, as seen by whoever opened them. Raises KernelError."""
     proto = nested(_TUPLE_PROTO, attr_u8(_PROTO_NUM, protocol), attr_be16(_PROTO_DST_PORT, port))
     flags = attr_u32(_FILTER_ORIG_FLAGS, _BY_PROTO_NUM | _BY_PROTO_DST_PORT)
-    body = (
-        _head(family) + nested(TUPLE_ORIG, proto) + nested(_FILTER, flags, attr_u32(_FILTER_REPLY_FLAGS, 0))
-    )
+    body = head(family) + nested(TUPLE_ORIG, proto) + nested(FILTER, flags, attr_u32(_FILTER_REPLY_FLAGS, 0))
     found = []
     for answer in sock.dump(message(_GET, 0, body), "list connections", f"to port {port}"):
         attrs = parse_attrs(answer.payload, 4)
-        number, original = _tuple(attrs[TUPLE_ORIG], family)
+        number, original = decode_tuple(attrs[TUPLE_ORIG], family)
         if number == protocol and original.target_port == port:
-            zone = _PORT.unpack(attrs[_ZONE])[0] if _ZONE in attrs else 0
-            found.append(Flow(original, _tuple(attrs[TUPLE_REPLY], family)[1], zone))
+            zone = _PORT.unpack(attrs[ZONE])[0] if ZONE in attrs else 0
+            found.append(Flow(original, decode_tuple(attrs[TUPLE_REPLY], family)[1], zone))
     return found
 
 
@@ -102,9 +100,9 @@ def forget(family: Family, protocol: int, port: int, stale: Callable[[Flow], boo
         for flow in flows(sock, family, protocol, port):
             if not stale(flow):
                 continue
-            body = _head(family) + encode_tuple(TUPLE_ORIG, family, protocol, flow.original)
+            body = head(family) + encode_tuple(TUPLE_ORIG, family, protocol, flow.original)
             if flow.zone:
-                body += attr_be16(_ZONE, flow.zone)
+                body += attr_be16(ZONE, flow.zone)
             try:
                 sock.request(message(_DELETE, 0, body), "forget connection", f"to port {port}")
                 gone += 1
@@ -148,7 +146,9 @@ def forget_host(addresses: Collection[bytes]) -> int:
             for listing in _listings(family, hosts):
                 for answer in sock.each(listing):
                     attrs = parse_attrs(answer.payload, 4)
-                    original, reply = (_tuple(attrs[kind], family)[1] for kind in (TUPLE_ORIG, TUPLE_REPLY))
+                    original, reply = (
+                        decode_tuple(attrs[kind], family)[1] for kind in (TUPLE_ORIG, TUPLE_REPLY)
+                    )
                     if not hosts.isdisjoint((original.source, original.target, reply.source)):
                         doomed[_deletion(answer.payload)] = None
         results = sock.batch(list(doomed), "forget connections", "of a host")
@@ -162,15 +162,15 @@ def _listings(family: Family, hosts: Collection[bytes]) -> Iterator[bytes]:
     """What to ask for the connections of some hosts."""
     if hosts and family is Family.V6:
         # The kernel's filter for IPv6 addresses lets through all but those asked for (ctnetlink_filter_match_tuple).
-        yield message(_GET, 0, _head(family))
+        yield message(_GET, 0, head(family))
         return
     for host in hosts:
         for which, end in ((TUPLE_ORIG, 0), (TUPLE_ORIG, 1), (TUPLE_REPLY, 0)):
             flags = {_FILTER_ORIG_FLAGS: 0, _FILTER_REPLY_FLAGS: 0}
             flags[_FILTER_ORIG_FLAGS if which == TUPLE_ORIG else _FILTER_REPLY_FLAGS] = _BY_IP_SOURCE << end
-            chosen = nested(_FILTER, *(attr_u32(kind, value) for kind, value in flags.items()))
+            chosen = nested(FILTER, *(attr_u32(kind, value) for kind, value in flags.items()))
             place = nested(which, nested(_TUPLE_IP, attr(_IP_SOURCE[family] + end, host)))
-            yield message(_GET, 0, _head(family) + place + chosen)
+            yield message(_GET, 0, head(family) + place + chosen)
 
 
 class _Reader(NetlinkSocket):
@@ -194,8 +194,8 @@ def _listing(family: Family, protocol: int, port: int | None) -> bytes:
     if port is not None:
         proto.append(attr_be16(_PROTO_DST_PORT, port))
         flags |= _BY_PROTO_DST_PORT
-    chosen = nested(_FILTER, attr_u32(_FILTER_ORIG_FLAGS, flags), attr_u32(_FILTER_REPLY_FLAGS, 0))
-    body = _head(family) + nested(TUPLE_ORIG, nested(_TUPLE_PROTO, *proto)) + chosen
+    chosen = nested(FILTER, attr_u32(_FILTER_ORIG_FLAGS, flags), attr_u32(_FILTER_REPLY_FLAGS, 0))
+    body = head(family) + nested(TUPLE_ORIG, nested(_TUPLE_PROTO, *proto)) + chosen
     return message(_GET, 0, body)
 
 
@@ -233,8 +233,8 @@ def _ends(payload: bytes, family: Family) -> tuple[int, bytes, int, bytes, int]:
         target, protocol, target_port, source, source_port = layout.ends.unpack_from(payload, 4)
         return protocol, target, target_port, source, source_port
     attrs = parse_attrs(payload, 4)
-    protocol, original = _tuple(attrs[TUPLE_ORIG], family)
-    reply = _tuple(attrs[TUPLE_REPLY], family)[1]
+    protocol, original = decode_tuple(attrs[TUPLE_ORIG], family)
+    reply = decode_tuple(attrs[TUPLE_REPLY], family)[1]
     return protocol, original.target, original.target_port, reply.source, reply.source_port
 
 
@@ -242,36 +242,6 @@ def _deletion(payload: bytes) -> bytes:
     """The message that deletes a connection as listed: same family, original tuple, zone."""
     attrs = parse_attrs(payload, 4)
     body = bytes((payload[0], 0, 0, 0)) + nested(TUPLE_ORIG, attrs[TUPLE_ORIG])
-    if _ZONE in attrs:
-        body += attr(_ZONE, attrs[_ZONE])
+    if ZONE in attrs:
+        body += attr(ZONE, attrs[ZONE])
     return message(_DELETE, 0, body)
-
-
-def _head(family: Family) -> bytes:
-    return bytes((family, 0, 0, 0))
-
-
-def encode_tuple(which: int, family: Family, protocol: int, flow: Tuple) -> bytes:
-    """A direction of a connection as an attribute; ``which``: CTATUPLE_ORIG or CTATUPLE_REPLY."""
-    source = _IP_SOURCE[family]
-    return nested(
-        which,
-        nested(_TUPLE_IP, attr(source, flow.source), attr(source + 1, flow.target)),
-        nested(
-            _TUPLE_PROTO,
-            attr_u8(_PROTO_NUM, protocol),
-            attr_be16(_PROTO_SRC_PORT, flow.source_port),
-            attr_be16(_PROTO_DST_PORT, flow.target_port),
-        ),
-    )
-
-
-def _tuple(data: bytes, family: Family) -> tuple[int, Tuple]:
-    attrs = parse_attrs(data)
-    address, proto = parse_attrs(attrs[_TUPLE_IP]), parse_attrs(attrs[_TUPLE_PROTO])
-    source = _IP_SOURCE[family]
-    ports = (
-        _PORT.unpack(proto[number])[0] if number in proto else 0
-        for number in (_PROTO_SRC_PORT, _PROTO_DST_PORT)
-    )
-    return proto[_PROTO_NUM][0], Tuple(address.get(source, b""), address.get(source + 1, b""), *ports)

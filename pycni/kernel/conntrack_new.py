@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pycni.errors import KernelError
-from pycni.kernel.conntrack import TUPLE_ORIG, TUPLE_REPLY, Tuple, encode_tuple
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.model.family import Family
+from pycni.wire.ctnetlink import TUPLE_ORIG, TUPLE_REPLY, Tuple, encode_tuple
 from pycni.wire.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
