@@ -1,5 +1,5 @@
 # Two commands matter: `make lab` shows a three-node pod network working, `make test` proves the project.
-.PHONY: setup lab test qemu lint bench clean
+.PHONY: setup lab test qemu lint bench bench-check bench-accept clean
 PY := .venv/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=CI")
 
@@ -21,8 +21,16 @@ test: lint
 qemu: setup
 	$(ROOT) tools/qemu.sh
 
+# QUICK=1: fewer rounds and smaller sizes.
 bench: setup
-	$(ROOT) $(PY) -m pytest bench
+	$(ROOT) env BENCH_QUICK=$(QUICK) $(PY) -m pytest bench
+
+# The last report against the ratios in bench/accepted.json.
+bench-check: setup
+	$(PY) -m bench.compare --check
+
+bench-accept: setup
+	$(PY) -m bench.compare --accept
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks bench/report.*
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks bench/report.json bench/report.html

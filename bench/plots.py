@@ -11,6 +11,8 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt  # the back end comes first
 
+from bench import rows
+
 FOLDER = Path(__file__).parent / "plots"
 
 
@@ -72,4 +74,5 @@ def _written(name: str, figure: Any) -> Path:
     path = FOLDER / f"{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+    rows.plot(path)
     return path

@@ -1,0 +1,139 @@
+"""Reports of benchmarks: what they say of a row, how they are drawn, what counts as a fall."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench import compare, rows
+from bench.html import page
+from bench.model import Machine, Report, ReportError, Row, Screen, decode, encode
+
+MACHINE = Machine(
+    processor="a <b>",
+    cores=2,
+    memory_gib=4.0,
+    kernel="6.1",
+    system="Debian",
+    python="3.11",
+    tools={"ip": "6.1"},
+)
+
+
+def report(*found: Row, quick: bool = False, failed: tuple[str, ...] = ()) -> Report:
+    screen = Screen(name="wire", title="Is it <fast>?", rows=list(found), plots=["p"], failed=list(failed))
+    return Report(
+        machine=MACHINE, began="2026-01-01T00:00:00+00:00", took_s=90, quick=quick, screens=[screen]
+    )
+
+
+def one(ratio: float | None, target: str = ">= 0.9", noise: float | None = None, better: str = "") -> Row:
+    return Row(question="q", ours="1", peer="hand 2", ratio=ratio, target=target, noise=noise, better=better)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "met"),
+    [(0.9, ">= 0.9", "yes"), (0.89, ">= 0.9", "NO"), (2.0, "<= 1", "NO"), (1.0, "< 1 s", "NO"), (0.5, "", "-"),
+     (None, ">= 1", "-")],
+)  # fmt: skip
+def test_a_target_is_met_or_not(ratio: float | None, target: str, met: str) -> None:
+    assert one(ratio, target).met == met
+
+
+def test_a_report_comes_back_as_it_was_written() -> None:
+    before = report(one(1.0, noise=0.1), failed=("test_x",))
+    assert decode(encode(before), "f") == before
+    with pytest.raises(ReportError, match=r"f\.json: no report"):
+        decode(b"[]", "f.json")
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_a_page_needs_nothing_else_and_shows_every_row() -> None:
+    found = Page()
+    found.feed(page(report(one(0.5), one(1.2), failed=("test_x",)), {"p": "<svg/>"}))
+    assert all(source.startswith(("#", "data:")) for source in found.sources)
+    assert "b" not in found.tags, "names are escaped"
+    assert found.tags.count("tr") == 3
+    text = "".join(found.words)
+    assert "1 of 2 targets met" in text
+    assert "broke: test_x" in text
+    assert {"yes", "no"} <= set(found.words)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target", "noise", "word"),
+    [
+        (1.0, 0.95, ">= 0.9", None, "same"),
+        (1.0, 0.85, ">= 0.9", None, "fell"),
+        (1.0, 0.85, ">= 0.9", 0.10, "same"),
+        (1.0, 1.30, ">= 0.9", None, "rose"),
+        (1.0, 1.30, "<= 1.2", None, "fell"),
+        (1.0, 0.70, "<= 1.2", None, "rose"),
+        (1.0, 0.70, "", None, "differs"),
+        (1.0, None, ">= 0.9", None, "differs"),
+    ],
+)
+def test_a_row_falls_when_it_is_worse_by_more_than_its_noise(
+    before: float, after: float | None, target: str, noise: float | None, word: str
+) -> None:
+    changes = compare.between(report(one(before, target, noise)), report(one(after, target, noise)))
+    assert [item.word for item in changes] == [word]
+
+
+def test_quick_runs_may_differ_more() -> None:
+    assert compare.between(report(one(1.0)), report(one(0.82), quick=True))[0].word == "same"
+
+
+def test_accepted_ratios_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "ACCEPTED", tmp_path / "accepted.json")
+    file = tmp_path / "r.json"
+    file.write_bytes(encode(report(one(1.0), Row(question="alone", ours="3 s", ratio=3.0, target="<= 5"))))
+    assert compare.main(["--accept", str(file)]) == 0
+    assert list(json.loads((tmp_path / "accepted.json").read_bytes())) == ["wire: q"], "a time is no ratio"
+    assert compare.main(["--check", str(file)]) == 0
+    file.write_bytes(encode(report(one(0.5))))
+    assert compare.main(["--check", str(file)]) == 1
+    assert "fell" in capsys.readouterr().out
+    file.write_bytes(encode(report(one(0.5), quick=True)))
+    assert compare.main(["--accept", str(file)]) == 2
+    assert "quick" in capsys.readouterr().err
+    assert compare.main(["--check", str(tmp_path / "none.json")]) == 2
+
+
+def test_other_files_stay_accepted_when_one_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "ACCEPTED", tmp_path / "accepted.json")
+    file, later = tmp_path / "r.json", report(one(2.0))
+    file.write_bytes(encode(report(one(1.0))))
+    later.screens[0].name = "cni"
+    compare.main(["--accept", str(file)])
+    file.write_bytes(encode(later))
+    compare.main(["--accept", str(file)])
+    found = json.loads((tmp_path / "accepted.json").read_bytes())
+    assert {key: item["ratio"] for key, item in found.items()} == {"cni: q": 2.0, "wire: q": 1.0}
+
+
+def test_the_noise_of_equal_rounds_is_none_and_few_rounds_tell_nothing() -> None:
+    assert rows.noise([1.0] * 9) == 0
+    assert rows.noise([1.0, 2.0, 3.0]) is None
+    assert 0.05 < (rows.noise([0.9, 1.0, 1.1, 0.8, 1.2, 1.0, 1.0, 0.9]) or 0) < 0.2
