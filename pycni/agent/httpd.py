@@ -2,7 +2,7 @@
 
 On TCP for probes and scrapers, on a Unix socket for pycnictl. Everything is bounded: the head's size, the time to
 send it and to take the answer, the number of connections. On the Unix socket an answer may go on as a stream of lines,
-until it ends or the client goes. A standard one would be ``http.server``, which costs 40 ms to import and a thread per
+until it ends or the client goes; and what is to do something is sent there by POST, to routes of its own. A standard one would be ``http.server``, which costs 40 ms to import and a thread per
 connection.
 """
 
@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -23,15 +23,23 @@ log = logging.getLogger("pycni.http")
 HEAD_LIMIT = 8192
 """Bytes of request line and headers."""
 
+BODY_LIMIT = 65536
+"""Bytes of what is posted."""
+
 REQUEST_SECONDS = 5.0
 CONNECTIONS = 64
 
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    411: "Length Required",
+    413: "Content Too Large",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -57,6 +65,12 @@ Handler = Callable[[str], Response]
 AsyncHandler = Callable[[str], Awaitable[Response]]
 """The same for answers that have to be waited for."""
 
+EVERYWHERE = ("::", "0.0.0.0")
+"""asyncio's sockets of IPv6 take nothing of IPv4."""
+
+PostHandler = Callable[[str, bytes], Awaitable[Response]]
+"""From the query string and what was posted."""
+
 ANY = "*"
 """Route for every path that has none of its own."""
 
@@ -70,6 +84,7 @@ class Request(NamedTuple):
     path: str
     query: str
     head_only: bool
+    posted: bool = False
 
 
 def respond(head: bytes, routes: Mapping[str, Handler]) -> bytes:
@@ -103,6 +118,10 @@ async def respond_later(head: bytes, routes: Mapping[str, AsyncHandler]) -> Answ
     handler = routes.get(request.path) or routes.get(ANY)
     if handler is None:
         return Answer(_unknown(request, routes))
+    return await _answered(request, handler)
+
+
+async def _answered(request: Request, handler: AsyncHandler) -> Answer:
     try:
         found = await handler(request.query)
     except Exception:
@@ -116,18 +135,50 @@ def _unknown(request: Request, routes: Mapping[str, object]) -> bytes:
     return encode(found, head_only=request.head_only)
 
 
-def parse(head: bytes) -> Request | bytes:
-    """The request, or the answer to what is none."""
+def parse(head: bytes, posts: Container[str] = ()) -> Request | bytes:
+    """The request, or the answer to what is none. ``posts``: paths that things are posted to."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     if len(parts) != 3 or not all(parts) or not parts[2].startswith(b"HTTP/"):
         return encode(Response(400, body="not an HTTP request\n"))
     method, target, version = (part.decode("latin-1") for part in parts)
     if not version.startswith("HTTP/1."):
         return encode(Response(505, body=f"{version} is not spoken here\n"))
+    path, _, query = target.partition("?")
+    if path in posts:
+        if method != "POST":
+            return encode(Response(405, body="only POST\n", headers=(("Allow", "POST"),)))
+        return Request(path, query, head_only=False, posted=True)
     if method not in ("GET", "HEAD"):
         return encode(Response(405, body="only GET and HEAD\n"), allow=True)
-    path, _, query = target.partition("?")
     return Request(path, query, method == "HEAD")
+
+
+def fields(head: bytes) -> Mapping[str, str] | None:
+    """Header fields by lower-case name; None when they are malformed or one is there twice."""
+    found: dict[str, str] = {}
+    for line in head.split(b"\r\n")[1:]:
+        if not line:
+            continue
+        name, colon, value = line.decode("latin-1").partition(":")
+        if not colon or not name or name.strip() != name or name.lower() in found:
+            return None
+        found[name.lower()] = value.strip()
+    return found
+
+
+def body_length(head: bytes) -> int | Response:
+    """Bytes that follow the head of a POST, or why they are not taken."""
+    named = fields(head)
+    if named is None or "transfer-encoding" in named:
+        return Response(400, body="header fields that are not understood\n")
+    text = named.get("content-length")
+    if text is None:
+        return Response(411, body="Content-Length is missing\n")
+    if not (text.isascii() and text.isdigit()):
+        return Response(400, body="Content-Length is no number\n")
+    if len(text) > 10 or int(text) > BODY_LIMIT:
+        return Response(413, body=f"more than {BODY_LIMIT} bytes\n")
+    return int(text)
 
 
 def encode(response: Response, *, head_only: bool = False, allow: bool = False) -> bytes:
@@ -149,8 +200,8 @@ class HttpServer:
     """Serves ``routes``. ``port`` 0 in the constructor lets the kernel choose."""
 
     def __init__(self, address: str | Sequence[str], port: int, routes: Mapping[str, Handler]) -> None:
-        """``address``: one or several, all with the same port."""
-        self._address = address
+        """``address``: one or several, all with the same port; ``::`` means every address of both families."""
+        self._address = EVERYWHERE if address == "::" else address
         self._asked_port = port
         self._routes = routes
         self._server: asyncio.Server | None = None
@@ -202,16 +253,19 @@ class HttpServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> Answer:
+        early = Answer(encode(Response(400, body="the request ends early\n")))
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as exc:
-            early = Response(400, body="the request ends early\n")
-            return Answer(encode(early) if exc.partial else b"")
+            return early if exc.partial else Answer(b"")
         except asyncio.LimitOverrunError:
             return Answer(encode(Response(431, body=f"more than {HEAD_LIMIT} bytes of headers\n")))
-        return await self._respond(head)
+        try:
+            return await self._respond(head, reader)
+        except asyncio.IncompleteReadError:
+            return early
 
-    async def _respond(self, head: bytes) -> Answer:
+    async def _respond(self, head: bytes, _reader: asyncio.StreamReader) -> Answer:
         return Answer(respond(head, self._routes))
 
 
@@ -245,10 +299,13 @@ async def _pour(
 class UnixHttpServer(HttpServer):
     """The same on a Unix socket that only its owner may connect to; handlers are waited for."""
 
-    def __init__(self, path: str, routes: Mapping[str, AsyncHandler]) -> None:
+    def __init__(
+        self, path: str, routes: Mapping[str, AsyncHandler], posts: Mapping[str, PostHandler] | None = None
+    ) -> None:
         super().__init__("", 0, {})
         self._path = path
         self._later = routes
+        self._posts = posts or {}
 
     async def start(self) -> None:
         """Listen, in place of a socket nobody listens at any more. Errors: OSError."""
@@ -278,8 +335,22 @@ class UnixHttpServer(HttpServer):
         except FileNotFoundError:
             return
 
-    async def _respond(self, head: bytes) -> Answer:
-        return await respond_later(head, self._later)
+    async def _respond(self, head: bytes, reader: asyncio.StreamReader) -> Answer:
+        request = parse(head, self._posts)
+        if isinstance(request, bytes):
+            return Answer(request)
+        if not request.posted:
+            return await respond_later(head, self._later)
+        length = body_length(head)
+        if isinstance(length, Response):
+            return Answer(encode(length))
+        body = await reader.readexactly(length)
+        handler = self._posts[request.path]
+
+        async def answer(query: str) -> Response:
+            return await handler(query, body)
+
+        return await _answered(request, answer)
 
 
 def _clear(path: str) -> None:
