@@ -16,13 +16,16 @@ class BgpMetrics:
     def __init__(self, registry: Registry) -> None:
         self._sessions: Sequence[Session] = ()
         self._draft: Draft | None = None
+        self._downs = registry.counter(
+            "pycni_bgp_session_downs_total", "Times a session was found no longer established.", ("peer",)
+        )
 
         def per_session(value: str) -> list[Sample]:
             return [((show(item.address),), float(getattr(item, value))) for item in self._sessions]
 
         registry.callback(
             "pycni_bgp_session_up",
-            "1 for each session that is established.",
+            "1 for each session that is established, 0 for each that is not.",
             lambda: per_session("up"),
             labels=("peer",),
         )
@@ -55,4 +58,9 @@ class BgpMetrics:
 
     def looked(self, sessions: Sequence[Session]) -> None:
         """Sessions were looked at."""
+        before = {item.address for item in self._sessions if item.up}
+        for item in sessions:
+            self._downs.inc(float(item.address in before and not item.up), peer=show(item.address))
+        for gone in {item.address for item in self._sessions} - {item.address for item in sessions}:
+            self._downs.remove(peer=show(gone))
         self._sessions = sessions

@@ -22,6 +22,8 @@ from pycni_proxy.engine import SyncResult
 
 _FAMILY_LABEL = {Family.V4: "IPv4", Family.V6: "IPv6"}
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300)
+UNTYPED = "untyped"
+"""Of a name whose ending says another kind than it is: a gauge of kube-proxy's is called ``_total``."""
 _PREFIX = "kubeproxy_sync_proxy_rules_"
 
 
@@ -82,6 +84,7 @@ class ProxyMetrics:
             "Services with a Local traffic policy and no endpoint on this node.",
             lambda: [((policy,), float(len(keys))) for policy, keys in self._without_local.items()],
             labels=("traffic_policy",),
+            kind=UNTYPED,
         )
 
     def taken(self, changed: Mapping[str, Iterable[str]], families: tuple[Family, ...]) -> None:

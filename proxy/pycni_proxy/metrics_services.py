@@ -76,7 +76,8 @@ class ServiceMetrics:
                 text,
                 partial(self._totals, field),
                 LABELS,
-                kind="counter",
+                # A counter, whose name does not end as one should.
+                kind="untyped",
             )
         for name, field, text in _RATES:
             registry.callback(f"kube_router_service_{name}", text, partial(self._rates, field), LABELS)

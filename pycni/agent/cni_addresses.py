@@ -124,6 +124,11 @@ def range_sets(conf: PluginConf, podnet: PodNetwork | None) -> RangeSets:
     """The configuration's ranges, or one set per subnet of the node's lease."""
     if conf.ipam.range_sets:
         return conf.ipam.range_sets
+    return lease_ranges(podnet)
+
+
+def lease_ranges(podnet: PodNetwork | None) -> RangeSets:
+    """One set per subnet of the node's lease."""
     return () if podnet is None else _lease_sets(podnet)
 
 

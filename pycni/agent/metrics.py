@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from pycni import __version__
 
@@ -166,6 +167,15 @@ class Callback(_Metric):
             return []
 
 
+class Description(NamedTuple):
+    """What is told of a metric family besides its samples."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
 class Registry:
     """All metrics of the process. Making one twice under one name is an error."""
 
@@ -201,7 +211,10 @@ class Registry:
         labels: Sequence[str] = (),
         kind: str = "gauge",
     ) -> None:
-        """Value read at every scrape: a number, or ``(label values, number)`` pairs."""
+        """Value read at every scrape: a number, or ``(label values, number)`` pairs.
+
+        ``kind`` "untyped": for a name of somebody else's that says it is a counter when it is none, or the reverse.
+        """
         metric = Callback(name, text, labels, self._lock)
         metric.kind, metric.read = kind, read
         self._add(metric)
@@ -211,6 +224,12 @@ class Registry:
             if metric.name in self._metrics:
                 raise ValueError(f"metric {metric.name} exists already")
             self._metrics[metric.name] = metric
+
+    def describe(self) -> tuple[Description, ...]:
+        """Every metric family, sorted by name."""
+        with self._lock:
+            found = sorted(self._metrics.values(), key=lambda metric: metric.name)
+        return tuple(Description(it.name, it.kind, it.labels, it.text) for it in found)
 
     def expose(self) -> str:
         """The text of a scrape, metrics sorted by name."""

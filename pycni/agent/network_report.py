@@ -19,6 +19,8 @@ from pycni.view.fabric import PeerKey
 log = logging.getLogger("pycni.network")
 
 PART, FABRIC = "network", "fabric"
+RTT_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Seconds: from two nodes in one rack to the probe's patience."""
 
 
 class NetworkReport:
@@ -63,8 +65,22 @@ class NetworkReport:
             kind="counter",
         )
         metrics.callback(
-            "pycni_overlay_peers", "Peers by what the overlay probe found.", self._probed, ["state"]
+            "pycni_fabric_probed_peers",
+            "Peers asked through the pod network, per family: reachable, unreachable (answered once, but not now), "
+            "silent (never answered: something else may run there).",
+            self._probed,
+            ["state"],
         )
+        self._rtt = metrics.histogram(
+            "pycni_fabric_probe_seconds",
+            "Round trips to peers' agents through the pod network.",
+            buckets=RTT_BUCKETS,
+        )
+        self._probe_results = metrics.counter(
+            "pycni_fabric_probes_total", "Peers asked through the pod network, by result.", ("result",)
+        )
+        for result in ("answered", "lost"):
+            self._probe_results.inc(0, result=result)
         metrics.callback(
             "pycni_checksum_faults_total",
             "Checksum offloads proven wrong and switched off.",
@@ -77,6 +93,13 @@ class NetworkReport:
     def watch(self, probes: VtepProber) -> None:
         """Have the probe's findings in the metrics."""
         self._probes = probes
+        probes.observe = self._asked
+
+    def _asked(self, rtt_s: float | None) -> None:
+        """A peer was asked; None: it did not answer."""
+        self._probe_results.inc(result="lost" if rtt_s is None else "answered")
+        if rtt_s is not None:
+            self._rtt.observe(rtt_s)
 
     def trouble(self, reason: str) -> None:
         """What keeps the network from being right though passes run; "" when nothing does."""

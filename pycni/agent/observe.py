@@ -5,7 +5,9 @@ Counters that parts keep as plain attributes are read at a scrape; nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pycni.agent.health import Health
@@ -15,6 +17,7 @@ from pycni.reconcile.runner import describe
 if TYPE_CHECKING:
     from pycni.agent.collector import Collector
     from pycni.agent.pods import PodKeeper
+    from pycni.ipam.allocate import RangeSets
     from pycni.ipam.endpoints import EndpointStore
     from pycni.ipam.pool import Pools
     from pycni.sources.etcd import EtcdClient
@@ -23,19 +26,29 @@ if TYPE_CHECKING:
     from pycni.sources.leases import LeaseSource
 
 COUNTER = "counter"
+OPERATIONS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"})
 
 
 class PassObserver:
     """Passes of a reconcile loop (``reconcile.runner.Observer``) as one health part and two metrics."""
 
-    def __init__(self, health: Health, metrics: Registry, *, valid_s: float) -> None:
-        """``valid_s``: after how long without success the part is red, whatever the reason."""
+    def __init__(
+        self, health: Health, metrics: Registry, *, valid_s: float, parts: Sequence[str] = ()
+    ) -> None:
+        """``valid_s``: after how long without success the part is red, whatever the reason.
+
+        ``parts``: whose failures are told from the beginning; a series that begins at 1 has not increased.
+        """
         self._health = health
         self._valid_s = valid_s
         self._seconds = metrics.histogram(
             "pycni_pass_seconds", "Duration of successful passes of a reconcile loop.", ("part",)
         )
-        self._failures = metrics.counter("pycni_pass_failures_total", "Passes that failed.", ("part",))
+        self._failures = metrics.counter(
+            "pycni_pass_failures_total", "Passes of a reconcile loop that failed.", ("part",)
+        )
+        for part in parts:
+            self._failures.inc(0, part=part)
 
     def passed(self, component: str, seconds: float) -> None:
         """A pass succeeded."""
@@ -52,15 +65,24 @@ class CniObserver:
     """Calls of the CNI plugin."""
 
     def __init__(self, metrics: Registry) -> None:
+        self._calls = metrics.counter(
+            "pycni_cni_calls_total", "CNI calls answered, by operation and result.", ("operation", "result")
+        )
+        for operation in sorted(OPERATIONS):
+            for result in ("success", "error"):
+                self._calls.inc(0, operation=operation, result=result)
         self._seconds = metrics.histogram(
             "pycni_cni_seconds", "From accepting a CNI call to its answer.", ("operation",)
         )
         self._errors = metrics.counter(
-            "pycni_cni_errors_total", "CNI calls answered by an error.", ("operation", "code")
+            "pycni_cni_errors_total",
+            "CNI calls answered by an error, by its code (CNI specification, section 5; 100 and above: this plugin's).",
+            ("operation", "code"),
         )
 
-    def called(self, operation: str, _exit_code: int, seconds: float) -> None:
+    def called(self, operation: str, exit_code: int, seconds: float) -> None:
         """A call was answered (``cni_server.Observer``)."""
+        self._calls.inc(operation=_known(operation), result="error" if exit_code else "success")
         self._seconds.observe(seconds, operation=_known(operation))
 
     def error(self, operation: str, code: int) -> None:
@@ -70,7 +92,7 @@ class CniObserver:
 
 def _known(operation: str) -> str:
     """Label values come from a closed set, whatever a caller sends."""
-    return operation if operation in {"ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"} else "other"
+    return operation if operation in OPERATIONS else "other"
 
 
 def follow_leases(metrics: Registry, source: LeaseSource, client: EtcdClient) -> None:
@@ -96,7 +118,7 @@ def follow_leases(metrics: Registry, source: LeaseSource, client: EtcdClient) ->
         held = source.held
         return [] if held is None or held.expires is None else [((), held.expires)]
 
-    add("pycni_lease_expires_seconds", "When our lease ends, seconds since the epoch.", expires)
+    add("pycni_lease_expires_timestamp_seconds", "When our lease ends, seconds since the epoch.", expires)
 
 
 def follow_kube_client(metrics: Registry, client: KubeClient) -> None:
@@ -130,8 +152,14 @@ def follow_kube(metrics: Registry, prefix: str, followers: Mapping[str, KindFoll
         metrics.callback(f"{prefix}_{name}", text, read, labels=("kind",), kind=kind)
 
 
-def follow_pods(metrics: Registry, endpoints: EndpointStore, pools: Pools, keeper: PodKeeper) -> None:
-    """Attachments and addresses of this node."""
+def follow_pods(
+    metrics: Registry,
+    endpoints: EndpointStore,
+    pools: Pools,
+    keeper: PodKeeper,
+    ranges: Callable[[], RangeSets],
+) -> None:
+    """Attachments and addresses of this node. ``ranges``: those of the node's lease."""
 
     def states() -> list[Sample]:
         counts = {"pending": 0, "ready": 0, "dying": 0}
@@ -139,14 +167,21 @@ def follow_pods(metrics: Registry, endpoints: EndpointStore, pools: Pools, keepe
             counts[endpoint.state] += 1
         return [((state,), float(count)) for state, count in counts.items()]
 
-    def reserved() -> list[Sample]:
-        return [
-            ((pool.network, pool.data_dir), float(sum(len(held) for held in pool.owners().values())))
-            for pool in pools.all()
-        ]
+    def usage(capacity: bool) -> list[Sample]:
+        counts: Counter[tuple[str, str]] = Counter()
+        for pool in pools.all():
+            for family, used in pool.usage(ranges).items():
+                number = used.capacity if capacity else used.reserved
+                if number is not None:
+                    counts[pool.network, family.label] += number
+        return [(labels, float(count)) for labels, count in sorted(counts.items())]
 
     metrics.callback("pycni_endpoints", "Attachments on record.", states, labels=("state",))
-    metrics.callback("pycni_ipam_reserved", "Reserved addresses.", reserved, labels=("network", "data_dir"))
+    for name, text, capacity in (
+        ("reserved", "Reserved addresses.", False),
+        ("capacity", "Addresses that can be given to pods, those in use too.", True),
+    ):
+        metrics.callback(f"pycni_ipam_{name}", text, partial(usage, capacity), labels=("network", "family"))
     metrics.callback(
         "pycni_pod_repairs_total", "Pods' kernel state put back.", lambda: float(keeper.repairs), kind=COUNTER
     )

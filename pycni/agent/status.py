@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pycni import __version__
 from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.metrics import CONTENT_TYPE, resident_bytes, seconds_since_process_start
+from pycni.agent.metrics_host import follow_host
+from pycni.agent.metrics_node import devices, follow_agent, follow_network
 from pycni.agent.process import Context
 from pycni.agent.settings import TABLE, Settings
 from pycni.agent.status_dump import Dumper
@@ -39,7 +41,7 @@ from pycni.model.family import Family
 from pycni.model.lease import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from pycni.agent.network import NetworkComponent
     from pycni.agent.network_pass import NetworkPass
@@ -60,6 +62,10 @@ class NodeReport:
         self._recent, logger = listen()
         context.exits.callback(logger.removeHandler, self._recent)
         context.health.subscribe(self._begin)
+        follow_agent(context.metrics, context.settings, context.health, self._recent)
+        if "network" in context.settings.components:
+            follow_network(context.metrics, lambda: self.network, store)
+        follow_host(context.metrics, self._devices)
 
     def attached(self, side: Attached) -> None:
         """The CNI side has begun."""
@@ -76,6 +82,9 @@ class NodeReport:
             "/metrics": self._metrics,
         }
         return own | ipam.routes() | dumper.routes()
+
+    def _devices(self) -> Collection[str]:
+        return devices(self.network, self._attached.endpoints.all() if self._attached is not None else ())
 
     def _begin(self) -> None:
         if not self._recent.began and self._context.health.ready:

@@ -33,6 +33,8 @@ class Recent(logging.Handler):
         self.began = False
         """Whether the agent was ready once: what it waits for before that is no complaint."""
         self._lines: OrderedDict[_Key, tuple[float, float, int]] = OrderedDict()
+        self.counts = {"warning": 0, "error": 0, "critical": 0}
+        """How many there were of each level, for the metrics."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of one. Called with the handler's lock held."""
@@ -42,6 +44,7 @@ class Recent(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             text += f" ({record.exc_info[1]!r})"
         key = _Key(record.name.removeprefix("pycni."), record.levelname.lower(), text[:WIDEST])
+        self.counts[key.level] = self.counts.get(key.level, 0) + 1
         first, _, count = self._lines.pop(key, (record.created, 0.0, 0))
         self._lines[key] = (first, record.created, count + 1)
         while len(self._lines) > KEPT:

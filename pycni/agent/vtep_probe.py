@@ -94,6 +94,8 @@ class VtepProber:
         """Devices whose offload was proven wrong and is off."""
         self.faults = 0
         """Times a fault was proven."""
+        self.observe: Callable[[float | None], None] = lambda _rtt_s: None
+        """Told of every round: its round trip time in seconds, None when nothing was answered."""
         self.peers: dict[PeerKey, PeerProbe] = {}
         """Results, for status and metrics."""
 
@@ -190,6 +192,7 @@ class VtepProber:
         now = asyncio.get_running_loop().time()
         before = self.peers.get(key)
         times = [rtt for rtt in answers if rtt is not None]
+        self.observe(min(times, default=None))
         if times:
             if before is not None and before.reachable is False:
                 log.info("peer %s: reachable through the overlay again (%s)", key[0], key[1].label)

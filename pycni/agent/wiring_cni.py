@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from pycni.agent.cni_addresses import lease_ranges
 from pycni.agent.cni_ops import CniOps
 from pycni.agent.cni_server import CniServer
 from pycni.agent.collector import Collector
@@ -80,7 +81,7 @@ async def serve(
     exits.push_async_callback(asyncio.to_thread, server.stop, STOP_SECONDS)
     context.health.set(SERVING, ok=True)
     attached(Attached(endpoints, collector, pods, network.podnet, ops.remove))
-    passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S)
+    passes = PassObserver(context.health, context.metrics, valid_s=PODS_VALID_S, parts=("pods",))
 
     def adopt() -> list[str]:
         repaired = ops.adopt()
@@ -90,6 +91,6 @@ async def serve(
 
     keeper = PodKeeper(adopt, network.podnet, passes, need=pods.need)
     network.on_podnet = keeper.poke
-    follow_pods(context.metrics, endpoints, pools, keeper)
+    follow_pods(context.metrics, endpoints, pools, keeper, lambda: lease_ranges(network.podnet()))
     follow_collector(context.metrics, collector)
     await keeper.run()

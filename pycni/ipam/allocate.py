@@ -107,6 +107,10 @@ class Taken:
         """Mark an address as in use; it must not be already."""
         insort(self._numbers[address.version], int(address))
 
+    def total(self, version: int) -> int:
+        """How many there are of one IP version."""
+        return len(self._numbers[version])
+
     def discard(self, address: Address) -> None:
         """Mark an address as free; harmless when it is."""
         numbers, number = self._numbers[address.version], int(address)

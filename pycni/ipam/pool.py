@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pycni.errors import IpamError
@@ -37,7 +37,7 @@ from pycni.ipam.allocate import (
 )
 from pycni.ipam.journal import Entry, Journal, Listing
 from pycni.model.endpoint import Owner
-from pycni.model.family import Address
+from pycni.model.family import FAMILIES, Address, Family
 
 log = logging.getLogger("pycni.ipam")
 
@@ -53,6 +53,14 @@ class Reservation(NamedTuple):
 
     address: Address
     owner: Owner
+
+
+class Usage(NamedTuple):
+    """Addresses of one family."""
+
+    reserved: int
+    capacity: int | None
+    """How many can be had at all; None: not known yet."""
 
 
 class _Index:
@@ -107,6 +115,7 @@ class Ipam:
         self._in_use = in_use
         self._lock = threading.Lock()
         self._index: _Index | None = None
+        self._sets: tuple[RangeSet, ...] = ()
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -122,7 +131,7 @@ class Ipam:
         from the set they lie in; every one of them must be had. Raises IpamError (``exhausted`` when a set is
         full), ConfigError for ranges that contradict themselves.
         """
-        sets = compile_sets(range_sets)
+        self._sets = sets = compile_sets(range_sets)
         if not sets:
             raise IpamError(f"network {self.network!r}: no address range is configured")
         wanted = assign_requests(self.network, sets, requested)
@@ -220,12 +229,33 @@ class Ipam:
         Waits for no other operation: while one is under way the answer is as of just before or after it, and a
         change made by another process at this moment shows in the next answer.
         """
-        sets = compile_sets(range_sets)
+        self._sets = sets = compile_sets(range_sets)
+        taken = self._taken()
+        return tuple(status_of(compiled, taken) for compiled in sets)
+
+    def usage(self, otherwise: Callable[[], RangeSets] = tuple) -> Mapping[Family, Usage]:
+        """How full the network is, by family; waits for no other operation, as ``status``.
+
+        Its size is that of the ranges asked for last in this life, before that of ``otherwise()`` when the addresses in
+        use are in there. Raises IpamError when the files cannot be read.
+        """
+        taken = self._taken()
+        sets = self._sets or compile_sets(otherwise())
+        found = {}
+        for family in FAMILIES:
+            version = 4 if family is Family.V4 else 6
+            reserved = taken.total(version)
+            own = [item for item in sets if item.ranges and item.ranges[0].version == version]
+            if reserved or own:
+                fits = self._sets or reserved == sum(status_of(item, taken).used for item in own)
+                found[family] = Usage(reserved, sum(item.size for item in own) if fits else None)
+        return found
+
+    def _taken(self) -> Taken:
         index = self._index
         if index is None or self._journal.moved_now():
             index = self._glance()
-        taken = Taken() if index is None else index.taken
-        return tuple(status_of(compiled, taken) for compiled in sets)
+        return Taken() if index is None else index.taken
 
     def _glance(self) -> _Index | None:
         """The newest index that can be had without waiting; one is waited for only when there is none yet."""

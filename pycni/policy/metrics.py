@@ -31,6 +31,8 @@ SILENCE_S = 120.0
 OTHERS = "(others)"
 SPOOFED = "spoofed"
 """How reasons begin that are no policies' but the check of pods' own addresses."""
+LIMIT = " limit"
+"""How a figure of the fast path ends that is the limit of another."""
 _POLICIES = (NETWORK_POLICY, CLUSTER_NETWORK_POLICY)
 
 
@@ -213,10 +215,24 @@ _GAUGES: Sequence[tuple[str, str, str, _Value]] = (
         lambda it: it.judging,
     ),
     (
-        "pycni_policy_fast_path_figure",
-        "Entries of the fast path's maps, their limits and the like.",
-        "name",
-        lambda it: it.fast or {},
+        "pycni_policy_fast_path_entries",
+        "What the programs at pods have: connections (flows, seen), pods, uplinks.",
+        "what",
+        lambda it: {
+            name.replace(" ", "_"): value
+            for name, value in (it.fast or {}).items()
+            if not name.endswith(LIMIT)
+        },
+    ),
+    (
+        "pycni_policy_fast_path_limit",
+        "Most they can have, of what may fill up.",
+        "what",
+        lambda it: {
+            name.removesuffix(LIMIT).replace(" ", "_"): value
+            for name, value in (it.fast or {}).items()
+            if name.endswith(LIMIT)
+        },
     ),
     (
         "kube_router_controller_policy_chains",

@@ -184,7 +184,9 @@ def test_calls_are_counted_and_every_metric_can_be_read(shared, pod):
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert samples['pycni_cni_seconds_count{operation="ADD"}'] == "2"
     assert samples['pycni_endpoints{state="ready"}'] == "1"
-    assert samples[f'pycni_ipam_reserved{{network="net",data_dir="{shared.ipam}"}}'] == "1"
+    assert samples['pycni_ipam_reserved{network="net",family="ipv4"}'] == "1"
+    assert float(samples['pycni_ipam_capacity{network="net",family="ipv4"}']) > 1
+    assert samples['pycni_cni_calls_total{operation="ADD",result="error"}'] == "1"
     assert [line for line in samples if line.startswith("pycni_cni_errors_total{")]
     assert samples["pycni_etcd_connected"] == "1"
     assert samples["pycni_ready"] == "1"

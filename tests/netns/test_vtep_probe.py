@@ -175,7 +175,7 @@ def test_packets_without_checksum_lost_on_the_way_do_not_count_as_a_fault():
         until(lambda: state(agent) == {"4": False})
         assert agent.component.probes.faults == 0
         assert offload(one, "flannel.1")
-        assert 'pycni_overlay_peers{state="unreachable"} 1' in agent.metrics.expose()
+        assert 'pycni_fabric_probed_peers{state="unreachable"} 1' in agent.metrics.expose()
         two("ip link set eth0 up")
         until(lambda: state(agent) == {"4": True})
         other.stop()

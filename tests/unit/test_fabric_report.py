@@ -84,7 +84,7 @@ def test_metrics_count_peers_refusals_and_repairs(parts):
     text = metrics.expose()
     for line in ("pycni_fabric_peers 1", "pycni_fabric_refused 1", "pycni_fabric_repairs_total 3"):
         assert line in text
-    assert 'pycni_overlay_peers{state="reachable"} 0' in text
+    assert 'pycni_fabric_probed_peers{state="reachable"} 0' in text
 
 
 def test_metrics_have_what_the_udp_forwarder_counted(parts):

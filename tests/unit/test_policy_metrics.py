@@ -45,7 +45,8 @@ def test_what_holds_is_told_after_the_first_reading():
     assert it.lines("pycni_policy_rows") == {'table="chains"': 9, 'table="ports"': 4}
     assert it.lines("pycni_policy_rules") == {"": 30}
     assert it.lines("pycni_policy_fast_path") == {"": 1}
-    assert it.lines("pycni_policy_fast_path_figure") == {'name="flows"': 7, 'name="flows limit"': 100}
+    assert it.lines("pycni_policy_fast_path_entries") == {'what="flows"': 7}
+    assert it.lines("pycni_policy_fast_path_limit") == {'what="flows"': 100}
     assert it.lines("kube_router_controller_policy_chains") == {"": 9}
     assert it.lines("kube_router_controller_policy_ipsets") == {"": 5}
 
