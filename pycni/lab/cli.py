@@ -83,6 +83,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="keys of the net-conf's Backend object besides Type",
     )
+    scrape = _command(
+        commands,
+        "scrape-config",
+        "scrape:scrape_config",
+        "a Prometheus configuration that scrapes its agents",
+    )
+    scrape.add_argument(
+        "--rules", action="append", default=[], metavar="FILE", help="a file of rules; may be repeated"
+    )
+    scrape.add_argument("--interval", default="15s", help="between two scrapes (default: 15s)")
     demo = _command(
         commands, "demo", "demo", "up, matrix, kill an agent under traffic, down: telling what happens"
     )

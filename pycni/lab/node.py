@@ -112,7 +112,8 @@ class LabNode:
             "state-dir": str(self.home / "state"),
             "cni-socket": self.socket,
             "ipam-data-dir": self.data_dir,
-            "healthz-ip": "127.0.0.1",
+            # Prometheus is somewhere else (`lab scrape-config`).
+            "healthz-ip": "0.0.0.0" if self.spec.families == (Family.V4,) else "::",
             "healthz-port": str(topology.HEALTH_PORT),
             "log-level": "info",
             **topology.component_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
