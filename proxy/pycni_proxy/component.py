@@ -52,6 +52,7 @@ from pycni_proxy.metrics import ProxyMetrics
 from pycni_proxy.metrics_services import READ_S, ServiceMetrics
 from pycni_proxy.report import ProxyReport
 from pycni_proxy.surroundings import Surroundings
+from pycni_proxy.traffic import ServiceTraffic
 
 log = logging.getLogger("pycni.proxy")
 T = TypeVar("T")
@@ -123,6 +124,7 @@ class ProxyComponent:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.history = status.History()
         """When each service was last programmed."""
+        self._traffic = ServiceTraffic(lambda: self._engine, self._work)
 
     # --- tasks -----------------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class ProxyComponent:
 
     def routes(self) -> dict[str, AsyncHandler]:
         """What the agent's control socket answers about services."""
-        return {"/services": self._answer, "/dump/services": self._dump}
+        return {"/services": self._answer, "/dump/services": self._dump, **self._traffic.routes()}
 
     def follow_pods(self, endpoints: EndpointStore) -> None:
         """The pods of this node, once the agent has their records; for data planes that serve pods one by one."""
@@ -243,6 +245,7 @@ class ProxyComponent:
         await self._forget_connections(engine, result)
         self._applied.set()
         self.history.note(result, took, time.time())
+        self._traffic.programmed()
         self._metrics.passed(result, result.resolve_s + result.apply_s, first=not self._cleared)
         names = self._choice.names if self._choice is not None else ()
         self._guard.expected = "nftables" in names

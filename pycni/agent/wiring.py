@@ -42,6 +42,7 @@ async def wire(context: Context) -> Tasks:
     """Make every part that is switched on. Errors: ``ConfigError`` for settings this node cannot have."""
     from pycni.agent import underlay  # noqa: PLC0415
     from pycni.agent.status import NodeReport  # noqa: PLC0415
+    from pycni.agent.traffic import TrafficRoutes  # noqa: PLC0415
     from pycni.store import Store  # noqa: PLC0415
 
     store = Store()
@@ -68,7 +69,9 @@ async def wire(context: Context) -> Tasks:
     try:
         if FOLLOWING.intersection(settings.components):
             tasks |= await _following(context, store, client, network, listeners, gates, routes)
-        await _serve_control(context, {**routes, **report.routes(routes)})
+        traffic = TrafficRoutes(settings.node_name, store, routes)
+        listeners.append(traffic.follow_pods)
+        await _serve_control(context, {**routes, **report.routes(routes), **traffic.routes()})
     except BaseException:
         _drop(tasks)
         raise

@@ -6,6 +6,7 @@ programmed, and what is read back from the kernel for this answer. Bodies are JS
     GET /policies                                    all policies (Overview)
     GET /policies?pod=NAMESPACE/NAME                 those that hold for a pod (PodRules)
     GET /policies/explain?source=&destination=&port=&protocol=      what becomes of a connection (Answer)
+    GET /rates/policies                              what they have denied (pycni.traffic.model.Policies)
     GET /drops                                       live denials, one JSON object a line, until the client goes
         ?pod=NAMESPACE/NAME                          those from or to a pod
 """
@@ -26,6 +27,7 @@ import msgspec
 from pycni.agent import status_dump
 from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.status_model import Section
+from pycni.agent.traffic import Paced
 from pycni.errors import KernelError, PycniError
 from pycni.kernel import sysctl
 from pycni.model.family import show
@@ -43,6 +45,7 @@ from pycni.policy.nft import BRIDGED
 from pycni.policy.readback import differing
 from pycni.policy.shut import REASON as SHUT
 from pycni.policy.shut import TABLE as SHUT_TABLE
+from pycni.traffic.model import Policies, PolicyCount
 from pycni.view.policy_stages import CLOSED, SUBJECTS
 
 log = logging.getLogger("pycni.policy")
@@ -90,6 +93,7 @@ class Routes:
         self._refused = refused
         self._shut = shut
         self._hub = DropHub(self._open, work)
+        self._counted = Paced(self._count)
 
     def routes(self) -> dict[str, AsyncHandler]:
         """By path."""
@@ -97,6 +101,7 @@ class Routes:
             "/policies": self._policies,
             "/policies/explain": self._explain,
             "/drops": self._drops,
+            "/rates/policies": self._rates,
             "/dump/policies": self._dump,
         }
 
@@ -193,6 +198,18 @@ class Routes:
             found[fast.name] = fast.decide
             found[fast.name + explain.KERNEL] = fast.read_back
         return found
+
+    # --- rates ---------------------------------------------------------------------------------------------------
+
+    async def _rates(self, _query: str) -> Response:
+        return await self._answer(self._counted)
+
+    def _count(self) -> Policies:
+        engine = self._engine()
+        found = [] if engine is None else [*denied(engine), *self._refused()]
+        at_ns, sums = time.monotonic_ns(), counts(found)
+        rows = (PolicyCount(*key, count.packets, count.bytes) for key, count in sorted(sums.items()))
+        return Policies(at_ns=at_ns, rows=tuple(rows))
 
     # --- dump ----------------------------------------------------------------------------------------------------
 
