@@ -1,7 +1,7 @@
 """Rules of others that decide over packets in one namespace: nftables, and iptables' old interface.
 
-Only chains the kernel calls (those with a hook) of tables that are not ours are told of, with the rules in them, and in
-what they lead to, that can end a packet's way.
+Only chains the kernel calls (those with a hook) of tables that are not ours are told of, with all rules in them and in
+what they lead to, so that ``trace/foreign`` can lead a packet through them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 from pycni.errors import KernelError
 from pycni.kernel.nft import Nft
 from pycni.model.space import ForeignHook
+from pycni.wire.iptables_rules import in_nft_words
 
 OURS = "pycni"
 """Begins the names of our tables."""
 _ENDING = ("drop", "reject", "queue")
+_HEADS = ("type ", "policy ", "devices ")
+"""Of lines of a listed chain that are no rules."""
 _NAMES = "/proc/thread-self/net/{}_tables_names"
 _LEGACY = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
 _TIMEOUT_S = 10.0
@@ -40,46 +43,63 @@ def _nftables() -> Iterable[ForeignHook]:
         chains = [item["chain"] for item in nft.listing("list chains") if "chain" in item]
         hooked = [item for item in chains if "hook" in item and not item["table"].startswith(OURS)]
         tables = {(item["family"], item["table"]) for item in hooked}
-        rules: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        rules: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         for family, table in tables:
             try:
-                rules[family, table] = _ending(nft.query(f"list table {family} {table}"))
+                rules[family, table] = _rules(nft.query(f"list table {family} {table}"))
             except KernelError as error:
                 if error.errno != errno.ENOENT:
                     raise
         for item in hooked:
-            there = rules.get((item["family"], item["table"]), [])
-            yield _hook(
-                item, [rule for chain, rule in there if chain == item["name"] or chain not in _names(hooked)]
-            )
+            there = rules.get((item["family"], item["table"]), {})
+            own = {chain["name"] for chain in hooked if chain["table"] == item["table"]}
+            yield from _hooks(item, there, own)
 
 
-def _names(chains: list[dict[str, Any]]) -> set[str]:
-    return {chain["name"] for chain in chains}
+def _hooks(
+    chain: dict[str, Any], rules: dict[str, tuple[str, ...]], hooked: set[str]
+) -> Iterable[ForeignHook]:
+    """One per device, for chains of family netdev."""
+    others = {name: found for name, found in rules.items() if name not in hooked}
+    mine = rules.get(chain["name"], ())
+    devices = chain.get("dev", "")
+    for device in [devices] if isinstance(devices, str) else devices:
+        yield ForeignHook(
+            family=chain["family"],
+            table=chain["table"],
+            chain=chain["name"],
+            hook=chain["hook"],
+            priority=chain.get("prio", 0),
+            policy=chain.get("policy", "accept"),
+            device=device,
+            verdicts=tuple(rule for found in (mine, *others.values()) for rule in found if _ends(rule)),
+            rules=mine,
+            chains=others,
+        )
 
 
-def _hook(chain: dict[str, Any], rules: list[str]) -> ForeignHook:
-    return ForeignHook(
-        family=chain["family"],
-        table=chain["table"],
-        chain=chain["name"],
-        hook=chain["hook"],
-        priority=chain.get("prio", 0),
-        policy=chain.get("policy", "accept"),
-        verdicts=tuple(rules),
-    )
-
-
-def _ending(listing: str) -> list[tuple[str, str]]:
-    """Chain and text of each rule of a listed table that can end a packet's way."""
-    found, chain = [], ""
+def _rules(listing: str) -> dict[str, tuple[str, ...]]:
+    """Rules of a listed table by chain; a rule whose set takes several lines is one."""
+    found: dict[str, list[str]] = {}
+    chain, rule = "", ""
     for raw in listing.splitlines():
         line = raw.strip()
-        if line.startswith("chain "):
+        if not chain and line.startswith("chain "):
             chain = line.split()[1]
-        elif chain and any(word in line.split() for word in _ENDING):
-            found.append((chain, line))
-    return found
+            found[chain] = []
+        elif chain and not rule and line == "}":
+            chain = ""
+        elif chain and line and not line.startswith(_HEADS):
+            rule = f"{rule} {line}".strip()
+            if rule.count("{") == rule.count("}"):
+                found[chain].append(rule)
+                rule = ""
+    return {name: tuple(rules) for name, rules in found.items()}
+
+
+def _ends(rule: str) -> bool:
+    """Whether it can end a packet's way."""
+    return any(word in rule.split() for word in _ENDING)
 
 
 def _legacy() -> Iterable[ForeignHook]:
@@ -95,14 +115,24 @@ def _legacy() -> Iterable[ForeignHook]:
                 [program, "-w", "2", "-t", table, "-S"],
                 capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
             )  # fmt: skip
-            rules = done.stdout.splitlines()
-            ending = tuple(
-                rule for rule in rules if rule.startswith("-A") and rule.split()[-1] in {"DROP", "REJECT"}
-            )
-            for rule in rules:
-                if rule.startswith("-P"):
-                    _, chain, policy = rule.split()[:3]
-                    yield ForeignHook(
-                        family=f"{family} legacy", table=table, chain=chain, hook=chain.lower(), priority=0,
-                        policy=policy.lower(), verdicts=ending if policy else (),
-                    )  # fmt: skip
+            yield from _legacy_hooks(family, table, done.stdout.splitlines())
+
+
+def _legacy_hooks(family: str, table: str, lines: Iterable[str]) -> Iterable[ForeignHook]:
+    policies, ending = dict[str, str](), []
+    rules: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("-P"):
+            _, chain, policy = line.split()[:3]
+            policies[chain] = policy.lower()
+        elif line.startswith("-A"):
+            if line.split()[-1] in {"DROP", "REJECT"}:
+                ending.append(line)
+            chain, rule = in_nft_words(line, family)
+            rules.setdefault(chain, []).append(rule)
+    others = {chain: tuple(found) for chain, found in rules.items() if chain not in policies}
+    for chain, policy in policies.items():
+        yield ForeignHook(
+            family=f"{family} legacy", table=table, chain=chain, hook=chain.lower(), priority=0, policy=policy,
+            verdicts=tuple(ending), rules=tuple(rules.get(chain, ())), chains=others,
+        )  # fmt: skip

@@ -14,6 +14,7 @@ from pycni.errors import KernelError
 from pycni.kernel import ethtool, sysctl
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.spacefirewall import foreign_hooks
+from pycni.kernel.spaceprograms import foreign_programs
 from pycni.model.family import Family
 from pycni.model.space import (
     AddressState,
@@ -46,7 +47,12 @@ _SWITCHES = (
     "net.bridge.bridge-nf-call-iptables",
     "net.bridge.bridge-nf-call-ip6tables",
 )
-_PER_DEVICE = ("net/ipv4/conf/{}/rp_filter", "net/ipv4/conf/{}/forwarding", "net/ipv6/conf/{}/disable_ipv6")
+_PER_DEVICE = (
+    "net/ipv4/conf/{}/rp_filter",
+    "net/ipv4/conf/{}/forwarding",
+    "net/ipv4/conf/{}/proxy_arp",
+    "net/ipv6/conf/{}/disable_ipv6",
+)
 _IFLA_BRPORT_STATE = 1
 
 
@@ -56,7 +62,8 @@ def read(*, firewall: bool = True, devices: Iterable[str] | None = None) -> Spac
     ``firewall``: look for rules of others, which takes longest. ``devices``: whose own switches are read; None: all.
     """
     with NetlinkSocket() as sock:
-        found = [(rtlink.parse_link(msg), _port_state(msg)) for msg in sock.dump(rtlink.dump_links())]
+        answers = list(sock.dump(rtlink.dump_links()))
+        found = [(rtlink.parse_link(msg), _port_state(msg)) for msg in answers]
         names = {link.ifindex: link.name for link, _ in found}
         masters = {link.ifindex: names.get(link.master, "") for link, _ in found}
         links = {link.name: _link(link, names, state) for link, state in found}
@@ -69,6 +76,7 @@ def read(*, firewall: bool = True, devices: Iterable[str] | None = None) -> Spac
             fdb=tuple(_fdb(sock, names, masters)),
             sysctls=_switches(links if devices is None else devices),
             hooks=foreign_hooks() if firewall else (),
+            programs=tuple(foreign_programs(sock, answers)) if firewall else (),
             conntrack=_conntrack(),
             listening=tuple(_listening()),
         )

@@ -54,6 +54,10 @@ class LinkState(msgspec.Struct, frozen=True, kw_only=True):
     """Underlay address of an overlay device."""
     checksum: bool = True
     """``tx-checksum-ip-generic``, where it matters (overlay devices)."""
+    key: bytes = b""
+    """Own public key of a WireGuard device; empty: it is none, or could not be read."""
+    peers: tuple[PeerState, ...] = ()
+    """Of a WireGuard device."""
 
 
 class AddressState(msgspec.Struct, frozen=True):
@@ -134,8 +138,37 @@ class ForeignHook(msgspec.Struct, frozen=True, kw_only=True):
     hook: str
     priority: int
     policy: str = "accept"
+    device: str = ""
+    """The only one it looks at (family netdev); "": all."""
     verdicts: tuple[str, ...] = ()
-    """Rules that end a packet's way, as nft(8) or iptables(8) lists them."""
+    """Rules that end a packet's way, as nft(8) or iptables(8) lists them, also of chains this one leads to."""
+    rules: tuple[str, ...] = ()
+    """All its rules in their order."""
+    chains: Mapping[str, tuple[str, ...]] = {}
+    """Rules of the chains of its table it may jump to, by name."""
+
+
+class ForeignProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """What looks at packets of a device before (or after) the rules of any firewall, and is not ours."""
+
+    device: str
+    where: str
+    """xdp, ingress or egress."""
+    words: str
+    """As ip(8) or tc(8) would say."""
+    drops: bool = False
+    """It is an action that drops; of a program nobody can tell."""
+
+
+class PeerState(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer of a WireGuard device."""
+
+    key: bytes
+    """Its public key."""
+    endpoint: bytes = b""
+    port: int = 0
+    allowed: tuple[tuple[bytes, int], ...] = ()
+    """Networks whose packets are sent to it and taken from it, as (packed, prefix length)."""
 
 
 class Conntrack(msgspec.Struct, frozen=True):
@@ -157,6 +190,7 @@ class SpaceState(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: Mapping[str, str] = {}
     """By dotted name: forwarding, rp_filter, bridge-nf-call and the others that decide over packets."""
     hooks: tuple[ForeignHook, ...] = ()
+    programs: tuple[ForeignProgram, ...] = ()
     conntrack: Conntrack = Conntrack()
     listening: tuple[tuple[str, bytes, int], ...] | None = None
     """Sockets that take new packets: protocol, packed address (zeros: any), port. None: not known."""
@@ -195,6 +229,8 @@ class NodePart(msgspec.Struct, frozen=True, kw_only=True):
     pods: tuple[PodPlace, ...] = ()
     agent: str = ""
     """Why the agent does not answer or is not ready; "" when it is."""
+    lease: str = ""
+    """Why it is no member of the network (its lease has expired); "" when it is, or nobody knows."""
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ def visible(hop: Hop) -> bool | None:
         return hop.action == "forwarded"
     if hop.component == "overlay" and hop.action == "decapsulated":
         return False
-    if hop.component == "interface" and hop.action == "received":
+    if hop.component in {"interface", "underlay"} and hop.action == "received":
         return False
     return None
 
@@ -70,7 +70,11 @@ def match(hops: Sequence[Hop], seen: Iterable[Seen], kinds: frozenset[str], afte
                 frames.remove(item)
                 gap = (item.time_ns - before) / 1000 if before else 0.0
                 sight = Sight(
-                    time_ns=item.time_ns, after_us=max(gap, 0.0), length=item.length, said=item.what.said
+                    time_ns=item.time_ns,
+                    after_us=max(gap, 0.0),
+                    length=item.length,
+                    said=item.what.said,
+                    flow=item.what.flow,
                 )
                 before = max(before, item.time_ns)
             elif lost is None and not hop.optional:

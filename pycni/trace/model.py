@@ -60,6 +60,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """Since the hop before, where that was seen."""
     length: int = 0
     """Bytes with the Ethernet header."""
+    flow: Flow | None = None
+    """Its addresses, innermost."""
     said: str = ""
     """What the kernel told besides: rules it met, the connection's entry, why it was dropped."""
 
@@ -85,8 +87,11 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     overhead: int = 0
     """Bytes of encapsulation around the packet here."""
+    outer: Flow | None = None
+    """The packet around it, where there is one and its addresses are known."""
     kind: str = ""
-    """Of a hop that ends the way too early: the fault's short, stable name (see ``verdict``)."""
+    """The fault's short, stable name (see ``verdict``): of a hop that ends the way too early, or that is wrong although
+    the packet goes on."""
     optional: bool = False
     """It cannot always be seen (what is around it is encrypted): its absence is no fault."""
     sight: Sight | None = None

@@ -44,6 +44,11 @@ EGRESS = 0xFFFFFFF3
 """TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS): filters on what a device sends."""
 CLSACT_HANDLE = 0xFFFF0000
 TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 6, 7, 8, 11
+_ACTIONS = {"u32": TCA_U32_ACT, "matchall": 2, "flower": 3, "basic": 3, "fw": 4}
+"""TCA_*_ACT by kind of filter (include/uapi/linux/pkt_cls.h)."""
+_GACT_PARMS = 2
+_SHOT = frozenset({2, 4})
+"""TC_ACT_SHOT, TC_ACT_STOLEN."""
 TBF_HANDLE = 0x00010000
 REDIRECT_PRIORITY = 0xC000
 """After every filter of others: a redirect ends the chain."""
@@ -144,6 +149,51 @@ def program_of(payload: bytes) -> tuple[int, int] | None:
         return None
     number = parse_attrs(attrs[TCA_OPTIONS]).get(TCA_BPF_ID)
     return None if number is None else (info >> 16, int.from_bytes(number, sys.byteorder))
+
+
+class Filter(NamedTuple):
+    """A filter as far as it decides over packets."""
+
+    kind: str
+    """bpf, matchall, u32, flower, ..."""
+    priority: int
+    action: str
+    """Of its first action: drop, mirred, police, ...; "" when it is the filter's own business."""
+    program: int
+    """Id of the program it runs; 0: none."""
+
+
+def filter_of(payload: bytes) -> Filter | None:
+    """An RTM_NEWTFILTER payload; None for what only heads others (hash tables of u32)."""
+    info = _TCMSG.unpack_from(payload)[4]
+    attrs = parse_attrs(payload, _TCMSG.size)
+    kind = attrs.get(TCA_KIND, b"").rstrip(b"\0").decode()
+    options = parse_attrs(attrs.get(TCA_OPTIONS, b""))
+    if not options:
+        return None
+    if kind == "bpf":
+        return Filter(kind, info >> 16, "", int.from_bytes(options.get(TCA_BPF_ID, b""), sys.byteorder))
+    place = _ACTIONS.get(kind)
+    if place is None or place not in options:
+        return Filter(kind, info >> 16, "", 0) if kind != "u32" else None
+    first = parse_attrs(parse_attrs(options[place]).get(1, b""))
+    action = first.get(TCA_ACT_KIND, b"").rstrip(b"\0").decode()
+    parms = parse_attrs(first.get(TCA_ACT_OPTIONS, b"")).get(_GACT_PARMS, b"")
+    if action == "gact" and len(parms) >= 12:
+        number = struct.unpack_from("=i", parms, 8)[0]
+        action = "drop" if number in _SHOT else "pass"
+    return Filter(kind, info >> 16, action, 0)
+
+
+def dump_qdiscs() -> bytes:
+    """Dump request for the queueing disciplines of all devices."""
+    return message(RTM_GETQDISC, NLM_F_REQUEST | NLM_F_DUMP, _TCMSG.pack(0, 0, 0, 0, 0))
+
+
+def device_qdisc(payload: bytes) -> tuple[int, str]:
+    """Device's index and kind of an RTM_NEWQDISC payload."""
+    kind = parse_attrs(payload, _TCMSG.size).get(TCA_KIND, b"")
+    return _TCMSG.unpack_from(payload)[1], kind.rstrip(b"\0").decode()
 
 
 def _info(priority: int) -> int:

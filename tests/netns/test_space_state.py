@@ -141,7 +141,8 @@ def test_rules_of_others_are_told_and_ours_are_not(space: str) -> None:
         assert look(space).hooks == (
             ForeignHook(
                 family="ip", table="foreign", chain="f", hook="forward", priority=10,
-                verdicts=("udp dport 8472 drop",),
+                verdicts=("udp dport 8472 drop",), rules=("jump other", "tcp dport 1 accept"),
+                chains={"other": ("udp dport 8472 drop",)},
             ),
         )  # fmt: skip
     finally:
