@@ -23,6 +23,7 @@ MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN
 OBJ_INFO, PROG_QUERY, BTF_LOAD, MAP_LOOKUP_AND_DELETE = 15, 16, 18, 21
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
+RAW_TRACEPOINT_OPEN = 17
 
 # Map types.
 HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE = 1, 2, 5, 6, 9, 11
@@ -33,7 +34,7 @@ TCX_FIRST = 1 << 3
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 # Program types and the attach types used with them.
-SCHED_CLS, XDP, CGROUP_SOCK, CGROUP_SOCK_ADDR = 3, 6, 9, 18
+SCHED_CLS, XDP, CGROUP_SOCK, RAW_TRACEPOINT, CGROUP_SOCK_ADDR = 3, 6, 9, 17, 18
 INET4_CONNECT, INET6_CONNECT, UDP4_SENDMSG, UDP6_SENDMSG, UDP4_RECVMSG, UDP6_RECVMSG = 10, 11, 14, 15, 19, 20
 INET4_GETPEERNAME, INET6_GETPEERNAME, INET_SOCK_RELEASE, XDP_ATTACH = 29, 30, 34, 37
 TCX_INGRESS, TCX_EGRESS = 46, 47
@@ -47,7 +48,7 @@ _CALLS = {"x86_64": 321, "aarch64": 280, "armv7l": 386, "ppc64le": 361, "s390x":
 _libc = ctypes.CDLL(None, use_errno=True)
 _ELEMENT = struct.Struct("=I4xQQQ")
 _BATCH = struct.Struct("=QQQQIIQQ")
-_LICENSE = ctypes.create_string_buffer(b"Apache-2.0")
+LICENSE = "Apache-2.0"
 
 
 class MapInfo(NamedTuple):
@@ -111,19 +112,23 @@ def create_map(kind: int, key: int, value: int, entries: int, *, flags: int = 0,
             os.close(btf)
 
 
-def load_program(kind: int, code: bytes, *, attach_type: int = 0, name: str = "", flags: int = 0) -> int:
+def load_program(
+    kind: int, code: bytes, *, attach_type: int = 0, name: str = "", flags: int = 0, licence: str = LICENSE
+) -> int:
     """Have the kernel verify and translate a program. Returns its descriptor.
 
-    ``code`` are instructions of 8 bytes with descriptors of maps in place; ``flags`` are BPF_F_*. On refusal
-    KernelError's detail is the end of the verifier's own log, which tells the instruction and the reason.
+    ``code`` are instructions of 8 bytes with descriptors of maps in place; ``flags`` are BPF_F_*; ``licence`` is what
+    the program is offered under, which decides what helpers it may call. On refusal KernelError's detail is the end
+    of the verifier's own log, which tells the instruction and the reason.
     """
     body = ctypes.create_string_buffer(code, len(code))
+    offered = ctypes.create_string_buffer(licence.encode())
 
     def attempt(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
         size, address = (0, 0) if log is None else (len(log), ctypes.addressof(log))
         attr = struct.pack(
             "=2IQQ2IQ2I16s2I",
-            *(kind, len(code) // INSTRUCTION_BYTES, ctypes.addressof(body), ctypes.addressof(_LICENSE)),
+            *(kind, len(code) // INSTRUCTION_BYTES, ctypes.addressof(body), ctypes.addressof(offered)),
             *(level, size, address, 0, flags, _name(name), 0, attach_type),
         )
         return call(PROG_LOAD, attr, "load program", name)
@@ -170,6 +175,16 @@ def update_link(link: int, program: int, obj: str = "") -> None:
 def detach_link(link: int, obj: str = "") -> None:
     """Take a link's program off at once; without it that happens a little after the last reference went."""
     call(LINK_DETACH, struct.pack("=I", link), "detach program", obj)
+
+
+def open_tracepoint(program: int, name: str) -> int:
+    """Attach a program to a tracepoint, without tracefs. It stays as long as the descriptor. Raises KernelError.
+
+    ENOENT: this kernel has no such tracepoint; EINVAL: it has fewer arguments than the program reads.
+    """
+    text = ctypes.create_string_buffer(name.encode())
+    attr = struct.pack("=QI4xQ", ctypes.addressof(text), program, 0)
+    return call(RAW_TRACEPOINT_OPEN, attr, "attach program", name)
 
 
 def attached(target: int, attach_type: int, obj: str = "") -> list[int]:

@@ -31,9 +31,10 @@ writes JSON: two listings at once end the process by an assertion; reference cou
 class Nft:
     """One libnftables context; every method may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, handles: bool = False) -> None:
         """Open a context in the calling thread's network namespace.
 
+        ``handles``: ``query`` shows the handles of rules, and no counters' values.
         Raises KernelError (EPROTONOSUPPORT: a kernel without nftables, where libnftables would end the process).
         """
         try:
@@ -44,6 +45,8 @@ class Nft:
             ) from exc
         with _LIBRARY:
             self._context: nftables.Nftables | None = nftables.Nftables()
+            self._context.set_handle_output(handles)
+        self._handles = handles
 
     def run(self, text: str) -> None:
         """Execute commands as one transaction.
@@ -111,7 +114,7 @@ class Nft:
             if self._context is None:
                 raise KernelError(errno.EBADF, "nft transaction", detail="the context is closed")
             self._context.set_json_output(json)
-            self._context.set_stateless_output(json)
+            self._context.set_stateless_output(json or self._handles)
             code, output, messages = self._context.cmd(text)
             if code != 0 and "\n" in text.strip():
                 code, output, messages = _from_file(self._context, text)
