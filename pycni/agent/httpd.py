@@ -2,8 +2,8 @@
 
 On TCP for probes and scrapers, on a Unix socket for pycnictl. Everything is bounded: the head's size, the time to
 send it and to take the answer, the number of connections. On the Unix socket an answer may go on as a stream of lines,
-until it ends or the client goes; and what is to do something is sent there by POST, to routes of its own. A standard one would be ``http.server``, which costs 40 ms to import and a thread per
-connection.
+until it ends or the client goes; and what is to do something is sent there by POST, to routes of its own. A standard
+one would be ``http.server``, which costs 40 ms to import and a thread per connection.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pycni.agent import (
     settings_table_network,
     settings_table_policy,
     settings_table_proxy,
+    settings_table_trace,
 )
 from pycni.agent.settings_row import Setting
 from pycni.errors import ConfigError, PycniError
@@ -132,6 +133,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ospf_interfaces: tuple[str, ...]
     ospf_hello: int
     ospf_password_file: str
+    trace_listen: str
+    """``address:port``; "": off."""
+    trace_auth: tuple[str, ...]
+    trace_tls_cert: str
+    trace_tls_key: str
+    trace_tls_ca: str
+    trace_allowed_names: tuple[str, ...]
+    trace_server_name: str
 
     def __repr__(self) -> str:
         """All fields; secrets are not shown."""
@@ -156,6 +165,7 @@ TABLE: tuple[Setting, ...] = (
     *settings_table_proxy.ROWS,
     *settings_table_policy.ROWS,
     *settings_table_bgp.ROWS,
+    *settings_table_trace.ROWS,
 )
 BY_NAME: Mapping[str, Setting] = {row.name: row for row in TABLE}
 ALIASES: Mapping[str, str] = {alias: row.name for row in TABLE for alias in row.aliases}
@@ -247,6 +257,8 @@ def _contradictions(values: Mapping[str, object], where: Mapping[str, str]) -> l
     together("etcd-certfile", "etcd-keyfile")
     together("etcd-keyfile", "etcd-certfile")
     together("run-loadbalancer", "loadbalancer-ip-range")
+    for name in ("trace-tls-cert", "trace-tls-key", "trace-tls-ca"):
+        together("trace-listen", name)
     routers = values["peer_router_ips"]
     assert isinstance(routers, tuple)
     for name in ("peer-router-asns", "peer-router-ports"):

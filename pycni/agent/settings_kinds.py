@@ -176,6 +176,15 @@ def _port_range(word: str) -> tuple[int, int]:
     return first, last
 
 
+def _listen(word: str) -> str:
+    """``address:port`` with the address in its canonical form."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):([0-9]{1,5})", word)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError("not an address and a port like 192.0.2.1:9475 or [::]:9475")
+    address = _address(match[1].strip("[]"))
+    return f"[{address}]:{int(match[2])}" if address.version == 6 else f"{address}:{int(match[2])}"
+
+
 def integer(low: int, high: int) -> Kind:
     """Whole number in ``low..high``."""
 
@@ -247,6 +256,7 @@ IPV4 = _scalar("IPv4 address", _ipv4)
 IPV6 = _scalar("IPv6 address", _ipv6)
 DOTTED = _scalar("dotted number", _dotted)
 URL = _scalar("URL", _url)
+LISTEN = _scalar("address and port", _listen)
 PORT_RANGE = _scalar("range of ports", _port_range)
 NODE_NAME = _scalar("name", _node_name)
 SECRET = _scalar("text", _secret)

@@ -71,6 +71,11 @@ class NodeReport:
         """The CNI side has begun."""
         self._attached = side
 
+    @property
+    def side(self) -> Attached | None:
+        """The CNI side, once it serves."""
+        return self._attached
+
     def routes(self, others: Mapping[str, AsyncHandler]) -> dict[str, AsyncHandler]:
         """What the control socket answers. ``others``: what the components answer; their dumps are put together."""
         node = self._context.settings.node_name

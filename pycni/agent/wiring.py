@@ -1,4 +1,4 @@
-"""Which parts the agent has and who knows whom; more in ``wiring_cni``, ``_proxy``, ``_policy`` and ``_sources``.
+"""Which parts the agent has and who knows whom; more in ``wiring_cni``, ``_proxy``, ``_policy``, ``_sources`` ...
 
 Life: ``wire`` is called once, on the event loop, when health and metrics are up. It makes the parts bottom-up, pushes
 what has to be taken down onto the context's exits (so the CNI server, made last, is stopped first) and returns the
@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycni.agent.components import COMPONENTS
-from pycni.agent.httpd import AsyncHandler, Response, UnixHttpServer
+from pycni.agent.httpd import AsyncHandler, PostHandler, Response, UnixHttpServer
 from pycni.agent.observe import follow_kube, follow_kube_client, follow_leases
 from pycni.agent.process import SERVING, Context, Tasks
 from pycni.agent.settings import Settings
@@ -40,7 +40,7 @@ FOLLOWING = frozenset({"proxy", "policy", "bgp"})
 
 async def wire(context: Context) -> Tasks:
     """Make every part that is switched on. Errors: ``ConfigError`` for settings this node cannot have."""
-    from pycni.agent import underlay  # noqa: PLC0415
+    from pycni.agent import underlay, wiring_trace  # noqa: PLC0415
     from pycni.agent.status import NodeReport  # noqa: PLC0415
     from pycni.agent.traffic import TrafficRoutes  # noqa: PLC0415
     from pycni.store import Store  # noqa: PLC0415
@@ -71,7 +71,10 @@ async def wire(context: Context) -> Tasks:
             tasks |= await _following(context, store, client, network, listeners, gates, routes)
         traffic = TrafficRoutes(settings.node_name, store, routes)
         listeners.append(traffic.follow_pods)
-        await _serve_control(context, {**routes, **report.routes(routes), **traffic.routes()})
+        parts = wiring_trace.Parts(context, store, lambda: network, lambda: report.side)
+        traces, posts = wiring_trace.make(context, parts, client)
+        control = {**routes, **report.routes(routes), **traffic.routes(), **traces}
+        await _serve_control(context, control, posts)
     except BaseException:
         _drop(tasks)
         raise
@@ -125,14 +128,16 @@ def _drop(tasks: Mapping[str, Coroutine[Any, Any, object]]) -> None:
         task.close()
 
 
-async def _serve_control(context: Context, routes: dict[str, AsyncHandler]) -> None:
+async def _serve_control(
+    context: Context, routes: dict[str, AsyncHandler], posts: dict[str, PostHandler]
+) -> None:
     """Answer pycnictl on the control socket. Raises ConfigError when it cannot be had."""
 
     async def readyz(query: str) -> Response:
         return context.health.readyz(query)
 
     path = context.settings.control_socket
-    server = UnixHttpServer(path, {**routes, "/readyz": readyz})
+    server = UnixHttpServer(path, {**routes, "/readyz": readyz}, posts)
     try:
         await server.start()
     except OSError as exc:
@@ -144,6 +149,8 @@ def _asks_kubernetes(settings: Settings) -> bool:
     """Whether anything is read from the Kubernetes API."""
     from pycni.agent.wiring_bgp import follows_objects  # noqa: PLC0415
 
+    if settings.trace_listen and "token" in settings.trace_auth:
+        return True
     parts = FOLLOWING.intersection(settings.components)
     if parts == {"bgp"} and not follows_objects(settings):
         parts = frozenset()

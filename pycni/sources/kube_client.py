@@ -23,6 +23,8 @@ from pycni.sources.kube_http import Connection, KubeError
 from pycni.wire.kube import decode_status
 
 LEASE = "Lease"
+TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW = "TokenReview", "SubjectAccessReview"
+"""Questions to the API: made, and answered by what is made."""
 KEPT = 4
 """Idle connections kept."""
 MAX_BODY = 256 << 20
@@ -56,6 +58,10 @@ RESOURCES: Mapping[str, Resource] = {
         "/apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", namespaced=False, optional=True
     ),
     LEASE: Resource("/apis/coordination.k8s.io/v1", "leases", namespaced=True),
+    TOKEN_REVIEW: Resource("/apis/authentication.k8s.io/v1", "tokenreviews", namespaced=False),
+    SUBJECT_ACCESS_REVIEW: Resource(
+        "/apis/authorization.k8s.io/v1", "subjectaccessreviews", namespaced=False
+    ),
 }
 
 
