@@ -15,6 +15,7 @@ import msgspec
 
 from pycni.errors import PycniError
 from pycni.tracing.eyes import NodeEyes, Watching
+from pycni.tracing.remote import clock
 from pycni.tracing.speech import Line, Watch, line
 
 WATCHES = 4
@@ -99,7 +100,7 @@ class Running:
                     self._places.give_back()
 
     def _all(self, gone: int) -> Iterator[bytes]:
-        yield _encoded(Line(ready=True, node=self._name, time_ns=time.time_ns()))
+        yield _encoded(Line(ready=True, node=self._name, clock=clock(), time_ns=time.time_ns()))
         poll = select.poll()
         for fd in {*self._watching.filenos(), *([gone] if gone >= 0 else [])}:
             poll.register(fd, select.POLLIN)

@@ -88,6 +88,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str = ""
     time_ns: int = 0
     """The clock there, when the line was written; of the first line."""
+    clock: str = ""
+    """Which clock that is; of the first line. Equal ones are the same clock."""
     frames: tuple[Frame, ...] = ()
     notes: tuple[Note, ...] = ()
     end: str = ""
@@ -166,6 +168,11 @@ def read(raw: bytes, kind: Any) -> Any:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.DecodeError as exc:
         raise ConfigError("trace", "", raw[:60].decode(errors="replace"), str(exc)) from exc
+
+
+def moved(note: Note, node: str, ahead_ns: int) -> Note:
+    """A note of a node whose clock is ahead of ours."""
+    return msgspec.structs.replace(note, node=node, time_ns=note.time_ns - ahead_ns)
 
 
 def line(report: Report) -> bytes:

@@ -1,0 +1,116 @@
+"""Nodes that are asked through their agents: everything ``local`` does here is done there, and told.
+
+Life: ``RemoteNode`` is made by ``cluster`` for a node whose agent answers; a watch is a stream of lines that ends with
+the connection, so nothing is left over there when this process goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from pycni.errors import ConfigError, KernelError
+from pycni.trace.model import Flow
+from pycni.tracing import speech
+from pycni.tracing.ask import AskError, Door, Stream
+from pycni.tracing.eyes import Launched, Order, Report
+from pycni.tracing.speech import Line, Send, Watch
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+TIRED_S = 0.01
+
+
+class RemoteNode:
+    """See ``eyes.NodeEyes``."""
+
+    def __init__(self, name: str, door: Door, ends: Sequence[str] = ()) -> None:
+        """``ends``: what the trace is about; () for everything."""
+        self.name = name
+        self._door, self._ends = door, tuple(ends)
+        self.apart = False
+        """Whether its clock is another one than ours; known once it is watched."""
+
+    def watch(self, order: Order) -> RemoteWatching:
+        """See ``eyes.NodeEyes``. Raises AskError."""
+        stream = self._door.lines(speech.WATCH, Watch(order=order, ends=self._ends))
+        try:
+            first = _line(stream.line(), self.name)
+            if not first.ready:
+                raise AskError(f"{self.name} does not begin to watch: {first.trouble or first.end}")
+            ahead = first.time_ns - time.time_ns() if first.clock != clock() else 0
+        except BaseException:
+            stream.close()
+            raise
+        self.apart = first.clock != clock()
+        return RemoteWatching(self.name, stream, ahead)
+
+    def send(self, space: str, flow: Flow, token: int) -> Launched:
+        """See ``eyes.NodeEyes``. Raises AskError, OSError."""
+        try:
+            raw = self._door.post(speech.SEND, Send(space=space, flow=flow, token=token))
+        except AskError as error:
+            if error.errno:
+                raise OSError(error.errno, str(error)) from error
+            raise
+        found: Launched = speech.read(raw, Launched)
+        return found
+
+
+class RemoteWatching:
+    """See ``eyes.Watching``."""
+
+    def __init__(self, name: str, stream: Stream, ahead_ns: int) -> None:
+        self._name, self._stream, self._ahead = name, stream, ahead_ns
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def filenos(self) -> Sequence[int]:
+        """See ``eyes.Watching``."""
+        return (self._stream.fileno(),)
+
+    def drain(self) -> Report:
+        """See ``eyes.Watching``. Raises AskError, KernelError."""
+        lines = [_line(raw, self._name) for raw in self._stream.ready()]
+        for item in lines:
+            if item.trouble:
+                raise KernelError(5, "watch", self._name, item.trouble)
+            self._ended = self._ended or bool(item.end)
+        if self._stream.over and not self._ended:
+            raise AskError(f"{self._name} does not answer any more")
+        if self._ended and not lines:
+            time.sleep(TIRED_S)  # a connection that is over is readable for ever
+        return Report(
+            tuple(
+                frame._replace(node=self._name, time_ns=frame.time_ns - self._ahead)
+                for item in lines
+                for frame in item.frames
+            ),
+            tuple(speech.moved(note, self._name, self._ahead) for item in lines for note in item.notes),
+        )
+
+    def close(self) -> None:
+        """See ``eyes.Watching``."""
+        self._stream.close()
+
+
+def clock() -> str:
+    """Which clock this machine goes by: that of its kernel's life."""
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _line(raw: bytes, name: str) -> Line:
+    try:
+        found: Line = speech.read(raw, Line)
+    except ConfigError as exc:
+        raise AskError(f"{name}: a line that cannot be read: {exc.reason}") from exc
+    return found
