@@ -40,12 +40,18 @@ class ProxyMetrics:
         self._pending = {SERVICE: 0, ENDPOINT_SLICE: 0}
         self._last = 0.0
         label = ("ip_family",)
-        self._any = registry.histogram(_PREFIX + "duration_seconds", "Duration of passes.", label)
+        self._any = registry.histogram(
+            _PREFIX + "duration_seconds", "Duration of passes that program services.", label
+        )
         self._full = registry.histogram(
-            "kubeproxy_sync_full_proxy_rules_duration_seconds", "Passes that read the kernel back.", label
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "Duration of passes that read the kernel back.",
+            label,
         )
         self._partial = registry.histogram(
-            "kubeproxy_sync_partial_proxy_rules_duration_seconds", "Passes over what changed.", label
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "Duration of passes over what changed.",
+            label,
         )
         self._latency = registry.histogram(
             "kubeproxy_network_programming_duration_seconds",
@@ -53,10 +59,15 @@ class ProxyMetrics:
             label,
             _LATENCY_BUCKETS,
         )
-        self._failures = registry.counter("pycni_proxy_pass_failures_total", "Passes that failed.")
-        self._operations = registry.counter("pycni_proxy_operations_total", "Rows written to the kernel.")
+        self._failures = registry.counter(
+            "pycni_proxy_pass_failures_total", "Passes over services that failed."
+        )
+        self._operations = registry.counter(
+            "pycni_proxy_operations_total", "Rows of services written to the kernel."
+        )
         self._repairs = registry.counter(
-            "pycni_proxy_repairs_total", "Rows a read-back found different from what had been programmed."
+            "pycni_proxy_repairs_total",
+            "Rows of services a read-back found different from what had been programmed.",
         )
         add = registry.callback
         add(
@@ -65,17 +76,20 @@ class ProxyMetrics:
             lambda: self._by_family(self._last),
             labels=label,
         )
-        for kind, name in ((SERVICE, "service"), (ENDPOINT_SLICE, "endpoint")):
+        for kind, name, what in (
+            (SERVICE, "service", "Services"),
+            (ENDPOINT_SLICE, "endpoint", "EndpointSlices"),
+        ):
             add(
                 f"{_PREFIX}{name}_changes_total",
-                "Changed objects seen.",
+                f"Changed {what} seen.",
                 partial(self._count, self._totals, kind),
                 labels=label,
                 kind="counter",
             )
             add(
                 f"{_PREFIX}{name}_changes_pending",
-                "Changed objects not yet in the kernel.",
+                f"Changed {what} not yet in the kernel.",
                 partial(self._count, self._pending, kind),
                 labels=label,
             )

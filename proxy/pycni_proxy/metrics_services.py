@@ -68,6 +68,14 @@ class ServiceMetrics:
         self._asked = float("-inf")
         self.wanted: Callable[[], None] = lambda: None
         """Called when a scrape finds nothing read lately."""
+        registry.callback(
+            "pycni_proxy_services", "Services this node serves.", lambda: float(len(self._frontends()))
+        )
+        registry.callback(
+            "pycni_proxy_frontends",
+            "Virtual addresses with protocol and port, node ports too, that this node serves.",
+            lambda: float(sum(map(len, list(self._frontends().values())))),
+        )
         if not limit:
             return
         for name, field, text in _TOTALS:

@@ -39,14 +39,20 @@ class NetworkReport:
         self._refusals: dict[PeerKey, Refusal] = {}
         self._peers = 0
         self._probes: VtepProber | None = None
-        self._passes = metrics.histogram("pycni_fabric_pass_seconds", "Duration of successful passes.")
-        self._failures = metrics.counter("pycni_fabric_pass_failures_total", "Passes that failed.")
+        self._passes = metrics.histogram(
+            "pycni_fabric_pass_seconds", "Duration of successful passes over the pod network."
+        )
+        self._failures = metrics.counter(
+            "pycni_fabric_pass_failures_total", "Passes over the pod network that failed."
+        )
         self._repairs = metrics.counter(
             "pycni_fabric_repairs_total", "Entries found changed by somebody else and set right."
         )
         metrics.callback("pycni_fabric_peers", "Peers with entries, per family.", lambda: float(self._peers))
         metrics.callback(
-            "pycni_fabric_refused", "Leases without entries.", lambda: float(len(self._refusals))
+            "pycni_fabric_refused",
+            "Leases without entries: something is wrong with them, or another backend's.",
+            lambda: float(len(self._refusals)),
         )
         self.carried: Callable[[], Mapping[str, int]] = dict
         """What the udp forwarder has counted."""

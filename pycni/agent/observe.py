@@ -176,14 +176,17 @@ def follow_pods(
                     counts[pool.network, family.label] += number
         return [(labels, float(count)) for labels, count in sorted(counts.items())]
 
-    metrics.callback("pycni_endpoints", "Attachments on record.", states, labels=("state",))
+    metrics.callback("pycni_endpoints", "Attachments of pods on record, by state.", states, labels=("state",))
     for name, text, capacity in (
-        ("reserved", "Reserved addresses.", False),
+        ("reserved", "Addresses reserved for pods.", False),
         ("capacity", "Addresses that can be given to pods, those in use too.", True),
     ):
         metrics.callback(f"pycni_ipam_{name}", text, partial(usage, capacity), labels=("network", "family"))
     metrics.callback(
-        "pycni_pod_repairs_total", "Pods' kernel state put back.", lambda: float(keeper.repairs), kind=COUNTER
+        "pycni_pod_repairs_total",
+        "Things of pods put back in the kernel: bridges, routes, rules.",
+        lambda: float(keeper.repairs),
+        kind=COUNTER,
     )
 
 
@@ -201,4 +204,8 @@ def follow_collector(metrics: Registry, collector: Collector) -> None:
             return float(getattr(collector, name))
 
         metrics.callback(f"pycni_collector_{name}_total", text, read, kind=COUNTER)
-    metrics.callback("pycni_collector_suspects", "Found gone once.", lambda: float(collector.suspects))
+    metrics.callback(
+        "pycni_collector_suspects",
+        "Attachments and reservations found without their pod once; found so again, they go.",
+        lambda: float(collector.suspects),
+    )

@@ -40,10 +40,15 @@ class PolicyReport:
         self._seconds = metrics.histogram(
             "pycni_policy_pass_seconds", "Duration of passes that brought policies to the kernel.", ("full",)
         )
-        self._failures = metrics.counter("pycni_policy_pass_failures_total", "Passes that failed.")
-        self._operations = metrics.counter("pycni_policy_operations_total", "Rows written to the kernel.")
+        self._failures = metrics.counter(
+            "pycni_policy_pass_failures_total", "Passes over policies that failed."
+        )
+        self._operations = metrics.counter(
+            "pycni_policy_operations_total", "Rows of policies written to the kernel."
+        )
         self._repairs = metrics.counter(
-            "pycni_policy_repairs_total", "Rows a read-back found different from what had been programmed."
+            "pycni_policy_repairs_total",
+            "Rows of policies a read-back found different from what had been programmed.",
         )
         self._admitted = metrics.histogram(
             "pycni_policy_admit_seconds", "From ADD asking for a pod's policies to their being in the kernel."
