@@ -29,9 +29,16 @@ COMMANDS = {
         "pycni.cli_trace",
         "a packet's way, hop by hop: what should happen, what does, and where they part",
     ),
+    "ui": ("pycni.cli_ui", "the topology in a browser: traffic, drops and traces, live"),
+    "check": ("pycni.cli_check", "does the network work? own pods, every kind of way tried, likely causes"),
     "doctor": (
         "pycni.cli_doctor",
         "what is wrong with a node or a lab's nodes: kernel, switches, MTU, offloads, conflicts; --fix",
+    ),
+    "top": ("pycni.cli_top", "live traffic: rates, connections, drops by pod, service, policy and node"),
+    "flows": (
+        "pycni.cli_flows",
+        "connections with names, translation and verdict: the present ones, or live with -f",
     ),
     "drops": ("pycni.cli_drops", "packets that network policies deny: counters, or live"),
     "bgp": (
