@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
 
@@ -27,6 +28,8 @@ _LONGEST = 65535
 _TIMESPEC = struct.Struct("@ll")
 
 Instruction = tuple[int, int, int, int]
+Choose = Callable[[tuple[str, str]], Sequence[Instruction]]
+"""The program for a node's space."""
 T = TypeVar("T")
 
 
@@ -54,13 +57,22 @@ class Frame(NamedTuple):
 class Capture:
     """Packet sockets in many namespaces. Use it in a ``with``."""
 
-    def __init__(self, spaces: Mapping[tuple[str, str], Enter], program: Sequence[Instruction]) -> None:
-        """``spaces``: by node and space. Raises KernelError naming the one that cannot be listened to."""
+    def __init__(
+        self,
+        spaces: Mapping[tuple[str, str], Enter],
+        program: Sequence[Instruction] | Choose,
+        room: int = _ROOM,
+    ) -> None:
+        """``spaces``: by node and space; ``program``: for all of them, or for each; ``room``: bytes of each buffer.
+
+        Raises KernelError naming the one that cannot be listened to.
+        """
         self._sockets: dict[int, tuple[socket.socket, str, str]] = {}
         try:
             for (node, space), enter in spaces.items():
                 try:
-                    sock = enter(lambda: _open(program))
+                    code = program((node, space)) if callable(program) else program
+                    sock = enter(partial(_open, code, room))
                 except OSError as exc:
                     what = f"{node} {space}".strip()
                     raise KernelError(exc.errno or errno.EIO, "open packet socket", what) from exc
@@ -132,7 +144,7 @@ def _time(value: bytes) -> int:
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
-def _open(program: Sequence[Instruction]) -> socket.socket:
+def _open(program: Sequence[Instruction], room: int) -> socket.socket:
     """A socket in the calling thread's namespace. It hears a few frames before its filter is in place."""
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     sock = socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_ALL))
@@ -141,7 +153,7 @@ def _open(program: Sequence[Instruction]) -> socket.socket:
         buffer = ctypes.create_string_buffer(code)
         fprog = struct.pack("@HP", len(program), ctypes.addressof(buffer))
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     except BaseException:
         sock.close()

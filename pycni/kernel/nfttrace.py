@@ -1,7 +1,8 @@
 """Which nftables rules a packet meets, in one namespace, as the kernel tells it.
 
 Life: ``RuleTrace`` makes a table that is owned by its socket (``wire/nfttrace``) and listens to the group of rule
-traces; ``read`` gives the rules our packets met, in order, with the rules' texts. ``close`` ends both sockets, and with the first the kernel removes the table: so it does when the process is killed.
+traces; ``read`` gives the rules our packets met, in order, with the rules' texts. ``close`` ends both sockets,
+and with the first the kernel removes the table: so it does when the process is killed.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes with the Ethernet header."""
     flow: Flow | None = None
     """Its addresses, innermost."""
+    damaged: str = ""
+    """Which checksum of it is wrong."""
     said: str = ""
     """What the kernel told besides: rules it met, the connection's entry, why it was dropped."""
 
@@ -104,9 +106,14 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     space: str
     time_ns: int
     kind: str
-    """rule (a firewall rule it met), drop (why it was dropped), connection (its conntrack entry)."""
+    """rule (a firewall rule it met), drop (why it was dropped), connection (its conntrack entry), limit (what this
+    node cannot tell)."""
     detail: str
     interface: str = ""
+    outgoing: bool = False
+    """Whether it was leaving by that interface."""
+    place: str = ""
+    """Of a rule: family, table and chain; of a drop: the function in the kernel."""
     verdict: str = ""
     """Of a rule: accept, drop, goto x, ...; of a drop: the kernel's reason."""
     flow: Flow | None = None

@@ -130,8 +130,7 @@ def of_agent(local: Door, words: Sequence[str]) -> ClusterEyes:
 
 def far(peer: Peer, secure: Secure, token: str = "") -> Far:
     """A node met by TLS."""
-    where = f"{peer.name} ({', '.join(peer.addresses)})" if peer.addresses else peer.name
-    return Far(peer, Door(where, secure.dial(peer.addresses), token))
+    return Far(peer, Door(peer.name, secure.dial(peer.addresses), token))
 
 
 def met(means: Means) -> Secure:

@@ -15,6 +15,8 @@ import msgspec
 from pycni.kernel.capture import Frame
 from pycni.model.space import World
 from pycni.trace.cluster import NodeTerms, Objects
+from pycni.trace.frames import ALL_BITS
+from pycni.trace.live import Pattern
 from pycni.trace.model import Flow, Note
 
 
@@ -29,12 +31,20 @@ class Gathered(NamedTuple):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to watch for."""
+    """What to watch for: probes, by their tokens, or live traffic, by patterns."""
 
     token: int
     """The probe's 32 random bits."""
     flow: Flow
     """The probe as it leaves its socket."""
+    bits: int = ALL_BITS
+    """How many of the token's upper bits the probes of this watch have in common."""
+    more: tuple[Flow, ...] = ()
+    """Further probes' flows, where answers are known by their ports; of live traffic: as it is named elsewhere."""
+    deep: bool = True
+    """Tell of rules met, of drops and of connections, too."""
+    patterns: tuple[Pattern, ...] = ()
+    """Of live traffic; (): probes are watched for."""
     seconds: float = 5.0
     """The longest a watch lasts, whatever happens to who asked for it."""
 

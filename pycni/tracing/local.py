@@ -1,21 +1,29 @@
 """Nodes whose namespaces are on this machine: watched by packet sockets, probes sent by sockets of their own.
 
-Life: ``watch`` opens one packet socket per namespace of the node; ``send`` opens a socket bound to the probe's source,
-sends one packet and closes it.
+Life: ``watch`` opens one packet socket per namespace of the node, and what ``deep`` has; ``send`` opens a socket bound
+to the probe's source, sends one packet and closes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
 
-from pycni.kernel.capture import Capture, Enter
-from pycni.trace.frames import probe, socket_filter
+from pycni.kernel.capture import Capture, Enter, Frame
+from pycni.model.space import NODE
+from pycni.model.spot import Spot
+from pycni.trace.frames import answer_port, dissect, probe, socket_filter, spots
+from pycni.trace.live import drop_spots, program
 from pycni.trace.model import UDP, Flow
+from pycni.tracing.deep import Deep
 from pycni.tracing.eyes import Launched, Order, Report
+
+LIVE_ROOM = 16 << 20
+"""Bytes of each packet socket while live traffic is watched: it comes in bigger pieces, and more of it."""
 
 
 class LocalNode:
@@ -28,8 +36,28 @@ class LocalNode:
 
     def watch(self, order: Order) -> LocalWatching:
         """See ``eyes.NodeEyes``."""
+        marks = [] if order.patterns else spots([order.flow, *order.more], order.token, order.bits)
+        dropped = drop_spots([order.flow, *order.more]) if order.patterns else marks
+        with contextlib.ExitStack() as stack:
+            deep = None
+            if order.deep:
+                deep = stack.enter_context(
+                    contextlib.closing(Deep(self.name, self._spaces, order.token, marks, dropped))
+                )
+            capture = stack.enter_context(self._capture(order, marks))
+            stack.pop_all()
+        return LocalWatching(self.name, order, capture, deep)
+
+    def _capture(self, order: Order, marks: Sequence[Spot]) -> Capture:
+        """Spaces that have the same to look for share a ``Capture``."""
         spaces = {(self.name, space): enter for space, enter in self._spaces.items()}
-        return LocalWatching(Capture(spaces, socket_filter(order.token)))
+        if not order.patterns:
+            return Capture(spaces, socket_filter(marks))
+        return Capture(
+            spaces,
+            lambda place: program([item for item in order.patterns if item.place in {None, place}]),
+            room=LIVE_ROOM,
+        )
 
     def send(self, space: str, flow: Flow, token: int) -> Launched:
         """See ``eyes.NodeEyes``."""
@@ -48,8 +76,8 @@ class LocalNode:
 class LocalWatching:
     """See ``eyes.Watching``."""
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, name: str, order: Order, capture: Capture, deep: Deep | None) -> None:
+        self._name, self._order, self._capture, self._deep = name, order, capture, deep
 
     def __enter__(self) -> Self:
         return self
@@ -61,15 +89,39 @@ class LocalWatching:
 
     def filenos(self) -> Sequence[int]:
         """See ``eyes.Watching``."""
-        return self._capture.filenos()
+        return (*self._capture.filenos(), *(self._deep.filenos() if self._deep is not None else ()))
 
     def drain(self) -> Report:
         """See ``eyes.Watching``."""
-        return Report(tuple(self._capture.drain()))
+        frames = self._capture.drain()
+        if self._deep is None:
+            return Report(tuple(frames))
+        notes = self._deep.read()
+        return Report(tuple(frames), (*notes, *self._deep.connections(self._flows(frames))))
+
+    def _flows(self, frames: Sequence[Frame]) -> list[tuple[str, Flow]]:
+        """What to ask connection tracking about: the flows seen, by space."""
+        order = self._order
+        if order.patterns:
+            return [(NODE, flow) for flow in order.more]
+        found: dict[tuple[str, Flow], None] = {}
+        for frame in frames:
+            what = dissect(
+                frame.data,
+                order.token,
+                ethernet=frame.ethernet,
+                bits=order.bits,
+                port=answer_port(order.flow),
+            )
+            if what is not None and what.kind != "error" and not what.overhead:
+                found[frame.space, what.flow] = None
+        return list(found)
 
     def close(self) -> None:
         """See ``eyes.Watching``."""
         self._capture.close()
+        if self._deep is not None:
+            self._deep.close()
 
 
 def _socket(flow: Flow) -> socket.socket:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from pycni.errors import ConfigError, KernelError
 from pycni.trace.model import Flow
 from pycni.tracing import speech
-from pycni.tracing.ask import AskError, Door, Stream
+from pycni.tracing.ask import AskError, Door
 from pycni.tracing.eyes import Launched, Order, Report
 from pycni.tracing.speech import Line, Send, Watch
 
@@ -36,20 +36,16 @@ class RemoteNode:
         """See ``eyes.NodeEyes``. Raises AskError."""
         stream = self._door.lines(speech.WATCH, Watch(order=order, ends=self._ends))
         try:
-            first = _line(stream.line(), self.name)
-            if not first.ready:
-                raise AskError(f"{self.name} does not begin to watch: {first.trouble or first.end}")
-            ahead = first.time_ns - time.time_ns() if first.clock != clock() else 0
+            self.apart, ahead = begun(stream.line(), self.name)
         except BaseException:
             stream.close()
             raise
-        self.apart = first.clock != clock()
         return RemoteWatching(self.name, stream, ahead)
 
-    def send(self, space: str, flow: Flow, token: int) -> Launched:
+    def send(self, space: str, flow: Flow, token: int, size: int = 0) -> Launched:
         """See ``eyes.NodeEyes``. Raises AskError, OSError."""
         try:
-            raw = self._door.post(speech.SEND, Send(space=space, flow=flow, token=token))
+            raw = self._door.post(speech.SEND, Send(space=space, flow=flow, token=token, size=size))
         except AskError as error:
             if error.errno:
                 raise OSError(error.errno, str(error)) from error
@@ -58,10 +54,27 @@ class RemoteNode:
         return found
 
 
+class Lines(Protocol):
+    """Lines as they come."""
+
+    @property
+    def over(self) -> bool:
+        """Whether there are no more."""
+
+    def fileno(self) -> int:
+        """To poll for reading."""
+
+    def ready(self) -> Sequence[bytes]:
+        """Those that are there; never waits. Raises PycniError."""
+
+    def close(self) -> None:
+        """Want no more."""
+
+
 class RemoteWatching:
     """See ``eyes.Watching``."""
 
-    def __init__(self, name: str, stream: Stream, ahead_ns: int) -> None:
+    def __init__(self, name: str, stream: Lines, ahead_ns: int) -> None:
         self._name, self._stream, self._ahead = name, stream, ahead_ns
         self._ended = False
 
@@ -100,6 +113,18 @@ class RemoteWatching:
     def close(self) -> None:
         """See ``eyes.Watching``."""
         self._stream.close()
+
+
+def begun(raw: bytes, name: str) -> tuple[bool, int]:
+    """From a watch's first line: whether that is another clock, and by how many nanoseconds it is ahead.
+
+    Raises AskError.
+    """
+    first = _line(raw, name)
+    if not first.ready:
+        raise AskError(f"{name} does not begin to watch: {first.trouble or first.end}")
+    apart = first.clock != clock()
+    return apart, first.time_ns - time.time_ns() if apart else 0
 
 
 def clock() -> str:

@@ -79,6 +79,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     space: str
     flow: Flow
     token: int
+    size: int = 0
+    """Bytes of the IP packet, not to be fragmented; 0: a small one."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,7 +104,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Another node, as an agent knows it."""
 
     name: str
-    """Of the node, where the lease has it (Kubernetes), else the lease's key."""
+    """The node's, as long as it does not answer; its address where nothing else is known."""
     addresses: tuple[str, ...]
     subnets: tuple[str, ...] = ()
 

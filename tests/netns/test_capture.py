@@ -14,7 +14,7 @@ import pytest
 
 from pycni.kernel import netns
 from pycni.kernel.capture import Capture, Frame
-from pycni.trace.frames import dissect, probe, socket_filter
+from pycni.trace.frames import dissect, probe, socket_filter, spots
 from pycni.trace.model import ICMP, Flow
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def raw() -> socket.socket:
 def test_a_probe_and_its_answer_are_seen_at_both_ends_among_others(ends: tuple[str, str]) -> None:
     token = secrets.randbits(32)
     spaces = {("n", name): lambda function, name=name: inside(name, function) for name in ends}
-    with Capture(spaces, socket_filter(token)) as capture, inside(ends[0], raw) as sock:
+    with Capture(spaces, socket_filter(spots([PROBE], token))) as capture, inside(ends[0], raw) as sock:
         for number in range(300):
             sock.sendto(probe(PROBE, (token + 2 + number) & 0xFFFFFFFF), ("10.7.0.2", 0))
         sock.sendto(probe(PROBE, token), ("10.7.0.2", 0))
@@ -94,5 +94,5 @@ def test_a_namespace_that_cannot_be_entered_is_named(ends: tuple[str, str]) -> N
     spaces = {("n1", ""): lambda function: inside(ends[0], function), ("n2", "a/x"): refuse}
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Exception, match="open packet socket n2 a/x"):
-        Capture(spaces, socket_filter(1))
+        Capture(spaces, socket_filter(spots([PROBE], 1)))
     assert len(os.listdir("/proc/self/fd")) == before

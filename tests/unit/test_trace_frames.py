@@ -6,9 +6,10 @@ import struct
 from collections.abc import Callable
 from ipaddress import ip_address
 
+import msgspec
 import pytest
 
-from pycni.trace.frames import dissect, probe, socket_filter
+from pycni.trace.frames import dissect, probe, socket_filter, spots
 from pycni.trace.match import Seen, match
 from pycni.trace.model import ICMP, ICMPV6, TCP, UDP, Flow, Hop
 
@@ -68,6 +69,10 @@ def passes(program: list[tuple[int, int, int, int]], data: bytes) -> bool:
             if k + 4 > len(data):
                 return False
             value = struct.unpack_from("!I", data, k)[0]
+        elif code == 0x28:
+            if k + 2 > len(data):
+                return False
+            value = struct.unpack_from("!H", data, k)[0]
         elif code == 0x80:
             value = len(data)
         elif code in {0x15, 0x35}:
@@ -89,8 +94,9 @@ def test_a_probe_is_found_in_whatever_is_around_it(
     assert found is not None
     assert (found.flow, found.kind, found.overhead) == (sent, "probe", overhead)
     assert dissect(whole, TOKEN - 7) is None
-    assert passes(socket_filter(TOKEN), whole)
-    assert not passes(socket_filter(TOKEN - 7), whole)
+    assert passes(socket_filter(spots([sent], TOKEN)), whole)
+    other = msgspec.structs.replace(sent, source_port=1234)
+    assert not passes(socket_filter(spots([other], TOKEN - 7)), whole)
     bare = dissect(whole[14:], TOKEN, ethernet=False)
     assert bare == found
 
@@ -136,7 +142,7 @@ def test_an_answer_of_tcp_acknowledges_the_probe(version: int, flags: int, kind:
     found = dissect(whole, TOKEN)
     assert found is not None
     assert (found.kind, found.flow) == (kind, sent.back)
-    assert passes(socket_filter(TOKEN), whole)
+    assert passes(socket_filter(spots([sent], TOKEN)), whole)
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
@@ -150,7 +156,7 @@ def test_an_error_is_about_the_probe_that_is_in_it(version: int, protocol: int) 
     found = dissect(whole, TOKEN)
     assert found is not None
     assert (found.kind, found.said) == ("error", f"ICMP type {code[1]} code 3")
-    assert passes(socket_filter(TOKEN), whole)
+    assert passes(socket_filter(spots([sent], TOKEN)), whole)
     assert dissect(whole, 1) is None
 
 
@@ -160,7 +166,7 @@ def test_frames_that_are_cut_are_nothing(cut: int) -> None:
     whole = frame(ip(sent, probe(sent, TOKEN)))[:cut]
     found = dissect(whole, TOKEN)
     assert found is None or cut >= 42
-    passes(socket_filter(TOKEN), whole)
+    passes(socket_filter(spots([sent], TOKEN)), whole)
 
 
 def hop(component: str, interface: str, action: str, node: str = "n1") -> Hop:
