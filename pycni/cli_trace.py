@@ -14,6 +14,8 @@ import json
 import sys
 import time
 
+from pycni import cli_trace_eyes
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pcap", default="", metavar="FILE", help="write the probe's frames to a pcapng file"
     )
-    parser.add_argument("--name", default="default", metavar="LAB", help="the lab (default: default)")
+    cli_trace_eyes.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -37,14 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace and print; returns the exit code."""
     # Labs, etcd's codecs and compilers: --help does without.
-    from pycni.lab.run import Lab  # noqa: PLC0415
-    from pycni.lab.tracing import LabEyes  # noqa: PLC0415
     from pycni.trace.report import as_json, as_text  # noqa: PLC0415
     from pycni.tracing import course  # noqa: PLC0415
 
     started = time.perf_counter()
     asked = course.Asked(args.source, args.target, args.proto, args.predict, args.pcap)
-    trace = course.trace(LabEyes(Lab.open(args.name)), asked, started)
+    eyes = cli_trace_eyes.eyes(args, (args.source, args.target))
+    trace = course.trace(eyes, asked, started)
     if args.json:
         print(json.dumps(as_json(trace), indent=2))
     else:

@@ -115,7 +115,10 @@ class TraceListener:
         """Listen. Raises OSError."""
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        self._sock = socket.create_server(
+            (host, port), family=family, backlog=CONNECTIONS, dualstack_ipv6=both
+        )
         threading.Thread(target=self._accept, args=(self._sock,), name="trace-listen", daemon=True).start()
 
     def stop(self) -> None:

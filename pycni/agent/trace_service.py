@@ -119,10 +119,13 @@ class TraceService:
         _check(asked.flow, own)
         if not 0 <= asked.token < 1 << 32:
             raise RefusedError(400, "a token has 32 bits")
+        if not 0 <= asked.size < 1 << 16:
+            raise RefusedError(400, "a packet has up to 65535 bytes")
         if not self._probes.take():
             raise RefusedError(429, f"more than {PROBES_PER_S:g} probes in a second")
         try:
-            return msgspec.json.encode(_node(known, pods).send(asked.space, asked.flow, asked.token))
+            node, more = _node(known, pods), (asked.size,) if asked.size else ()
+            return msgspec.json.encode(node.send(asked.space, asked.flow, asked.token, *more))
         except (PycniError, OSError) as error:
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise RefusedError(409, text, getattr(error, "errno", 0) or 0) from error

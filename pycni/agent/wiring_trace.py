@@ -213,9 +213,10 @@ def _peer(key: str, lease: Lease) -> Peer:
     from pycni.tracing.speech import Peer  # noqa: PLC0415
 
     attrs = lease.attrs
+    addresses = tuple(str(item) for item in (attrs.public_ip, attrs.public_ipv6) if item is not None)
     return Peer(
-        name=key,
-        addresses=tuple(str(item) for item in (attrs.public_ip, attrs.public_ipv6) if item is not None),
+        name=addresses[0] if addresses else key,
+        addresses=addresses,
         subnets=tuple(str(net) for net in (lease.subnet, lease.subnet6) if net is not None),
     )
 

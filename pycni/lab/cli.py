@@ -242,6 +242,11 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPES",
         help="reference plugins after ours in the conflist, by commas: portmap,bandwidth,tuning,firewall",
     )
+    parser.add_argument(
+        "--trace-tls",
+        action="store_true",
+        help="agents answer traces by mutual TLS, with certificates made for the lab (trace --by-agents)",
+    )
 
 
 def _json_object(text: str) -> dict[str, Any]:

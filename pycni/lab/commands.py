@@ -175,6 +175,7 @@ def spec_of(args: argparse.Namespace, policy: str = "none") -> LabSpec:
         proxy=args.proxy or DEFAULT_PROXY[args.driver],
         policy=args.policy or policy,
         bgp=args.bgp or backends.of(args.backend).engine,
+        trace_tls=args.trace_tls,
     )
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pycni
 from pycni.errors import ConfigError, PycniError
 from pycni.kernel import netns as kernel_netns
-from pycni.lab import attachments, driver, inside, netns, processes, router, topology
+from pycni.lab import attachments, driver, inside, netns, processes, router, topology, trace_tls
 from pycni.lab.processes import ProcessId
 from pycni.lab.runtime import CniRuntime, load_list
 from pycni.lab.state import LabState
@@ -100,6 +100,10 @@ class LabNode:
         self.conflist.write_text(attachments.conflist(self.spec, self.index, self.data_dir))
         self.single_conflist.write_text(attachments.single_conflist(self.spec, self.data_dir))
 
+    def _trace_pair(self) -> trace_tls.Pair:
+        addresses = [str(item.ip) for item in self.addresses.values()]
+        return trace_tls.prepare(self.lab_folder, self.name, addresses)
+
     def arguments(self) -> list[str]:
         """The agent's flags."""
         flags = {
@@ -119,6 +123,15 @@ class LabNode:
             **topology.component_flags(self.spec, str(self.lab_folder / topology.MANIFESTS)),
             **(router.flags(self.spec) if self.spec.bgp != "none" else {}),
         }
+        if self.spec.trace_tls:
+            pair = self._trace_pair()
+            own = self.addresses[self.spec.families[0]].ip
+            flags |= {
+                "trace-listen": f"{'[::]' if own.version == 6 else '0.0.0.0'}:{trace_tls.PORT}",
+                "trace-tls-cert": pair.certificate,
+                "trace-tls-key": pair.key,
+                "trace-tls-ca": pair.authority,
+            }
         for family, address in self.addresses.items():
             flags["public-ip" if family is Family.V4 else "public-ipv6"] = str(address.ip)
         return ["run", "--ip-masq", *(f"--{name}={value}" for name, value in flags.items())]

@@ -115,6 +115,8 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How pods are joined to their nodes: one of ``attachments.ATTACHMENTS``."""
     bgp: str = "none"
     """Engine by which nodes announce pods and services to each other and to a router in the client's namespace."""
+    trace_tls: bool = False
+    """Whether agents listen for traces over each other's nodes, with certificates of the lab's own."""
 
     @property
     def has_client(self) -> bool:

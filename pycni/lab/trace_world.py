@@ -6,7 +6,7 @@ the leases and from what CNI gave to pods; a lab whose etcd does not answer has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ import msgspec
 
 from pycni.backends.masq import Masquerade
 from pycni.errors import ConfigError, KernelError
-from pycni.kernel import spacestate
 from pycni.lab import netns, topology
 from pycni.lab.apply import Cluster
+from pycni.lab.inside_trace import space_states
 from pycni.lab.leases import keys_below
 from pycni.lab.node import LabNode
 from pycni.lab.objects import Key, Mappings, decoded
@@ -59,8 +59,6 @@ class _Etcd(NamedTuple):
 def gather(lab: Lab) -> Gathered:
     """Look at a lab. Raises LabError, KernelError."""
     spec, nodes, pods = lab.spec, lab.nodes(), lab.pods()
-    if spec.driver != "netns":
-        raise LabError("traces: nodes with kernels of their own cannot be looked into yet", usage=True)
     shared, trouble = _ask_etcd(spec)
 
     def part(node: LabNode) -> NodePart:
@@ -75,11 +73,8 @@ def gather(lab: Lab) -> Gathered:
 
 def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, *, alive: bool) -> NodePart:
     where = Where(node.name, netns.UPLINK, tuple(item.ip.packed for item in node.addresses.values()))
-    actual = {NODE: netns.inside(node.namespace, spacestate.read)}
+    actual = node.driver.call(node.name, space_states, namespaces(node, pods))
     mine = [(_wanted_pod(pod), pod) for pod in pods if pod.network == "cluster"]
-    for pod in pods:
-        if pod.namespace and pod.namespace != node.namespace:
-            actual[pod_key(pod)] = netns.inside(pod.namespace, lambda: spacestate.read(firewall=False))
     return NodePart(
         name=node.name,
         addresses=where.addresses,
@@ -90,6 +85,15 @@ def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, *, ali
         pods=tuple(_place(pod) for pod in pods if pod.network == "cluster"),
         agent="" if alive else "the agent is not running: nobody repairs what is damaged",
     )
+
+
+def namespaces(node: LabNode, pods: Iterable[PodRecord]) -> dict[str, str]:
+    """Names of a node's namespaces by space: its own, and those of its pods that have one."""
+    found = {NODE: node.namespace}
+    for pod in pods:
+        if pod.node == node.name and pod.namespace and pod.namespace != node.namespace:
+            found[pod_key(pod)] = pod.namespace
+    return found
 
 
 def pod_key(pod: PodRecord) -> str:

@@ -1,19 +1,34 @@
-"""A lab's nodes as a trace sees them: namespaces of this machine, read and watched directly."""
+"""A lab's nodes as a trace sees them: looked at directly, whether their agents live or not, or through the agents.
+
+Nodes that are namespaces are read and watched from here, guests by their command servers (``uml_trace``). ``by_agents``
+does as in a cluster: over TLS where the lab has it (``lab up --trace-tls``), else over the agents' control sockets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from socket import SOCK_CLOEXEC, SOCK_STREAM, socket
+from typing import TYPE_CHECKING, cast
 
 from pycni.kernel.capture import Enter
-from pycni.lab import netns
+from pycni.lab import netns, topology, trace_tls
+from pycni.lab.inside_trace import enter
 from pycni.lab.run import Lab
-from pycni.lab.trace_world import gather, pod_key
-from pycni.model.space import NODE
-from pycni.tracing.eyes import Gathered
+from pycni.lab.topology import LabError
+from pycni.lab.trace_world import gather, namespaces
+from pycni.lab.uml_trace import GuestNode
+from pycni.tracing.ask import Door, Secure, context, unix
+from pycni.tracing.cluster import ClusterEyes, Far, far
+from pycni.tracing.eyes import Gathered, NodeEyes
 from pycni.tracing.local import LocalNode
+from pycni.tracing.speech import Peer
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from pycni.lab.uml import UmlDriver
+
+SOCKET = "agent.sock"
 
 
 class LabEyes:
@@ -27,19 +42,37 @@ class LabEyes:
         return gather(self._lab)
 
     @property
-    def nodes(self) -> Mapping[str, LocalNode]:
+    def nodes(self) -> Mapping[str, NodeEyes]:
         """See ``tracing.eyes.Eyes``."""
-        spaces: dict[str, dict[str, Enter]] = {
-            node.name: {NODE: _enter(node.namespace)} for node in self._lab.nodes()
-        }
-        for pod in self._lab.pods():
-            if pod.namespace and pod.network == "cluster":
-                spaces[pod.node][pod_key(pod)] = _enter(pod.namespace)
-        return {name: LocalNode(name, found) for name, found in spaces.items()}
+        pods = [pod for pod in self._lab.pods() if pod.network == "cluster"]
+        found: dict[str, NodeEyes] = {}
+        for node in self._lab.nodes():
+            spaces = namespaces(node, pods)
+            if self._lab.spec.driver == "uml":
+                found[node.name] = GuestNode(node.name, cast("UmlDriver", node.driver), spaces)
+            else:
+                entered: dict[str, Enter] = {name: enter(where) for name, where in spaces.items()}
+                found[node.name] = LocalNode(node.name, entered)
+        return found
 
 
-def _enter(name: str) -> Enter:
-    def run(function: Callable[[], T]) -> T:
-        return netns.inside(name, function)
+def by_agents(lab: Lab, words: Sequence[str]) -> ClusterEyes:
+    """A lab as a cluster is seen. ``words``: the ends of the trace, as typed. Raises LabError."""
+    spec = lab.spec
+    peers = {
+        node.name: Peer(name=node.name, addresses=tuple(str(item.ip) for item in node.addresses.values()))
+        for node in lab.nodes()
+    }
+    if not spec.trace_tls:
+        if spec.driver != "netns":
+            raise LabError("--by-agents: guests' agents are asked by TLS: lab up --trace-tls", usage=True)
+        doors = {node.name: os.path.join(os.path.dirname(node.socket), SOCKET) for node in lab.nodes()}
+        return ClusterEyes([Far(peers[name], Door(name, unix(path))) for name, path in doors.items()], words)
+    files = trace_tls.client(lab.state.folder)
+    fabric = topology.fabric_namespace(spec.name)
 
-    return run
+    def plug(family: int) -> socket:
+        return netns.inside(fabric, partial(socket, family, SOCK_STREAM | SOCK_CLOEXEC))
+
+    secure = Secure(context(files.authority, files.certificate, files.key), trace_tls.PORT, make=plug)
+    return ClusterEyes([far(peer, secure) for peer in peers.values()], words)

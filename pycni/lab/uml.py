@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -33,7 +33,7 @@ from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
-from pycni.lab.uml_calls import Call, GuestConfig, Probe, Request, raise_failure
+from pycni.lab.uml_calls import Call, GuestConfig, Observe, Probe, Request, raise_failure
 from pycni.lab.uml_channel import FAILURE, REQUEST, Channel, watchful
 from pycni.lab.uml_far import FarProbes, FarTraffic
 from pycni.wire import rtlink
@@ -184,6 +184,13 @@ class UmlDriver:
         """From a process in the guest."""
         path = kernel_netns.path(namespace) if namespace else ""
         return FarTraffic(partial(self._open, node), path, address, interval)
+
+    def observe(self, node: str, order: Mapping[str, Any], namespaces: Mapping[str, str]) -> Channel:
+        """Watch a guest's namespaces, given by space, for a trace: lines as values. Raises LabError.
+
+        ``order``: ``tracing.eyes.Order`` as JSON has it.
+        """
+        return self._open(node, Observe(node=node, order=order, namespaces=namespaces))
 
     def _open(self, node: str, request: Request) -> Channel:
         """A channel with the request sent. Raises LabError."""

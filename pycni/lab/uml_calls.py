@@ -86,7 +86,17 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float
 
 
-Request = Command | Call | Probe | Ping
+class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe", tag_field="op"):
+    """Watch for a trace. Answered by lines as an agent's ``/trace/watch`` has them, one a value, until it is over."""
+
+    node: str
+    order: Mapping[str, Any]
+    """``tracing.eyes.Order``, as JSON has it."""
+    namespaces: Mapping[str, str]
+    """By space; names below /run/netns, "" for the guest's own."""
+
+
+Request = Command | Call | Probe | Ping | Observe
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

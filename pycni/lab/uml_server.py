@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib
 import os
 import select
 import signal
@@ -34,7 +35,7 @@ from pycni.lab.probe import Prober
 from pycni.lab.processes import ProcessId
 from pycni.lab.topology import LabError
 from pycni.lab.traffic import Traffic
-from pycni.lab.uml_calls import Call, Command, Ping, Probe, Request, Round, Wait, failure
+from pycni.lab.uml_calls import Call, Command, Observe, Ping, Probe, Request, Round, Wait, failure
 from pycni.lab.uml_channel import (
     ERROR,
     EXIT,
@@ -121,11 +122,14 @@ def _answer(channel: Channel, request: Request) -> None:
             case Command():
                 _run(channel, request)
             case Call():
-                channel.send(VALUE, msgspec.json.encode(CALLS[request.function](*request.arguments)))
+                calls = CALLS if request.function in CALLS else _of_traces().CALLS
+                channel.send(VALUE, msgspec.json.encode(calls[request.function](*request.arguments)))
             case Probe():
                 _probe(channel, request)
             case Ping():
                 _ping(channel, request)
+            case Observe():
+                _observe(channel, request)
     except ConnectionError:
         raise
     except (PycniError, OSError, ValueError, subprocess.SubprocessError) as exc:
@@ -180,6 +184,21 @@ def _ping(channel: Channel, request: Ping) -> None:
                 break
             channel.send(VALUE, msgspec.json.encode(traffic.wait_answered(wait.count, wait.timeout)))
     channel.send(VALUE, msgspec.json.encode(traffic.report()))
+
+
+def _observe(channel: Channel, request: Observe) -> None:
+    running = _of_traces().watch(request.node, request.order, request.namespaces)
+    try:
+        while (piece := running.step(channel.fileno())) is not None:
+            if piece:
+                channel.send(VALUE, piece)
+    finally:
+        running.close()
+
+
+def _of_traces() -> Any:
+    """Most guests are never traced, and what this imports takes a guest half a second."""
+    return importlib.import_module("pycni.lab.inside_trace")
 
 
 # programs
