@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pycni.errors import KernelError
-from pycni.kernel import sysctl
+from pycni.kernel import sockfilter, sysctl
 from pycni.kernel.netlink import NETLINK_NETFILTER, SOL_NETLINK, NetlinkSocket
+from pycni.kernel.sockfilter import ACCEPT, DROP, JUMP_EQUAL, LOAD_HALF, LOAD_WORD, as_loaded
 from pycni.model.family import Family
 from pycni.wire import ctnetlink
 from pycni.wire.ctnetlink import Entry, Event
@@ -38,6 +39,36 @@ _ADD_MEMBERSHIP = 1
 _RCVBUFFORCE = 33
 _RECEIVE_BYTES = 1 << 16
 _FOLDER = "net/netfilter/nf_conntrack_"
+
+
+_LOAD_X, _X_FROM_A, _LOAD_BYTE_X = 0x01, 0x07, 0x50
+_FIND_ATTR, _FIND_NESTED = 0xFFFFF000 + 12, 0xFFFFF000 + 16
+"""SKF_AD_NLATTR: where the first attribute of type X is, from offset A on; SKF_AD_NLATTR_NEST: inside the one at A."""
+_DELETED = as_loaded("H", ctnetlink.DELETE)
+_ATTRS_AT = 20
+_NO_CHANGES = (
+    (LOAD_HALF, 0, 0, 4),
+    (JUMP_EQUAL, 16, 0, _DELETED),
+    (LOAD_HALF, 0, 0, 6),
+    (JUMP_EQUAL, 0, 14, 0),  # flags: NLM_F_CREATE | NLM_F_EXCL are on what is new
+    (0x00, 0, 0, _ATTRS_AT),
+    (_LOAD_X, 0, 0, ctnetlink.PROTOINFO),
+    (LOAD_WORD, 0, 0, _FIND_ATTR),
+    (JUMP_EQUAL, 9, 0, 0),
+    (_LOAD_X, 0, 0, ctnetlink.PROTOINFO_TCP),
+    (LOAD_WORD, 0, 0, _FIND_NESTED),
+    (JUMP_EQUAL, 6, 0, 0),
+    (_LOAD_X, 0, 0, ctnetlink.TCP_STATE),
+    (LOAD_WORD, 0, 0, _FIND_NESTED),
+    (JUMP_EQUAL, 3, 0, 0),
+    (_X_FROM_A, 0, 0, 0),
+    (_LOAD_BYTE_X, 0, 0, 4),
+    (JUMP_EQUAL, 1, 0, ctnetlink.TIME_WAIT),
+    (JUMP_EQUAL, 0, 1, ctnetlink.CLOSE),
+    ACCEPT,
+    DROP,
+)
+"""Beginnings, ends, and changes of TCP to a state in which it is only remembered."""
 
 
 class Settings(NamedTuple):
@@ -66,13 +97,12 @@ def _switch(name: str) -> int:
 class CtEvents:
     """Events of the network namespace of the thread that makes this. Give it to a selector."""
 
-    def __init__(
-        self,
-        groups: tuple[int, ...] = (ctnetlink.GROUP_NEW, ctnetlink.GROUP_DESTROY),
-        *,
-        buffer: int = BUFFER_BYTES,
-    ) -> None:
-        """Join groups (``ctnetlink.GROUP_*``). Raises KernelError."""
+    def __init__(self, *, changes: bool = False, buffer: int = BUFFER_BYTES) -> None:
+        """``changes``: of every change of state; else connections' beginnings and ends, and TCP being closed.
+
+        The kernel remembers a closed TCP connection for up to two minutes before it tells of its end.
+        Raises KernelError.
+        """
         self.overruns = 0
         """How often events were lost."""
         try:
@@ -83,7 +113,9 @@ class CtEvents:
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, buffer)
             self._sock.bind((0, 0))
-            for group in groups:
+            if not changes:
+                sockfilter.attach(self._sock, _NO_CHANGES)
+            for group in (ctnetlink.GROUP_NEW, ctnetlink.GROUP_UPDATE, ctnetlink.GROUP_DESTROY):
                 self._sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
             self._sock.setblocking(False)
         except OSError as exc:
@@ -147,6 +179,21 @@ class CtTable(NetlinkSocket):
                     yield ctnetlink.entry(reply.payload)
                 except MalformedError as exc:
                     raise KernelError(errno.EBADMSG, "list connections", "", str(exc)) from exc
+
+    def counted(self, entry: Entry) -> Entry:
+        """The entry with its counters as they are now; as it was when it is gone. Raises KernelError."""
+        question = ctnetlink.request(entry.family, entry.protocol, entry.original, zone=entry.zone)
+        try:
+            answers = self.request(question, "look up connection")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return entry
+            raise
+        for answer in answers:
+            found = ctnetlink.entry(answer.payload)
+            if found.ident == entry.ident:
+                return entry._replace(sent=found.sent, answered=found.answered, started_ns=found.started_ns)
+        return entry
 
 
 def _error(exc: OSError) -> KernelError:

@@ -162,7 +162,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     services: ServiceNames = ServiceNames()
 
 
-class Flow(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Flow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="flow"):
     """A connection, or a packet that was denied, as one node saw it."""
 
     time: float
@@ -206,11 +206,20 @@ class Flow(msgspec.Struct, kw_only=True, omit_defaults=True):
     ident: int = 0
 
 
-class Lost(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Something that was not told, told."""
+class Lost(msgspec.Struct, kw_only=True, omit_defaults=True, tag="lost"):
+    """Something that could not be told, told."""
 
     time: float
     node: str
-    lost: str
-    """What, and why."""
+    what: str
     count: int = NOT_COUNTED
+    """How many, where that is known."""
+
+
+class Listening(msgspec.Struct, kw_only=True, tag="listening"):
+    """From now on everything is heard."""
+
+    time: float
+    node: str
+    what: str
+    """connections or denials."""

@@ -51,6 +51,10 @@ TCP_STATES = (
 )
 """enum tcp_conntrack, as ``conntrack -L`` names it in lower case."""
 
+TIME_WAIT, CLOSE = 7, 8
+"""Of them: closed, only remembered."""
+PROTOINFO_TCP, TCP_STATE = 1, 1
+
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -60,7 +64,6 @@ _ICMP = {Family.V4: (4, 5, 6), Family.V6: (7, 8, 9)}
 """CTA_PROTO_ICMP(V6)_ID, _TYPE, _CODE."""
 _PACKETS, _BYTES = 1, 2
 _START, _STOP = 1, 2
-_PROTOINFO_TCP, _TCP_STATE = 1, 1
 _U16, _U32, _U64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q")
 _HEADER = struct.Struct("=HH")
 
@@ -297,8 +300,8 @@ def _entry(family: Family, protocol: int, original: Tuple, reply: Tuple, attrs: 
 def _state(attrs: dict[int, bytes]) -> int:
     if PROTOINFO not in attrs:
         return -1
-    tcp = parse_attrs(attrs[PROTOINFO]).get(_PROTOINFO_TCP)
-    state = parse_attrs(tcp).get(_TCP_STATE) if tcp is not None else None
+    tcp = parse_attrs(attrs[PROTOINFO]).get(PROTOINFO_TCP)
+    state = parse_attrs(tcp).get(TCP_STATE) if tcp is not None else None
     return state[0] if state is not None else -1
 
 
