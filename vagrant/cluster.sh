@@ -1,0 +1,66 @@
+#!/bin/sh
+# cluster.sh up | verify | bench | report FILE: what is done with hosts that are there, all together, one script of provision/ at a
+# time on each. PYCNI_ON is the program that runs a command on a host, `PYCNI_ON HOST COMMAND...`; without it Vagrant's.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+: "${PYCNI_ON:=$here/on.sh}"
+: "${PYCNI_SOURCE:=/srv/pycni}"
+if [ -z "${PYCNI_HOSTS:-}" ]; then
+  settings=$(ruby "$here/settings.rb" check)
+  PYCNI_HOSTS=$(printf '%s\n' "$settings" | sed -n 's/^PYCNI_HOSTS=//p')
+fi
+nodes=$(for host in $PYCNI_HOSTS; do echo "${host%%=*}"; done | grep -vx router)
+first=$(echo "$nodes" | head -n 1)
+
+# on HOST SCRIPT [ARGUMENT...]
+on() {
+  target=$1 script=$2
+  shift 2
+  "$PYCNI_ON" "$target" sh "$PYCNI_SOURCE/vagrant/provision/$script.sh" "$@"
+}
+
+# each SCRIPT [ARGUMENT...]: on all nodes at once.
+each() {
+  pids=
+  for node in $nodes; do
+    on "$node" "$@" &
+    pids="$pids $!"
+  done
+  for pid in $pids; do wait "$pid"; done
+}
+
+up() {
+  on "$first" netconf
+  each pods
+  each objects
+  each doctor
+}
+
+verify() {
+  failed=0
+  for node in $nodes router; do on "$node" verify || failed=1; done
+  return $failed
+}
+
+# Backends are changed as users change them: in etcd, under running pods.
+bench() {
+  for backend in ${PYCNI_BENCH_BACKENDS:-vxlan host-gw wireguard}; do
+    on "$first" netconf "$backend"
+    each settled "$backend"
+    each pods >/dev/null
+    on "$first" bench "$backend" "${PYCNI_BENCH_SECONDS:-3}" "${PYCNI_BENCH_ROUNDS:-5}"
+  done
+}
+
+# All rows as one JSON object.
+report() {
+  "$PYCNI_ON" "$first" cat /var/lib/pycni-hosts/report.json >"$1"
+}
+
+case ${1:-} in
+  up) up ;;
+  verify) verify ;;
+  bench) bench ;;
+  report) report "$2" ;;
+  *) sed -n '2,3s/^# //p' "$0" >&2; exit 2 ;;
+esac
