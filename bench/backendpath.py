@@ -14,6 +14,8 @@ from typing import NamedTuple
 from bench.test_wire import PORT, Pods, client, microseconds, server
 
 GBIT, TRIP, CPU = METRICS = ("Gbit/s", "us", "CPU s/Gbit")
+RATE = "connections/s"
+MORE_IS_BETTER = {GBIT, RATE}
 TRIES = 10
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _IDLE = (3, 4)
@@ -46,10 +48,14 @@ class Figures:
         """Who made one, ours first."""
         return sorted({item.maker for item, _ in self.values if item.backend == backend}, reverse=True)
 
-    def ratio(self, one: Variant, other: Variant, metric: str) -> float:
-        """How many times as good one is as another: the median of the rounds' ratios."""
+    def ratios(self, one: Variant, other: Variant, metric: str) -> list[float]:
+        """How many times as good one is as another, by round."""
         pairs = zip(self.values[one, metric], self.values[other, metric], strict=True)
-        return statistics.median(a / b if metric == GBIT else b / a for a, b in pairs)
+        return [a / b if metric in MORE_IS_BETTER else b / a for a, b in pairs]
+
+    def ratio(self, one: Variant, other: Variant, metric: str) -> float:
+        """The median of the rounds' ratios."""
+        return statistics.median(self.ratios(one, other, metric))
 
 
 def rounds(networks: Mapping[Variant, Pods], count: int, seconds: int = 1) -> Figures:

@@ -24,13 +24,14 @@ import pytest
 from bench import byhand, plots
 from bench.backendpath import CPU, GBIT, METRICS, TRIP, Figures, Variant, rounds
 from bench.rows import row
+from bench.size import sized
 from bench.test_wire import Pods
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec, pod_namespace
 from tests.proxy.uml_boot import boot
 
 BACKENDS = os.environ.get("BACKENDS", "host-gw,bgp,vxlan,wireguard,udp,udp+psk").split(",")
-ROUNDS = int(os.environ.get("BACKEND_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("BACKEND_ROUNDS", str(sized(5, 2))))
 SECONDS = int(os.environ.get("BACKEND_SECONDS", "1"))
 CABLE = Variant("cable", "hand")
 AS_BY_HAND = ">= 0.97"
