@@ -12,12 +12,14 @@ import secrets
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from pycni.kernel.capture import Frame
+from pycni.trace.clocks import align
 from pycni.trace.cluster import ClusterWays
 from pycni.trace.frames import dissect
 from pycni.trace.match import Seen, match
@@ -37,6 +39,7 @@ PATIENCE_S = 1.0
 QUIET_S = 0.05
 """For frames that are still under way when the answer is there, and for errors about the answer."""
 PORTS = range(33000, 60000)
+AT_ONCE = 16
 FRAMES = 10000
 """More are not kept of one probe."""
 
@@ -116,7 +119,7 @@ def send(nodes: Mapping[str, NodeEyes], node: str, space: str, flow: Flow) -> Se
     flow = msgspec.structs.replace(flow, source_port=secrets.choice(PORTS))
     order = Order(token=token, flow=flow, seconds=2 * PATIENCE_S)
     with contextlib.ExitStack() as stack:
-        watches = [stack.enter_context(item.watch(order)) for item in nodes.values()]
+        watches = _watches(stack, nodes, order)
         try:
             launched = nodes[node].send(space, flow, token)
         except OSError as error:
@@ -133,7 +136,21 @@ def send(nodes: Mapping[str, NodeEyes], node: str, space: str, flow: Flow) -> Se
         Seen(frame.node, frame.space, frame.interface, frame.outgoing, frame.time_ns, len(frame.data), what)
         for frame, what in mine
     ]
+    apart = {name for name, item in nodes.items() if item.apart}
+    seen = align(seen, node, apart) if apart else seen
     return Sent(flow, seen, launched.refused, tuple(frame for frame, _ in mine), report.notes)
+
+
+def _watches(stack: contextlib.ExitStack, nodes: Mapping[str, NodeEyes], order: Order) -> list[Watching]:
+    """All nodes under watch, begun at the same time: each may be a few round trips away."""
+    if len(nodes) == 1:
+        return [stack.enter_context(item.watch(order)) for item in nodes.values()]
+    with ThreadPoolExecutor(max(min(len(nodes), AT_ONCE), 1)) as pool:
+        begun = [pool.submit(item.watch, order) for item in nodes.values()]
+    for future in begun:
+        if future.exception() is None:
+            stack.enter_context(future.result())
+    return [future.result() for future in begun]
 
 
 def _collect(

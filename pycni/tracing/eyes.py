@@ -90,6 +90,10 @@ class NodeEyes(Protocol):
     def name(self) -> str:
         """The node's."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether its clock is another one than ours; known once it is watched."""
+
     def watch(self, order: Order) -> Watching:
         """Begin to watch all spaces; ready when this returns. Raises KernelError, OSError."""
 

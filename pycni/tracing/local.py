@@ -32,6 +32,7 @@ class LocalNode:
     def __init__(self, name: str, spaces: Mapping[str, Enter]) -> None:
         """``spaces``: how to run something in each of its namespaces."""
         self.name = name
+        self.apart = False
         self._spaces = spaces
 
     def watch(self, order: Order) -> LocalWatching:
