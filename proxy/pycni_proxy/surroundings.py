@@ -1,4 +1,4 @@
-"""What is around the services of a node: load balancers that ask, other proxies, a switch of connection tracking.
+"""What is around the services of a node: load balancers that ask, other proxies, switches of connection tracking.
 
 Life: started with the component. ``/healthz`` and ``/livez`` answer at kube-proxy's port: load balancers of Services
 with externalTrafficPolicy Cluster ask there whether to use this node. ``/healthz`` fails when programming stalls and
@@ -28,6 +28,7 @@ log = logging.getLogger("pycni.proxy")
 T = TypeVar("T")
 
 LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+ACCOUNTING = "net.netfilter.nf_conntrack_acct"
 LOOK_S = 60.0
 """How often to look for other proxies."""
 
@@ -49,6 +50,7 @@ class Surroundings:
         self._node = node
         self._server: HttpServer | None = None
         self._liberal = not settings.conntrack_tcp_be_liberal
+        self._accounting = not settings.conntrack_accounting
         self.others: tuple[str, ...] = ()
         """Other service proxies, one line each."""
 
@@ -75,6 +77,8 @@ class Surroundings:
         """Services are in the kernel, and with them connection tracking."""
         if not self._liberal:
             await self._be_liberal(work)
+        if not self._accounting:
+            await self._account(work)
 
     async def _be_liberal(self, work: Work) -> None:
         try:
@@ -86,6 +90,16 @@ class Surroundings:
         else:
             self._report.trouble("conntrack-tcp-be-liberal", "")
         self._liberal = True
+
+    async def _account(self, work: Work) -> None:
+        try:
+            await work(lambda: sysctl.put(ACCOUNTING, 1))
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return
+            # Nobody's packets depend on it: no trouble, only less to see.
+            log.warning("conntrack-accounting: bytes of services are not counted: %s", error)
+        self._accounting = True
 
     async def _listen(self) -> None:
         port = self._settings.proxy_healthz_port

@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     proxy_healthz_port: int
     service_metrics_limit: int
     conntrack_tcp_be_liberal: bool
+    conntrack_accounting: bool
     node_port_addresses: tuple[Network, ...]
     nodeport_bindon_all_ip: bool
     node_port_range: tuple[int, int]

@@ -57,6 +57,13 @@ _DATA_PLANE: tuple[Setting, ...] = (
         "Set nf_conntrack_tcp_be_liberal, so that answers out of a connection's window are translated too and do not "
         "reset it; off: the switch is left as it is.",
     ),
+    Setting(
+        "conntrack-accounting",
+        kinds.BOOLEAN,
+        True,
+        "Set nf_conntrack_acct, so that pycnictl top and flows know bytes and packets of services and connections; "
+        "off: the switch is left as it is.",
+    ),
 )
 
 _SERVICES: tuple[Setting, ...] = (
