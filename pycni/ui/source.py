@@ -1,0 +1,124 @@
+"""Where the view's data is from: a lab's nodes, or a cluster's through its agents.
+
+Life: one ``Source`` for one ``pycnictl ui``. Each call looks anew, from whatever thread; nothing is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from pycni.cli_agent import Agent, AgentError, of_lab
+from pycni.kernel import linkcounts
+from pycni.kernel.linkcounts import LinkCount
+from pycni.lab import netns, topology
+from pycni.lab.run import Lab
+from pycni.lab.tracing import LabEyes
+from pycni.tracing.eyes import Eyes
+from pycni.ui.graph import Peer
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """A lab or a cluster."""
+
+    @property
+    def title(self) -> str:
+        """What is looked at, for people."""
+
+    def eyes(self) -> Eyes:
+        """For looking and tracing. Raises PycniError."""
+
+    def agents(self) -> Sequence[Agent]:
+        """Those that can be asked. Raises PycniError."""
+
+    def counts(self) -> Mapping[str, LinkCount]:
+        """Of interfaces, by ``NODE/DEVICE``. Raises PycniError."""
+
+    def outside(self) -> Sequence[Peer]:
+        """Who is outside and known without asking agents. Raises PycniError."""
+
+
+class LabSource:
+    """A lab by its name."""
+
+    def __init__(self, name: str) -> None:
+        """Raises LabError when there is none."""
+        self._name = name
+        self.title = f"lab {self._lab().spec.name}"
+
+    def _lab(self) -> Lab:
+        """Anew each time: nodes come and go."""
+        return Lab.open(self._name)
+
+    def eyes(self) -> Eyes:
+        """See ``Source``."""
+        return LabEyes(self._lab())
+
+    def agents(self) -> Sequence[Agent]:
+        """See ``Source``."""
+        lab = self._lab()
+        return [of_lab(lab, node) for node in lab.record.nodes]
+
+    def counts(self) -> Mapping[str, LinkCount]:
+        """See ``Source``: of namespaces; of nodes with kernels of their own nothing is counted."""
+        found = {}
+        for node in self._lab().nodes():
+            if node.namespace:
+                for name, count in netns.inside(node.namespace, linkcounts.read).items():
+                    found[f"{node.name}/{name}"] = count
+        return found
+
+    def outside(self) -> Sequence[Peer]:
+        """See ``Source``: the lab's client."""
+        spec = self._lab().spec
+        if not spec.has_client:
+            return []
+        addresses = [str(topology.client_address(family).ip) for family in spec.families]
+        facts = (("addresses", ", ".join(addresses)), ("what", "somebody outside the cluster"))
+        return [Peer(address=addresses[0], name=topology.CLIENT, facts=facts)]
+
+
+def ask(agents: Sequence[Agent], target: str, kind: type[T]) -> tuple[dict[str, T], dict[str, str]]:
+    """Answers by node, and why there is none of whom."""
+    found: dict[str, T] = {}
+    silent: dict[str, str] = {}
+    for agent in agents:
+        try:
+            found[agent.node] = msgspec.json.decode(agent.fetch(target), type=kind)
+        except AgentError as exc:
+            silent[agent.node] = exc.reason
+        except msgspec.DecodeError as exc:
+            silent[agent.node] = f"its answer cannot be read: {exc}"
+    return found, silent
+
+
+def peers(agents: Sequence[Agent], outside: Sequence[Peer], addresses: Mapping[str, str]) -> list[Peer]:
+    """Whom agents speak BGP with outside the cluster, and who else is there.
+
+    ``addresses``: of the cluster's own nodes, whose sessions with each other are not drawn, with their names.
+    """
+    told, _ = ask(agents, "/bgp", dict[str, Any])
+    sessions: dict[str, dict[str, str]] = {}
+    numbers: dict[str, str] = {}
+    for node, status in told.items():
+        for peer in status.get("peers", ()):
+            address = str(peer.get("address", ""))
+            if address and address not in addresses:
+                sessions.setdefault(address, {})[node] = str(peer.get("state", ""))
+                numbers[address] = str(peer.get("asn", ""))
+    known = {peer.address: peer for peer in outside}
+    found = []
+    for address in sorted(sessions.keys() | known.keys()):
+        held = known.get(address)
+        facts = held.facts if held is not None else ()
+        if address in sessions:
+            facts = (*facts, ("AS", numbers[address]))
+        name = held.name if held is not None else address
+        if address in numbers:
+            name = f"{name} · AS{numbers[address]}"
+        found.append(Peer(address=address, name=name, sessions=sessions.get(address, {}), facts=facts))
+    return found
