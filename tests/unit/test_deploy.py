@@ -27,6 +27,8 @@ KINDS = {
     "NAMESPACE": "Namespace",
     "NETWORK_POLICY": "NetworkPolicy",
     "CLUSTER_NETWORK_POLICY": "ClusterNetworkPolicy",
+    "TOKEN_REVIEW": "TokenReview",
+    "SUBJECT_ACCESS_REVIEW": "SubjectAccessReview",
 }
 VERBS = {"get", "create", "update", "patch"}
 
@@ -82,11 +84,18 @@ def test_rights_are_exactly_those_the_sources_use():
         (group, resource, verb)
         for item in documents("rbac.yaml")
         for rule in item.get("rules", ())
-        for group in rule["apiGroups"]
+        for group in rule.get("apiGroups", ())
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
     assert granted == used()
+
+
+def test_agents_may_trace_over_each_other_and_get_nothing_else_outside_the_apis_objects():
+    rules = [rule for item in documents("rbac.yaml") for rule in item.get("rules", ())]
+    assert [rule for rule in rules if "nonResourceURLs" in rule] == [
+        {"nonResourceURLs": ["/trace"], "verbs": ["get"]}
+    ]
 
 
 def test_rights_to_leases_are_to_one_lease():
