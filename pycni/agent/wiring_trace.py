@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pycni.agent.process import Context
 from pycni.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pycni.agent.metrics import Registry
     from pycni.agent.network import NetworkComponent
     from pycni.agent.status_ipam import Attached
     from pycni.agent.trace_auth import Reviewer
@@ -175,19 +176,24 @@ def _listen(context: Context, service: TraceService, client: KubeClient | None) 
             "settings", "trace-listen", settings.trace_listen, exc.strerror or str(exc)
         ) from exc
     context.exits.push_async_callback(asyncio.to_thread, listener.stop)
-    context.metrics.callback(
-        "pycni_trace_answers_total",
-        "Answers to traces of other nodes, by HTTP status; tls: no handshake, busy: too many connections.",
-        lambda: [((what,), float(count)) for what, count in listener.answers.copy().items()],
-        labels=("status",),
-        kind="counter",
-    )
-    context.metrics.callback(
-        "pycni_trace_watches", "Watches for traces that are open.", lambda: float(service.watches)
-    )
+    follow_traces(context.metrics, lambda: listener.answers, lambda: service.watches)
     log.info(
         "traces for other nodes are served at %s (%s)", settings.trace_listen, ", ".join(settings.trace_auth)
     )
+
+
+def follow_traces(
+    metrics: Registry, answers: Callable[[], Mapping[str, int]], watches: Callable[[], int]
+) -> None:
+    """What other nodes ask."""
+    metrics.callback(
+        "pycni_trace_answers_total",
+        "Answers to traces of other nodes, by HTTP status; tls: no handshake, busy: too many connections.",
+        lambda: [((what,), float(count)) for what, count in dict(answers()).items()],
+        labels=("status",),
+        kind="counter",
+    )
+    metrics.callback("pycni_trace_watches", "Watches for traces that are open.", lambda: float(watches()))
 
 
 def _reviewer(client: KubeClient) -> Reviewer:

@@ -118,7 +118,7 @@ def _source(world: World, text: str) -> tuple[str, str, tuple[bytes, ...]]:
     address = _address(text)
     owner = world.owner(address) if address else None
     if owner is None:
-        raise QuestionError(f"{text!r}: no pod, node or address of one")
+        raise QuestionError(f"{text!r}: no pod, node or address of one{_unknown(world)}")
     return owner[0], owner[1], (address,)
 
 
@@ -163,11 +163,16 @@ def _target(world: World, objects: Objects, text: str) -> list[bytes]:
         return [address]
     service = _service(objects, text)
     if service is None:
-        raise QuestionError(f"{text!r}: no pod, node, Service or address")
+        raise QuestionError(f"{text!r}: no pod, node, Service or address{_unknown(world)}")
     found = [_address(item) for item in service.cluster_ips]
     if not any(found):
         raise QuestionError(f"Service {service.meta.key} is headless: name one of its pods")
     return [item for item in found if item]
+
+
+def _unknown(world: World) -> str:
+    """Where it might be after all."""
+    return f"; nothing is known of {', '.join(sorted(world.silent))}" if world.silent else ""
 
 
 def _service(objects: Objects, text: str) -> Service | None:

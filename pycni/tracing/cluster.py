@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pycni.errors import ConfigError, PycniError
 from pycni.model.kube import ENDPOINT_SLICE, POD
-from pycni.model.space import NodePart
+from pycni.model.space import NodePart, PodPlace
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.join import join
 from pycni.trace.pick import Ends, ends
@@ -84,16 +84,17 @@ class ClusterEyes:
         if all(item.part is None for item in found):
             raise AskError("; ".join(item.reason for item in found) or "there is nobody to ask")
         parts, terms, silent = [], {}, {}
+        objects = Picked([item.objects for item in found])
         for far, item in zip(fars, found, strict=True):
             if item.part is None:
                 silent[far.peer.name] = item.reason
-                parts.append(_silent(far.peer))
+                parts.append(_silent(far.peer, objects))
                 continue
             parts.append(item.part)
             terms[item.part.name] = item.terms
             self._nodes[item.part.name] = RemoteNode(item.part.name, far.door, self._words)
         trouble = "" if any(part.wanted for part in parts) else "no agent has a plan of its own yet"
-        return Gathered(join(parts, silent), Picked([item.objects for item in found]), terms, trouble)
+        return Gathered(join(parts, silent), objects, terms, trouble)
 
     @property
     def nodes(self) -> Mapping[str, RemoteNode]:
@@ -164,8 +165,17 @@ def concerned(peers: Sequence[Peer], asked: Ends, objects: Picked) -> set[Peer] 
     return None if plain - known else found
 
 
-def _silent(peer: Peer) -> NodePart:
-    return NodePart(name=peer.name, addresses=tuple(ip_address(item).packed for item in peer.addresses))
+def _silent(peer: Peer, objects: Picked) -> NodePart:
+    """What others know of a node: where it is, and who is on it."""
+    nets = [ip_network(item) for item in peer.subnets]
+    pods = [
+        PodPlace(name=key, node=peer.name, addresses=tuple(ip_address(item).packed for item in pod.ips))
+        for key, pod in objects.of(POD).items()
+        if not pod.host_network
+        and (pod.node == peer.name or any(ip_address(item) in net for item in pod.ips for net in nets))
+    ]
+    addresses = tuple(ip_address(item).packed for item in peer.addresses)
+    return NodePart(name=peer.name, addresses=addresses, pods=tuple(pods))
 
 
 def _closed(peer: Peer, reason: str) -> Door:
