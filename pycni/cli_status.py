@@ -134,7 +134,7 @@ def _peers(net: NetworkStatus, *, everything: bool) -> list[str]:
     rows = [
         (peer.subnet, peer.public, peer.backend, _state(peer), _latency(peer), _asked(peer)) for peer in shown
     ]
-    return lines + table(("PEER", "UNDERLAY", "BACKEND", "OVERLAY", "LATENCY", "ASKED"), rows, "  ")
+    return lines + table(("PEER", "UNDERLAY", "BACKEND", "STATE", "LATENCY", "ASKED"), rows, "  ")
 
 
 def _state(peer: PeerStatus) -> Cell:

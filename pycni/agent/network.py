@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Network, IPv6Network
@@ -39,6 +39,7 @@ from pycni.agent.vtep_probe import VtepProber
 from pycni.backends.change import LINGER_S, PATIENCE_S
 from pycni.backends.masq import TABLE
 from pycni.errors import KernelError
+from pycni.kernel import probe_address
 from pycni.kernel.monitor import Event, Lost, Monitor
 from pycni.kernel.nft_watch import NftWatch
 from pycni.model.fabric import FabricState
@@ -139,9 +140,11 @@ class NetworkComponent:
         """Called on the event loop when the pod network is another one."""
         self._report.not_ready = self.not_ready_reason
         self.probes = (
-            VtepProber(settings.vtep_probe_port, self._switch_checksum) if settings.vtep_probe_port else None
+            VtepProber(settings.vtep_probe_port, self._switch_checksum, localise=self._localise)
+            if settings.vtep_probe_port
+            else None
         )
-        """What is known of peers through the overlay; None when probing is off."""
+        """What is known of peers through the pod network; None when probing is off."""
         if self.probes is not None:
             self._report.watch(self.probes)
 
@@ -219,7 +222,7 @@ class NetworkComponent:
                     tasks.create_task(eternal("leases", self._source.run(self._store)))
                     tasks.create_task(eternal("own lease", self._keep_lease()))
                     if self.probes is not None:
-                        tasks.create_task(eternal("overlay probe", self.probes.run()))
+                        tasks.create_task(eternal("probe of peers", self.probes.run()))
         except* LeaseLostError:
             self._podnet = None
             memory.forget(self._settings.state_dir)
@@ -326,6 +329,9 @@ class NetworkComponent:
     async def _switch_checksum(self, device: str, on: bool) -> bool:
         known = self._known()
         return await self._work(lambda: known.switch_checksum(device, on=on))
+
+    async def _localise(self, addresses: Collection[bytes]) -> None:
+        await self._work(lambda: probe_address.keep(addresses))
 
     # --- events ---------------------------------------------------------------------------------------------
 

@@ -24,25 +24,24 @@ from pycni.agent.network_inputs import InputMaker, Work
 from pycni.agent.network_plan import NodeOptions, Plan, make_plan, need_fit
 from pycni.agent.network_report import NetworkReport
 from pycni.agent.settings import Settings
-from pycni.agent.vtep_probe import Vtep, VtepProber
+from pycni.agent.vtep_probe import VtepProber
+from pycni.agent.vtep_probe_targets import Targets
 from pycni.agent.wireguard_rotate import KeyRotation
 from pycni.backends.bgp import COMPONENT
 from pycni.backends.change import Course
 from pycni.backends.compiler import FabricCompiler, Touched
 from pycni.backends.extension import Extension, environment
-from pycni.backends.vxlan import device_name
 from pycni.backends.wireguard import published_key
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel.fabric import Failure, Tables
 from pycni.model.extension import Commands
-from pycni.model.fabric import FabricState, VxlanLink
-from pycni.model.family import Address, Family
+from pycni.model.fabric import FabricState
+from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.node import Underlay
 from pycni.model.podnet import PodNetwork
 from pycni.store import Snapshot, Store
-from pycni.view.fabric import PeerKey
 from pycni.wire.lease import HeldLease
 
 log = logging.getLogger("pycni.network")
@@ -116,7 +115,7 @@ class NetworkPass:
         self._planned_for: NetConf | None = None
         self._prepared: object = None
         self._compiler: FabricCompiler | None = None
-        self._targets: dict[PeerKey, Address] = {}
+        self._targets = Targets(prober, bgp=self._options.bgp) if prober is not None else None
         self._last_full = float("-inf")
 
     @property
@@ -319,7 +318,8 @@ class NetworkPass:
             # Thousands of peers at once take too long for the loop's thread.
             touched = await self._work(lambda: fresh.update(leases))
             self._compiler = compiler
-            self._targets.clear()
+            if self._targets is not None:
+                self._targets.clear()
             stale |= Concern.FABRIC
         else:
             touched = compiler.update(leases)
@@ -381,30 +381,8 @@ class NetworkPass:
         if not touched.peers:
             return
         self._report.judged(touched.peers, compiler.refusals, len(compiler.peers))
-        if self._prober is None:
-            return
-        for key in touched.peers:
-            entries = compiler.peers.get(key)
-            subnet = leases[key[0]].of(key[1]) if key[0] in leases else None
-            if entries is None or not entries.fdb or subnet is None:
-                self._targets.pop(key, None)
-            else:
-                self._targets[key] = subnet.network_address
-        self._prober.update(own_vteps(plan), self._targets)
-
-
-def own_vteps(plan: Plan) -> dict[Family, Vtep]:
-    """Our end of the overlay per family; none without VXLAN devices."""
-    if plan.site is None:
-        return {}
-    devices = [link for link in plan.backend.links(plan.site).values() if isinstance(link, VxlanLink)]
-    found: dict[Family, Vtep] = {}
-    for family in plan.conf.families:
-        subnet = plan.site.own.of(family)
-        for link in devices:
-            if subnet is not None and link.name == device_name(family, link.vni):
-                found[family] = Vtep(link.name, subnet.network_address)
-    return found
+        if self._targets is not None:
+            self._targets.note(plan, compiler.peers, touched.peers, leases)
 
 
 def _commands(plan: Plan) -> Commands | None:

@@ -37,7 +37,7 @@ ROWS: tuple[Setting, ...] = (
         "healthz-ip",
         kinds.ADDRESS,
         IPv4Address("0.0.0.0"),
-        "Address /healthz, /readyz and /metrics listen on.",
+        "Address /healthz, /readyz and /metrics listen on; `::` is every address of both families.",
         flannel=True,
     ),
     Setting(

@@ -143,7 +143,7 @@ ROWS: tuple[Setting, ...] = (
         "vtep-probe-port",
         kinds.integer(0, 65535),
         8473,
-        "UDP port on the VTEPs by which agents ask each other through the overlay, to know that it works and to find a "
-        "broken checksum offload; 0: off.",
+        "UDP port at the base address of each node's subnet, where agents ask each other through the pod network, to "
+        "know that it works and to find a broken checksum offload; 0: off.",
     ),
 )

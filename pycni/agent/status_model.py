@@ -33,7 +33,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The underlay address it is reached by."""
     backend: str
     reachable: bool | None
-    """By the overlay probe; None: it was never answered, or peers of this backend are not probed."""
+    """By the probe through the pod network; None: it was never answered, or there is no way of ours to it."""
     latency_ms: float | None
     asked_s: float | None
     """How long ago it was last asked; None: not yet, or not probed."""

@@ -1,51 +1,64 @@
-"""Asks the other nodes' agents through the overlay whether they can be reached, and finds a broken checksum offload.
+"""Asks other nodes' agents through the pod network whether they can be reached, and finds a broken checksum offload.
+
+Every agent answers at the base address of its node's subnet, so that questions take the way pods' packets take, with
+every backend: it is the address of the devices between nodes; where the backend has none, a local route makes it the
+node's (``kernel/probe_address``).
 
 Some network cards and hypervisors fill in the checksum of a packet inside VXLAN wrongly: UDP and TCP between nodes
 stall while pings work (field trouble for years; the cure is ``ethtool -K flannel.1 tx-checksum-ip-generic off``).
-So two datagrams go to a peer's VTEP address: one with a checksum, which the device leaves to what is below it, and
+So two datagrams go to a peer: one with a checksum, which the device leaves to what is below it, and
 one without any (``SO_NO_CHECK``, RFC 6936 for IPv6). Answers carry none. When only the second one is answered, several
 times in a row, the offload is suspected: it is switched off (the first must be answered then), on (not), and, that
 being the proof, off for good. When switching it off does not help it is not to blame and stays on.
 
-Life: ``VtepProber.update`` says who we are and who the peers are; ``run`` asks one peer per interval in turn. Only
-agents of this project answer, and only to VTEP addresses of known peers, with as many bytes as they were sent. A peer
-that never answered may run something else: nothing is concluded from its silence.
+Life: ``VtepProber.update`` says who we are and who the peers are; ``run`` asks some of them per interval in turn, so
+that each is asked once a minute, but no more than ``AT_ONCE`` at a time. One that answered before and does not now is
+asked again soon, and is unreachable when it does not answer then either. Only agents of this project answer, and only
+to such addresses of known peers, with as many bytes as they were sent. A peer that never answered may run something
+else: nothing is concluded from its silence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple, NoReturn, cast
+import math
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
+from itertools import chain, islice
+from typing import NamedTuple, NoReturn
 
+from pycni.agent.vtep_probe_end import Answers, End
 from pycni.errors import KernelError
 from pycni.model.family import Address, Family
 from pycni.view.fabric import PeerKey
 
 log = logging.getLogger("pycni.probe")
 
-SO_NO_CHECK = 11
-UDP_NO_CHECK6_TX, UDP_NO_CHECK6_RX = 101, 102
-IP_FREEBIND, IPV6_FREEBIND = 15, 78
-ASK, ANSWER = b"pycni-probe?", b"pycni-probe!"
-NONCE_BYTES = 8
+ROUND_S = 60.0
+"""So long it takes to ask every peer once, while they are not too many for that."""
+AT_ONCE = 50
+"""Most peers asked in one interval."""
+LOSSES = 2
+"""Questions in a row without an answer that make a peer unreachable which answered before."""
 
+Localise = Callable[[Collection[bytes]], Awaitable[None]]
+"""Makes exactly these addresses, that no device has, this node's. Raises KernelError."""
 Switch = Callable[[str, bool], Awaitable[bool]]
 """Switches ``tx-checksum-ip-generic`` of a device; returns whether that changed anything. Raises KernelError."""
 
 
 class Vtep(NamedTuple):
-    """Our end of the overlay in one family."""
+    """Our end of the pod network in one family."""
 
     device: str
+    """The VXLAN device; "" when there is none."""
     address: Address
+    lone: bool = False
+    """No device has the address."""
 
 
 class PeerProbe(NamedTuple):
-    """What is known of a peer through the overlay. Times are the loop's, in seconds."""
+    """What is known of a peer through the pod network. Times are the loop's, in seconds."""
 
     reachable: bool | None
     """None: it never answered, so it may not be one of ours."""
@@ -55,11 +68,8 @@ class PeerProbe(NamedTuple):
     """When it last answered."""
 
 
-class Answers(NamedTuple):
-    """Round trip times of the two datagrams, None when not answered in time."""
-
-    checked: float | None
-    unchecked: float | None
+async def _nothing(_addresses: Collection[bytes]) -> None:
+    """Addresses are not looked after."""
 
 
 class VtepProber:
@@ -75,8 +85,13 @@ class VtepProber:
         rounds: int = 3,
         first_s: float = 1.0,
         first_peers: int = 5,
+        at_once: int = 5,
+        localise: Localise = _nothing,
     ) -> None:
-        """``rounds``: how often the fault must show before it is acted upon. The first few peers are asked faster."""
+        """``rounds``: how often the fault must show before it is acted upon. The first few peers are asked faster.
+
+        ``at_once``: so many peers are asked per interval at least.
+        """
         self._port = port
         self._switch = switch
         self._interval_s = interval_s
@@ -84,9 +99,15 @@ class VtepProber:
         self._rounds = rounds
         self._first_s = first_s
         self._hurry = first_peers
+        self._at_once = at_once
+        self._localise = localise
+        self._local_trouble = ""
+        self._tunnelled: Container[PeerKey] | None = None
+        self._losses: dict[PeerKey, int] = {}
+        self._accusing = asyncio.Lock()
         self._own: Mapping[Family, Vtep] = {}
         self._peers: Mapping[PeerKey, Address] = {}
-        self._ends: dict[Family, _End] = {}
+        self._ends: dict[Family, End] = {}
         self._asked: dict[PeerKey, None] = {}
         self._allowed: frozenset[str] | None = None
         self._innocent: set[str] = set()
@@ -99,25 +120,31 @@ class VtepProber:
         self.peers: dict[PeerKey, PeerProbe] = {}
         """Results, for status and metrics."""
 
-    def update(self, own: Mapping[Family, Vtep], peers: Mapping[PeerKey, Address]) -> None:
-        """Who we are and whom to ask: VTEP addresses by peer.
+    def update(
+        self,
+        own: Mapping[Family, Vtep],
+        peers: Mapping[PeerKey, Address],
+        tunnelled: Container[PeerKey] | None = None,
+    ) -> None:
+        """Who we are and whom to ask: addresses by peer. ``tunnelled``: those reached by VXLAN; None: all.
 
-        The mapping may be one that its owner keeps changing, with a call here after each change.
+        They may be ones that their owner keeps changing, with a call here after each change.
         """
-        self._own, self._peers = own, peers
+        self._own, self._peers, self._tunnelled = own, peers, tunnelled
         self._allowed = None
 
     async def run(self) -> NoReturn:
-        """Ask one peer after the other, for ever."""
+        """Ask all peers in turn, for ever."""
         try:
             while True:
-                await asyncio.sleep(self._first_s if self._hurry > 0 else self._interval_s)
+                doubted = [key for key, losses in self._losses.items() if losses < LOSSES]
+                hurry = self._hurry > 0 or doubted
+                await asyncio.sleep(self._first_s if hurry else self._interval_s)
                 self._forget()
                 await self._open()
-                key = self._next()
-                if key is not None:
-                    self._hurry -= 1
-                    await self.probe(key)
+                keys = [key for key in doubted if key in self._peers][:AT_ONCE] or self._turn()
+                self._hurry -= len(keys)
+                await asyncio.gather(*map(self.probe, keys))
         finally:
             for end in self._ends.values():
                 end.close()
@@ -143,10 +170,18 @@ class VtepProber:
             return  # while it was waited for an answer, the network got another backend
         self._note(key, answers)
         device = own.device
-        if answers.checked is None and answers.unchecked is not None and device not in self._innocent:
-            await self._accuse(key, end, str(address), device)
+        if answers.checked is not None or answers.unchecked is None or not self._blames(key, device):
+            return
+        async with self._accusing:
+            if self._blames(key, device):
+                await self._accuse(key, end, str(address), device)
 
-    async def _accuse(self, key: PeerKey, end: _End, address: str, device: str) -> None:
+    def _blames(self, key: PeerKey, device: str) -> bool:
+        """Whether the offload of the device may be at fault for what is lost on the way to a peer."""
+        tunnelled = self._tunnelled is None or key in self._tunnelled
+        return bool(device) and tunnelled and device not in self._innocent
+
+    async def _accuse(self, key: PeerKey, end: End, address: str, device: str) -> None:
         """Only the datagram without checksum came through: see whether that follows the offload, both ways."""
         try:
             if not await self._lost(end, address) or not await self._switch(device, False):
@@ -173,7 +208,7 @@ class VtepProber:
         except KernelError as error:
             log.warning("%s: checksum offload: %s", device, error)
 
-    async def _lost(self, end: _End, address: str) -> bool:
+    async def _lost(self, end: End, address: str) -> bool:
         """Whether round after round only the datagram without checksum is answered."""
         for _ in range(self._rounds):
             answers = await end.ask(address, self._timeout_s)
@@ -181,7 +216,7 @@ class VtepProber:
                 return False
         return True
 
-    async def _heard(self, end: _End, address: str) -> bool:
+    async def _heard(self, end: End, address: str) -> bool:
         """Whether round after round the datagram with a checksum is answered."""
         for _ in range(self._rounds):
             if (await end.ask(address, self._timeout_s)).checked is None:
@@ -194,39 +229,60 @@ class VtepProber:
         times = [rtt for rtt in answers if rtt is not None]
         self.observe(min(times, default=None))
         if times:
+            self._losses.pop(key, None)
             if before is not None and before.reachable is False:
-                log.info("peer %s: reachable through the overlay again (%s)", key[0], key[1].label)
+                log.info("peer %s: reachable through the pod network again (%s)", key[0], key[1].label)
             self.peers[key] = PeerProbe(True, min(times), now, now)
         elif before is None or before.answered is None:
             self.peers[key] = PeerProbe(None, None, now, None)
+        elif self._lost_again(key) < LOSSES:
+            self.peers[key] = before._replace(asked=now)
         else:
             if before.reachable:
-                log.warning("peer %s: no answer through the overlay any more (%s)", key[0], key[1].label)
+                log.warning("peer %s: no answer through the pod network any more (%s)", key[0], key[1].label)
             self.peers[key] = PeerProbe(False, None, now, before.answered)
+
+    def _lost_again(self, key: PeerKey) -> int:
+        """How often a peer did not answer, now too."""
+        self._losses[key] = found = min(self._losses.get(key, 0) + 1, LOSSES)
+        return found
 
     def _forget(self) -> None:
         """Drop what is known of peers that are gone."""
+        for gone in self._losses.keys() - self._peers.keys():
+            del self._losses[gone]
         for gone in self._asked.keys() - self._peers.keys():
             del self._asked[gone]
             self.peers.pop(gone, None)
 
     def _may_ask(self, source: str) -> bool:
-        """Whether an address is a known peer's VTEP."""
+        """Whether an address is one a known peer asks from."""
         if self._allowed is None:
             self._allowed = frozenset(str(address) for address in self._peers.values())
         return source in self._allowed
 
-    def _next(self) -> PeerKey | None:
-        """The peer whose turn it is: never asked before, else longest ago."""
-        fresh = next((key for key in self._peers if key not in self._asked), None)
-        key = fresh if fresh is not None else next(iter(self._asked), None)
-        if key is not None:
+    def _turn(self) -> list[PeerKey]:
+        """The peers whose turn it is: never asked before, else longest ago."""
+        wanted = max(self._at_once, math.ceil(len(self._peers) * self._interval_s / ROUND_S))
+        number = min(len(self._peers), wanted, AT_ONCE)
+        fresh = (key for key in self._peers if key not in self._asked)
+        keys = list(islice(chain(fresh, tuple(self._asked)), number))
+        for key in keys:
             self._asked.pop(key, None)
             self._asked[key] = None
-        return key
+        return keys
 
     async def _open(self) -> None:
-        """Have sockets on our present VTEP addresses."""
+        """Have sockets on our present addresses, and the addresses."""
+        lone = [own.address.packed for own in self._own.values() if own.lone]
+        try:
+            await self._localise(lone)
+        except KernelError as error:
+            if self._local_trouble != str(error):
+                log.warning("peers cannot ask this node: %s", error)
+            self._local_trouble = str(error)
+        else:
+            self._local_trouble = ""
         for family, end in list(self._ends.items()):
             if self._own.get(family) is None or end.address != self._own[family].address:
                 end.close()
@@ -234,124 +290,6 @@ class VtepProber:
         for family, own in self._own.items():
             if family not in self._ends:
                 try:
-                    self._ends[family] = await _End.open(own.address, self._port, self._may_ask)
+                    self._ends[family] = await End.open(own.address, self._port, self._may_ask)
                 except OSError as error:
                     log.warning("probe socket on %s port %d: %s", own.address, self._port, error)
-
-
-class _End:
-    """The three sockets of one family: answering, asking with a checksum, asking without."""
-
-    def __init__(self, address: Address, port: int, may_ask: Callable[[str], bool]) -> None:
-        self.address = address
-        self._may_ask = may_ask
-        self._waiting: dict[tuple[str, bytes], asyncio.Future[float]] = {}
-        self._transports: list[asyncio.DatagramTransport] = []
-        self._port = port
-
-    @classmethod
-    async def open(cls, address: Address, port: int, may_ask: Callable[[str], bool]) -> _End:
-        """Sockets bound to ``address``, which need not be there yet."""
-        end = cls(address, port, may_ask)
-        loop = asyncio.get_running_loop()
-        try:
-            for bind_port, checked, handler in (
-                (port, False, end._asked),
-                (0, True, end._answered),
-                (0, False, end._answered),
-            ):
-                sock = _socket(address, bind_port, checked=checked)
-                try:
-                    transport, _ = await loop.create_datagram_endpoint(
-                        lambda handler=handler: _Protocol(handler),  # type: ignore[misc]
-                        sock=sock,
-                    )
-                except BaseException:
-                    sock.close()
-                    raise
-                end._transports.append(transport)
-        except BaseException:
-            end.close()
-            raise
-        return end
-
-    def close(self) -> None:
-        """Close all; who waits for an answer gets none."""
-        for transport in self._transports:
-            transport.close()
-        for future in self._waiting.values():
-            future.cancel()
-
-    async def ask(self, peer: str, timeout_s: float) -> Answers:
-        """Send both datagrams and wait for both answers."""
-        _, checked, unchecked = self._transports
-        tasks = [self._ask(transport, peer, timeout_s) for transport in (checked, unchecked)]
-        return Answers(*await asyncio.gather(*tasks))
-
-    async def _ask(self, transport: asyncio.DatagramTransport, peer: str, timeout_s: float) -> float | None:
-        loop = asyncio.get_running_loop()
-        nonce = os.urandom(NONCE_BYTES)
-        future: asyncio.Future[float] = loop.create_future()
-        self._waiting[peer, nonce] = future
-        sent = loop.time()
-        try:
-            transport.sendto(ASK + nonce, (peer, self._port))
-            async with asyncio.timeout(timeout_s):
-                return await future - sent
-        except TimeoutError:
-            return None
-        finally:
-            del self._waiting[peer, nonce]
-
-    def _asked(self, transport: asyncio.DatagramTransport, data: bytes, source: tuple[str, int]) -> None:
-        if self._may_ask(source[0]) and data.startswith(ASK) and len(data) == len(ASK) + NONCE_BYTES:
-            transport.sendto(ANSWER + data[len(ASK) :], source)
-
-    def _answered(self, _transport: asyncio.DatagramTransport, data: bytes, source: tuple[str, int]) -> None:
-        if not data.startswith(ANSWER):
-            return
-        future = self._waiting.get((source[0], data[len(ANSWER) :]))
-        if future is not None and not future.done():
-            future.set_result(asyncio.get_running_loop().time())
-
-
-class _Protocol(asyncio.DatagramProtocol):
-    def __init__(self, handler: Callable[[asyncio.DatagramTransport, bytes, tuple[str, int]], None]) -> None:
-        self._handler = handler
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)  # 3.11's own is no subclass of it
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if self._transport is not None:
-            self._handler(self._transport, data, (addr[0], addr[1]))
-
-    def error_received(self, exc: Exception) -> None:
-        """ICMP errors and missing routes: the answer stays out, which is what counts."""
-        log.debug("probe: %s", exc)
-
-
-def _socket(address: Address, port: int, *, checked: bool) -> socket.socket:
-    """A UDP socket on our VTEP address. ``checked``: whether what it sends carries a checksum."""
-    v4 = address.version == 4
-    sock = socket.socket(
-        socket.AF_INET if v4 else socket.AF_INET6,
-        socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-    )
-    try:
-        if v4:
-            sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
-            if not checked:
-                sock.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_UDP, UDP_NO_CHECK6_RX, 1)
-            if not checked:
-                sock.setsockopt(socket.SOL_UDP, UDP_NO_CHECK6_TX, 1)
-        sock.bind((str(address), port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock

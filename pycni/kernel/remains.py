@@ -1,8 +1,8 @@
 """What the pod network leaves in a network namespace, and its removal: for ``pycnictl cleanup``, with no agent running.
 
-Ours is what carries our mark: links with the alias ``pycni``, routes of protocol 112 and, to subnets, 114, nftables
-tables by name. Pods' own interfaces (alias ``pycni:...``) are counted and stay, with the routes to them: they go with
-their pods. Files are not touched, so addresses remain reserved for the pods that have them.
+Ours is what carries our mark: links with the alias ``pycni``, routes of protocol 112, 115 and, to subnets, 114,
+nftables tables by name. Pods' own interfaces (alias ``pycni:...``) are counted and stay, with the routes to them: they
+go with their pods. Files are not touched, so addresses remain reserved for the pods that have them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pycni.kernel import nft_names
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.nft import Nft
 from pycni.model.family import FAMILIES, show
-from pycni.model.tables import LINK_ALIAS, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL
+from pycni.model.tables import LINK_ALIAS, POD_ROUTE_PROTOCOL, PROBE_ROUTE_PROTOCOL, ROUTE_PROTOCOL
 from pycni.wire import rtlink, rtnl
 
 TABLES = (("inet", TABLE), PODS, SPOOF)
@@ -60,7 +60,7 @@ def _routes(sock: NetlinkSocket) -> list[str]:
         try:
             replies = [
                 reply
-                for protocol in (ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL)
+                for protocol in (ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL, PROBE_ROUTE_PROTOCOL)
                 for reply in sock.dump(rtnl.dump_routes(int(family), protocol=protocol), "list routes")
             ]
         except KernelError as exc:

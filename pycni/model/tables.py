@@ -20,6 +20,9 @@ ROUTE_PROTOCOL = 112
 POD_ROUTE_PROTOCOL = 114
 """rtm_protocol of routes to single pods of this node (attachment ``ptp``); unassigned too, not the fabric's."""
 
+PROBE_ROUTE_PROTOCOL = 115
+"""rtm_protocol of local routes to addresses only agents ask each other at (``kernel/probe_address``)."""
+
 LINK_ALIAS = "pycni"
 """IFLA_IFALIAS of every shared device we made; per-pod links carry ``pycni:<network>:<container id>:<ifname>``."""
 

@@ -15,7 +15,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from pycni.agent.vtep_probe import ANSWER, ASK, Answers, Vtep, VtepProber
+from pycni.agent.vtep_probe import Vtep, VtepProber
+from pycni.agent.vtep_probe_end import ANSWER, ASK, Answers
 from pycni.kernel import ethtool
 from pycni.kernel import netns as namespaces
 from pycni.model.family import Family
@@ -330,7 +331,7 @@ def test_answers_go_to_vtep_addresses_of_peers_only_and_are_no_longer_than_the_q
 
 
 def test_peers_are_asked_in_turn_new_ones_first(netns):
-    lonely = Lonely(netns, first_peers=0)
+    lonely = Lonely(netns, first_peers=0, at_once=1)
     peers = {(f"p{number}", Family.V4): ip_address(f"127.0.0.{number}") for number in range(2, 5)}
     asked = []
 
