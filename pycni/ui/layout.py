@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pycni.ui.graph import UNDERLAY, Edge, Graph, Item
+from pycni.ui.model import UNDERLAY, Edge, Graph, Item
 
 POD_W, POD_H, GUTTER, ROW_GAP = 132.0, 42.0, 18.0, 14.0
 POD_WIDEST = 190.0

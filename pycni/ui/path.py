@@ -9,7 +9,7 @@ import msgspec
 
 from pycni.model.space import NODE
 from pycni.trace.model import Hop
-from pycni.ui.graph import UNDERLAY, Edge, Graph, Item
+from pycni.ui.model import UNDERLAY, Edge, Graph, Item
 
 _PHYSICAL = frozenset({"cable", "inner", "carry", "veth"})
 

@@ -17,7 +17,7 @@ from pycni.lab import netns, topology
 from pycni.lab.run import Lab
 from pycni.lab.tracing import LabEyes
 from pycni.tracing.eyes import Eyes
-from pycni.ui.graph import Peer
+from pycni.ui.model import Peer
 
 T = TypeVar("T")
 

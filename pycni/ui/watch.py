@@ -26,8 +26,9 @@ from pycni.trace.report import as_json
 from pycni.tracing.course import Asked, trace
 from pycni.tracing.eyes import Gathered
 from pycni.ui.denied import Denied
-from pycni.ui.graph import Graph, graph
+from pycni.ui.graph import graph
 from pycni.ui.layout import layout
+from pycni.ui.model import Graph
 from pycni.ui.path import Ways
 from pycni.ui.source import Source, ask, peers
 
