@@ -161,15 +161,18 @@ class TraceListener:
         try:
             sock.settimeout(HANDSHAKE_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                secure = self._contexts.current().wrap_socket(sock, server_side=True)
-            except (OSError, ValueError) as exc:
-                self._refuse("tls", host, _said(exc))
-                return
+            context = self._contexts.current()
+            secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             with self._lock:
                 del self._open[sock]  # wrapped, the socket itself is an empty shell
                 self._open[secure] = host
             sock = secure
+            try:
+                secure.do_handshake()
+            except (OSError, ValueError) as exc:
+                self._refuse("tls", host, _said(exc))
+                _linger(secure)
+                return
             with contextlib.suppress(OSError):  # it went away, or did not take its answer
                 self._converse(secure, host)
         except Exception:
@@ -268,13 +271,17 @@ class TraceListener:
         log.warning("trace refused to %s (%s): %s", host, what.strip(), reason)
 
 
-def _linger(sock: ssl.SSLSocket) -> None:
+def _linger(sock: socket.socket) -> None:
     """Closing with unread bytes makes the kernel throw the answer away: take a little of what still comes."""
+    # Below TLS: after a handshake that failed there is none.
+    bare = socket.socket
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
+        bare.shutdown(sock, socket.SHUT_WR)
         deadline = time.monotonic() + LINGER_S
-        while _receive(sock, deadline):
-            pass
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not bare.recv(sock, 65536):
+                break
 
 
 def _unwelcome(caller: Caller) -> Response:

@@ -76,8 +76,8 @@ class Door:
             if body is not None:
                 named += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
             sock.settimeout(ANSWER_S)
-            # What refuses a connection (a certificate, TLS 1.3) says so only when it is read.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # Who refuses us (the certificate, in TLS 1.3) may hang up before; why is told to who reads.
+            with contextlib.suppress(OSError):
                 sock.sendall("\r\n".join([*named, "", ""]).encode() + (body or b""))
             stream.begin()
         except BaseException:
