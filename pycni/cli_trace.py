@@ -31,6 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pcap", default="", metavar="FILE", help="write the probe's frames to a pcapng file"
     )
+    parser.add_argument(
+        "--count", type=int, default=1, metavar="N", help="so many probes, or connections of live traffic"
+    )
+    parser.add_argument(
+        "--live",
+        metavar="FILTER",
+        help="send nothing, follow live traffic: 'tcp port 80', 'icmp', 'udp and dst host ADDRESS', 'new'",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="with --live: how long to wait (default: 10)"
+    )
     cli_trace_eyes.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -43,7 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from pycni.tracing import course  # noqa: PLC0415
 
     started = time.perf_counter()
-    asked = course.Asked(args.source, args.target, args.proto, args.predict, args.pcap)
+    asked = course.Asked(
+        args.source,
+        args.target,
+        args.proto,
+        args.predict,
+        args.pcap,
+        times=args.count,
+        live=args.live,
+        seconds=args.seconds,
+    )
     eyes = cli_trace_eyes.eyes(args, (args.source, args.target))
     trace = course.trace(eyes, asked, started)
     if args.json:

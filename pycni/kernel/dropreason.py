@@ -12,11 +12,10 @@ import errno
 import hashlib
 import os
 import platform
-import re
 import struct
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -126,20 +125,38 @@ class Symbols:
 
     def __init__(self) -> None:
         self._text: bytes | None = None
+        self._names: dict[int, str] = {}
 
     def name(self, place: int) -> str:
         """The function a place is in; "" where the kernel does not say (kernel.kptr_restrict)."""
+        if place not in self._names:
+            self._names[place] = self._find(place)
+        return self._names[place]
+
+    def _find(self, place: int) -> str:
         if self._text is None:
             try:
                 with open(SYMBOLS, "rb") as file:
                     self._text = file.read()
             except OSError:
                 self._text = b""
-        # Functions are shorter than two windows of 64 KiB; sorting 120,000 lines would take ten times as long.
-        windows = b"|".join(b"%012x" % (place - back >> 16) for back in (0, 1 << 16))
-        rows = re.findall(rb"^((?:%s)[0-9a-f]{4}) [tTwW] (\S+)" % windows, self._text, re.MULTILINE)
-        before = [(at, name) for text, name in rows if (at := int(text, 16)) <= place]
-        return max(before)[1].decode() if before else ""
+        # The kernel's own come in order, and functions are shorter than a window of 64 KiB.
+        for back in (0, 1):
+            before = [(at, name) for at, name in self._window((place >> 16) - back) if at <= place]
+            if before:
+                return max(before)[1].decode()
+        return ""
+
+    def _window(self, number: int) -> Iterator[tuple[int, bytes]]:
+        """Functions whose addresses have these upper bits."""
+        text, head = self._text or b"", b"\n%012x" % number
+        at = text.find(head)
+        while at >= 0 and text.startswith(head, at):
+            end = text.find(b"\n", at + 1)
+            place, kind, name, *_ = text[at:end].split()
+            if kind in b"tTwW":
+                yield int(place, 16), name
+            at = end
 
 
 def _whole(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ translated; ``pick`` chooses one that was seen at most places, and the answer to
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -346,13 +346,13 @@ class Picked(NamedTuple):
 
 def pick(
     found: Sequence[Caught],
-    wanted: Filter,
     near: tuple[str, str],
-    targets: Collection[bytes],
-    but: Collection[Flow] = (),
+    meant: Callable[[Flow], bool],
+    *,
+    new: bool = False,
 ) -> Picked | None:
-    """The packet to follow: one that leaves ``near`` for one of ``targets``, the beginning of a connection if there is
-    one, else that which was seen at most places. ``but``: connections that have been followed already.
+    """The packet to follow: one that leaves ``near`` and is meant, the beginning of a connection if there is one, else
+    that which was seen at most places. ``new``: beginnings only.
     """
     same: dict[tuple[int, bytes], list[Caught]] = {}
     for item in found:
@@ -362,11 +362,9 @@ def pick(
         for item in found
         if item.outgoing
         and (item.node, item.space) == near
-        and item.flow.destination in targets
-        and item.flow not in but
-        and wanted.fits(item.flow)
         and _asks(item)
-        and (item.told.opening or not wanted.new)
+        and (item.told.opening or not new)
+        and meant(item.flow)
     ]
     if not firsts:
         return None

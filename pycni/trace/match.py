@@ -58,10 +58,17 @@ def visible(hop: Hop) -> bool | None:
 def match(hops: Sequence[Hop], seen: Iterable[Seen], kinds: frozenset[str], after_ns: int = 0) -> Matched:
     """Hops with their sights. ``kinds``: of frames that count here. ``after_ns``: nothing earlier counts."""
     frames = [item for item in seen if item.what.kind in kinds]
-    found, lost, before = [], None, after_ns
+    found: list[Hop] = []
+    lost, before = None, after_ns
+    shown: Hop | None = None
     for index, hop in enumerate(hops):
         way = visible(hop)
         sight = None
+        if way is not None and shown is not None and _one(shown, hop):
+            # Two decisions over one frame: by which device, and what that leads to.
+            sight = msgspec.structs.replace(shown.sight, after_us=0.0) if shown.sight is not None else None
+            found.append(msgspec.structs.replace(hop, sight=sight))
+            continue
         if way is not None:
             item = next(
                 (item for item in frames if _fits(hop, item, way) and item.time_ns >= before - SLACK_NS), None
@@ -75,12 +82,20 @@ def match(hops: Sequence[Hop], seen: Iterable[Seen], kinds: frozenset[str], afte
                     length=item.length,
                     said=item.what.said,
                     flow=item.what.flow,
+                    damaged=item.what.damaged,
                 )
                 before = max(before, item.time_ns)
             elif lost is None and not hop.optional:
                 lost = index
         found.append(msgspec.structs.replace(hop, sight=sight) if sight is not None else hop)
+        shown = found[-1] if way is not None else shown
     return Matched(tuple(found), lost, before)
+
+
+def _one(before: Hop, hop: Hop) -> bool:
+    """Whether two hops show as one and the same frame."""
+    same = (before.node, before.space, before.interface) == (hop.node, hop.space, hop.interface)
+    return same and visible(before) is True and visible(hop) is True and not hop.overhead
 
 
 def _fits(hop: Hop, item: Seen, way: bool) -> bool:

@@ -97,6 +97,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     optional: bool = False
     """It cannot always be seen (what is around it is encrypted): its absence is no fault."""
     sight: Sight | None = None
+    notes: tuple[Note, ...] = ()
+    """What the kernel said of the packet there."""
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +117,10 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     place: str = ""
     """Of a rule: family, table and chain; of a drop: the function in the kernel."""
     verdict: str = ""
-    """Of a rule: accept, drop, goto x, ...; of a drop: the kernel's reason."""
+    """Of a rule: accept, drop, goto x, ...; of a drop: the kernel's reason; of a connection: its state."""
     flow: Flow | None = None
+    translated: Flow | None = None
+    """Of a connection: as its packets are named behind this node, where that differs."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,9 +151,32 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     fault: Fault | None = None
     suspicions: tuple[Fault, ...] = ()
     """What else is not as it should be on the way."""
+    notes: tuple[Note, ...] = ()
+    """What the kernel said of the packet where no hop was to be expected."""
+    limits: tuple[str, ...] = ()
+    """What some kernel could not tell."""
+    series: Series | None = None
+    """Of many probes."""
     predicted_ms: float = 0.0
     took_ms: float = 0.0
     round_trip_us: float | None = None
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Many probes in a row, or many connections of live traffic."""
+
+    sent: int
+    answered: int
+    shown: int = 0
+    """Which of them the hops are of, from 0 on: the first that failed, else the first."""
+    round_trip_us: tuple[float, float, float] | None = None
+    """Shortest, median, longest."""
+    hops_us: tuple[float | None, ...] = ()
+    """Median since the hop before, of each hop there and back; None: not seen."""
+    endpoints: tuple[tuple[str, int], ...] = ()
+    """Where they were translated to, and how many; of Services."""
+    ways: tuple[tuple[str, int], ...] = ()
+    """Which interfaces of the underlay they took, and how many; where that differs."""
 
 
 def _end(address: bytes, port: int) -> str:

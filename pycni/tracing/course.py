@@ -1,47 +1,38 @@
 """One trace, from the question to the verdict.
 
-Life: the world is gathered, a probe is sent and watched, the packet is led through the wanted and the actual world with
-what the probe has shown of free choices (the endpoint of a Service), and the three are judged together.
+Life: the world is gathered; a probe is sent and watched, or several, or live traffic is listened to; the packet is led
+through the wanted and the actual world with what was seen of free choices (the endpoint of a Service); what was seen
+and what kernels said is put to its hops, and all of it is judged together.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import secrets
-import select
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from pycni.kernel.capture import Frame
-from pycni.trace.clocks import align
+from pycni.trace import live, said
+from pycni.trace.behind import behind
 from pycni.trace.cluster import ClusterWays
-from pycni.trace.frames import dissect
 from pycni.trace.match import Seen, match
-from pycni.trace.model import UDP, Fault, Flow, Note, Trace
+from pycni.trace.model import UDP, Fault, Flow, Hop, Note, Trace
+from pycni.trace.notes import attach, limits
 from pycni.trace.pcap import pcapng
-from pycni.trace.question import Question, ask
+from pycni.trace.question import Question, QuestionError, ask, split
+from pycni.trace.series import Run, series
 from pycni.trace.verdict import Walks, judge, watched
 from pycni.trace.walk import answer, walk
 from pycni.trace.ways import Ways
-from pycni.tracing.eyes import Eyes, Gathered, Launched, NodeEyes, Order, Report, Watching
+from pycni.tracing.eyes import Eyes, Gathered, NodeEyes
+from pycni.tracing.follow import follow
+from pycni.tracing.listening import Bounds, Meant, listen
+from pycni.tracing.probing import ANSWER, PROBE, Asker, Sent, send, send_many
 
-PROBE = frozenset({"probe"})
-ANSWER = frozenset({"answer", "reset", "error"})
-"""Kinds of frames that go back to the asker."""
-PATIENCE_S = 1.0
-"""How long an answer may take."""
-QUIET_S = 0.05
-"""For frames that are still under way when the answer is there, and for errors about the answer."""
-PORTS = range(33000, 60000)
-AT_ONCE = 16
-FRAMES = 10000
-"""More are not kept of one probe."""
+MOST = 10_000
+"""Probes in a row."""
 
 
 class Asked(NamedTuple):
@@ -54,18 +45,31 @@ class Asked(NamedTuple):
     """Nothing is sent."""
     pcap: str = ""
     """File the probe's frames are written to; "": none."""
+    times: int = 1
+    """Probes; of live traffic: connections."""
+    live: str | None = None
+    """Which traffic to follow instead of a probe, in the words of ``trace.live``."""
+    seconds: float = 10.0
+    """How long to wait for it."""
 
 
-class Sent(NamedTuple):
-    """A probe that was sent, or was to be, and what became of it."""
+class _One(NamedTuple):
+    """A packet that was sent, or found under way."""
 
-    flow: Flow
-    seen: list[Seen]
-    refused: str = ""
-    """Why it did not leave its socket."""
-    frames: tuple[Frame, ...] = ()
-    """Those that were seen, as they were captured."""
-    notes: tuple[Note, ...] = ()
+    sent: Sent
+    opening: bool = True
+    """The first of its connection."""
+
+
+class _Judged(NamedTuple):
+    """What became of it."""
+
+    there: tuple[Hop, ...]
+    back: tuple[Hop, ...]
+    fault: Fault | None
+    others: tuple[Fault, ...]
+    rest: tuple[Note, ...]
+    predicted_ms: float
 
 
 def trace(eyes: Eyes, asked: Asked, started: float) -> Trace:
@@ -73,116 +77,157 @@ def trace(eyes: Eyes, asked: Asked, started: float) -> Trace:
 
     Raises PycniError (the question makes no sense, nobody can be asked), OSError (the file cannot be written).
     """
-    known, predict = eyes.gather(), asked.predict
+    if not 0 < asked.times <= MOST:
+        raise QuestionError(f"--count {asked.times}: expected 1 to {MOST}")
+    wanted = live.parse(asked.live) if asked.live is not None else None
+    known = eyes.gather()
     question = ask(known.world, known.objects, asked.source, asked.target, asked.protocol)
-    probe = (
-        Sent(question.flow, []) if predict else send(eyes.nodes, question.node, question.space, question.flow)
-    )
-    flow, seen = probe.flow, probe.seen
+    nodes = eyes.nodes if not asked.predict else {}
+    found = _packets(nodes, known, question, asked, wanted)
     if asked.pcap:
-        Path(asked.pcap).write_bytes(pcapng(probe.frames))
+        Path(asked.pcap).write_bytes(pcapng(frame for one in found for frame in one.sent.frames))
+    runs = [_run(question, one) for one in found]
+    first = next((number for number, run in enumerate(runs) if run.round_trip_us is None), 0)
+    # A packet that arrives and is not answered is judged as the others: only the verdict tells what failed.
+    shown = found[first]
+    result = _judged(known, question, shown, nodes, predict=asked.predict)
+    spread = None
+    if asked.times > 1 and not asked.predict:
+        spread = series(runs, first, result.there, result.back)
+    return Trace(
+        ok=result.fault is None,
+        question=f"{question.words}: {shown.sent.flow.text()}",
+        hops=result.there,
+        back=result.back,
+        fault=result.fault,
+        suspicions=result.others,
+        notes=result.rest,
+        limits=limits(shown.sent.notes),
+        series=spread,
+        predicted_ms=result.predicted_ms,
+        took_ms=(time.perf_counter() - started) * 1000,
+        round_trip_us=runs[first].round_trip_us,
+    )
+
+
+def _packets(
+    nodes: Mapping[str, NodeEyes],
+    known: Gathered,
+    question: Question,
+    asked: Asked,
+    wanted: live.Filter | None,
+) -> list[_One]:
+    """What there is to follow; at least one. Raises QuestionError when no traffic passed that was to be followed."""
+    asker = Asker(question.node, question.space)
+    if asked.predict:
+        return [_One(Sent(question.flow, []))]
+    if wanted is None:
+        if asked.times > 1:
+            return [_One(sent) for sent in send_many(nodes, asker, question.flow, asked.times)]
+        return [_One(send(nodes, asker, question.flow))]
+    heard = listen(
+        nodes,
+        asker,
+        question.flow,
+        _meant(known, question, asked.target, wanted),
+        Bounds(asked.times, asked.seconds),
+    )
+    if not heard:
+        raise QuestionError(
+            f"no packet of {live.words(wanted)} from {asked.source} to {asked.target} passed"
+            f" within {asked.seconds:g} s"
+        )
+    return [_One(item.sent, item.opening) for item in heard]
+
+
+def _meant(known: Gathered, question: Question, target: str, wanted: live.Filter) -> Meant:
+    """Live traffic between the ends of a question: as it is sent, and as Services translate it."""
+    port = split(target)[1]
+    if port and not wanted.ports:
+        wanted = wanted._replace(ports=(("dst", port),))
+    ends = behind(known.objects, question.flow.destination)
+    numbers = [number for _, number in wanted.ports]
+    ports = {
+        *numbers,
+        *(item.port for items in ends.values() for item in items if not numbers),
+        *(item.port for (_, number), items in ends.items() if number in numbers for item in items),
+    }
+
+    def fits(flow: Flow) -> bool:
+        if flow.destination == question.flow.destination:
+            return wanted.fits(flow)
+        # Translated before it left the socket: what was meant is the Service's port.
+        return any(
+            (item.address, item.port) == (flow.destination, flow.destination_port)
+            and wanted.fits(
+                msgspec.structs.replace(flow, destination=question.flow.destination, destination_port=number)
+            )
+            for (protocol, number), items in ends.items()
+            if protocol == flow.protocol
+            for item in items
+        )
+
+    addresses = {
+        question.flow.destination,
+        *(item.address for items in ends.values() for item in items),
+    }
+    return Meant(wanted, (question.flow.source,), addresses, sorted(ports) if numbers else (), fits)
+
+
+def _judged(
+    known: Gathered, question: Question, one: _One, nodes: Mapping[str, NodeEyes], *, predict: bool
+) -> _Judged:
+    """One packet: predicted, matched with what was seen and said, and judged."""
+    flow, seen = one.sent.flow, one.sent.seen
     begin = time.perf_counter()
-    walks = _walks(known, ClusterWays(known.objects, known.terms, _chosen(flow, seen)), question, flow)
+    walks = _walks(known, ClusterWays(known.objects, known.terms, chosen(flow, seen)), question, flow)
     predicted_ms = (time.perf_counter() - begin) * 1000
     fault, others = judge(known.world, walks)
     there, back = walks.actual.hops, walks.actual_back.hops if walks.actual_back is not None else ()
-    round_trip_us = _round_trip_us(question, seen)
-    if not predict:
-        forth = match(there, seen, PROBE)
-        home = match(back, seen, ANSWER, forth.last_ns)
-        told = flow.protocol != UDP or any(item.what.kind in ANSWER for item in seen)
-        answered = round_trip_us is not None
-        fault, others = watched(
-            known.world, (fault, others), forth, home if told else None, answered=answered
-        )
-        there, back = forth.hops, home.hops
-    if fault is None and probe.refused:
-        fault = Fault(
-            kind="not-sent", node=question.node, space=question.space, component="socket", cause=probe.refused
-        )
-    return Trace(
-        ok=fault is None,
-        question=f"{question.words}: {flow.text()}",
-        hops=there,
-        back=back,
-        fault=fault,
-        suspicions=others,
-        predicted_ms=predicted_ms,
-        took_ms=(time.perf_counter() - started) * 1000,
-        round_trip_us=round_trip_us,
+    if predict:
+        return _Judged(there, back, fault, others, (), predicted_ms)
+    forth = match(there, seen, PROBE)
+    home = match(back, seen, ANSWER, forth.last_ns)
+    noted = attach(forth.hops, home.hops, one.sent.notes)
+    forth, home = forth._replace(hops=noted.there), home._replace(hops=noted.back)
+    # Programs need not answer a datagram, nor any packet that is not the first of its connection.
+    told = (flow.protocol != UDP and one.opening) or any(item.what.kind in ANSWER for item in seen)
+    reply = _reply(question, seen)
+    answered = bool(reply)
+    verdict = watched(
+        known.world,
+        (fault, others),
+        forth,
+        home if told else None,
+        answered=answered,
+        reply=reply if one.opening else "",
     )
+    if one.opening:
+        verdict = follow(
+            known.world,
+            verdict,
+            forth,
+            home if told else None,
+            lambda node, space, what, size: _again(nodes, Asker(node, space), what, size),
+        )
+    fault, others = verdict
+    full = any(item.kind == "conntrack-full" for item in (*others, *([fault] if fault is not None else [])))
+    fault = said.settle(fault, said.cause(noted.there, noted.back, full=full), answered=answered)
+    if fault is None and one.sent.refused:
+        fault = Fault(
+            kind="not-sent",
+            node=question.node,
+            space=question.space,
+            component="socket",
+            cause=one.sent.refused,
+        )
+    return _Judged(noted.there, noted.back, fault, others, noted.rest, predicted_ms)
 
 
-def send(nodes: Mapping[str, NodeEyes], node: str, space: str, flow: Flow) -> Sent:
-    """Send a probe and watch it pass all nodes. Raises KernelError, OSError (no socket for it can be had)."""
-    token = secrets.randbits(32)
-    flow = msgspec.structs.replace(flow, source_port=secrets.choice(PORTS))
-    order = Order(token=token, flow=flow, seconds=2 * PATIENCE_S)
-    with contextlib.ExitStack() as stack:
-        watches = _watches(stack, nodes, order)
-        try:
-            launched = nodes[node].send(space, flow, token)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # the port has just been taken
-                return send(nodes, node, space, flow)
-            raise
-        report = _collect(watches, launched, lambda found: _over(found, node, space, token))
-    mine = [
-        (frame, what)
-        for frame in sorted(report.frames, key=lambda frame: frame.time_ns)
-        if (what := dissect(frame.data, token, ethernet=frame.ethernet)) is not None
-    ]
-    seen = [
-        Seen(frame.node, frame.space, frame.interface, frame.outgoing, frame.time_ns, len(frame.data), what)
-        for frame, what in mine
-    ]
-    apart = {name for name, item in nodes.items() if item.apart}
-    seen = align(seen, node, apart) if apart else seen
-    return Sent(flow, seen, launched.refused, tuple(frame for frame, _ in mine), report.notes)
-
-
-def _watches(stack: contextlib.ExitStack, nodes: Mapping[str, NodeEyes], order: Order) -> list[Watching]:
-    """All nodes under watch, begun at the same time: each may be a few round trips away."""
-    if len(nodes) == 1:
-        return [stack.enter_context(item.watch(order)) for item in nodes.values()]
-    with ThreadPoolExecutor(max(min(len(nodes), AT_ONCE), 1)) as pool:
-        begun = [pool.submit(item.watch, order) for item in nodes.values()]
-    for future in begun:
-        if future.exception() is None:
-            stack.enter_context(future.result())
-    return [future.result() for future in begun]
-
-
-def _collect(
-    watches: Sequence[Watching], launched: Launched, done: Callable[[Sequence[Frame]], bool]
-) -> Report:
-    """Everything until the answer is back and a little after, or patience ends."""
-    frames: list[Frame] = []
-    notes: list[Note] = []
-    poll = select.poll()
-    by_fd = {fd: watch for watch in watches for fd in watch.filenos()}
-    for fd in by_fd:
-        poll.register(fd, select.POLLIN)
-    end = time.monotonic() + (QUIET_S if launched.refused else PATIENCE_S)
-    over = False
-    while len(frames) < FRAMES and (left := end - time.monotonic()) > 0:
-        for watch in {id(by_fd[fd]): by_fd[fd] for fd, _ in poll.poll(left * 1000)}.values():
-            found = watch.drain()
-            frames += found.frames
-            notes += found.notes
-        if not over and done(frames):
-            over, end = True, time.monotonic() + QUIET_S
-    return Report(tuple(frames), tuple(notes))
-
-
-def _over(found: Sequence[Frame], node: str, space: str, token: int) -> bool:
-    """Whether the asker has got something back."""
-    for frame in found:
-        if (frame.node, frame.space, frame.outgoing) == (node, space, False):
-            what = dissect(frame.data, token, ethernet=frame.ethernet)
-            if what is not None and what.kind in ANSWER:
-                return True
-    return False
+def _again(nodes: Mapping[str, NodeEyes], asker: Asker, flow: Flow, size: int) -> tuple[Sequence[Seen], str]:
+    """A further probe (see ``follow``)."""
+    sent = send(nodes, asker, flow, size)
+    return sent.seen, sent.refused
 
 
 def _walks(known: Gathered, ways: Ways, question: Question, flow: Flow) -> Walks:
@@ -199,13 +244,32 @@ def _walks(known: Gathered, ways: Ways, question: Question, flow: Flow) -> Walks
     )
 
 
-def _chosen(flow: Flow, seen: Sequence[Seen]) -> tuple[bytes, int] | None:
+def chosen(flow: Flow, seen: Sequence[Seen]) -> tuple[bytes, int] | None:
     """The endpoint the probe was translated to, if it was."""
     for item in seen:
         at = item.what.flow
         if item.what.kind == "probe" and at.destination != flow.destination:
             return at.destination, at.destination_port
     return None
+
+
+def _run(question: Question, one: _One) -> Run:
+    """One of many, for the table of all."""
+    sent = one.sent
+    return Run(_round_trip_us(question, sent.seen), chosen(sent.flow, sent.seen), tuple(sent.seen))
+
+
+def _reply(question: Question, seen: Sequence[Seen]) -> str:
+    """What the asker got back: answer, reset or error; "": nothing."""
+    here = (question.node, question.space, False)
+    return next(
+        (
+            item.what.kind
+            for item in seen
+            if (item.node, item.space, item.outgoing) == here and item.what.kind in ANSWER
+        ),
+        "",
+    )
 
 
 def _round_trip_us(question: Question, seen: Sequence[Seen]) -> float | None:

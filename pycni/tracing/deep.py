@@ -25,8 +25,11 @@ from pycni.model.space import NODE
 from pycni.model.spot import Spot
 from pycni.trace.frames import flow_of, inside, split_ip
 from pycni.trace.model import ICMP, ICMPV6, Flow, Note
+from pycni.tracing.eyes import Order
 from pycni.wire.ctnetlink import ASSURED, SEEN_REPLY, TCP_STATES, Entry, Tuple
 
+_NEEDLESS = frozenset({"queue_purge", "otherhost", "consumed"})
+"""Copies that nobody waits for, and what closes with our own socket."""
 FLOWS = 32
 """Asked about in one watch."""
 _ECHO = {ICMP: 8 << 8, ICMPV6: 128 << 8}
@@ -37,13 +40,18 @@ class Deep:
     """One watch of one node."""
 
     def __init__(
-        self, name: str, spaces: Mapping[str, Enter], token: int, marks: Sequence[Spot], drops: Sequence[Spot]
+        self,
+        name: str,
+        spaces: Mapping[str, Enter],
+        order: Order,
+        marks: Sequence[Spot],
+        drops: Sequence[Spot],
     ) -> None:
         """``marks``: what packets are known by whose rules are told, (): none; ``drops``: whose drops are.
 
         Raises OSError, KernelError when a namespace cannot be entered.
         """
-        self._name, self._spaces = name, spaces
+        self._name, self._spaces, self._own = name, spaces, order.flow
         self._rules: dict[str, RuleTrace] = {}
         self._askers: dict[str, ConnectionAsker] = {}
         self._drops: _Listener | None = None
@@ -57,9 +65,9 @@ class Deep:
                 if space == NODE or enter(nfttrace.tables):
                     self._askers[space] = enter(ConnectionAsker)
                     if marks:
-                        self._trace(space, enter, token, marks)
+                        self._trace(space, enter, order.token, marks)
             if drops:
-                self._hear(token, drops)
+                self._hear(order.token, drops)
         except BaseException:
             self.close()
             raise
@@ -155,8 +163,10 @@ class Deep:
 
     def _drop(self, space: str, drop: Drop) -> Note | None:
         flow = _flow(drop.packet)
-        if flow is None:
+        if flow is None or drop.reason in _NEEDLESS:
             return None
+        if drop.reason == "no_socket" and flow == self._own.back:
+            return None  # the asker's kernel does not know the probe: we know its answer
         place = _SYMBOLS.name(drop.place)
         return Note(
             node=self._name,
@@ -182,6 +192,7 @@ class Deep:
                     detail=entry_text(entry),
                     verdict=_state(entry),
                     flow=_as_flow(entry.protocol, entry.original),
+                    translated=_translated(entry),
                 )
         return None
 
@@ -255,6 +266,15 @@ def entry_text(entry: Entry) -> str:
     return ", ".join(said)
 
 
+def _translated(entry: Entry) -> Flow | None:
+    if not (entry.target_translated or entry.source_translated):
+        return None
+    back = entry.reply
+    if entry.protocol in _ECHO:
+        return _as_flow(entry.protocol, back._replace(source=back.target, target=back.source))
+    return _as_flow(entry.protocol, Tuple(back.target, back.source, back.target_port, back.source_port))
+
+
 def _end(address: bytes, port: int, protocol: int) -> str:
     if protocol in _ECHO:
         return show(address)
@@ -307,6 +327,6 @@ def _text(told: Told) -> str:
     met = told.met
     if met.kind == "policy":
         return f"policy {met.verdict}"
-    if met.kind == "return" and not met.handle:
+    if not met.handle:
         return "end of the chain"
     return told.rule.text or f"handle {met.handle}"

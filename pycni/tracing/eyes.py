@@ -97,8 +97,11 @@ class NodeEyes(Protocol):
     def watch(self, order: Order) -> Watching:
         """Begin to watch all spaces; ready when this returns. Raises KernelError, OSError."""
 
-    def send(self, space: str, flow: Flow, token: int) -> Launched:
-        """Send one probe from a space, bound to the flow's source. Raises OSError (no socket for it can be had)."""
+    def send(self, space: str, flow: Flow, token: int, size: int = 0) -> Launched:
+        """Send one probe from a space, bound to the flow's source. Raises OSError (no socket for it can be had).
+
+        ``size``: bytes of the IP packet, which must not be taken apart on its way; 0: as small as it comes.
+        """
 
 
 class Eyes(Protocol):

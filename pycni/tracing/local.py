@@ -25,6 +25,9 @@ from pycni.tracing.eyes import Launched, Order, Report
 LIVE_ROOM = 16 << 20
 """Bytes of each packet socket while live traffic is watched: it comes in bigger pieces, and more of it."""
 
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE = 10, 23, 3
+"""IP_PMTUDISC_PROBE: the path's known MTU is not asked."""
+
 
 class LocalNode:
     """See ``eyes.NodeEyes``."""
@@ -43,7 +46,7 @@ class LocalNode:
             deep = None
             if order.deep:
                 deep = stack.enter_context(
-                    contextlib.closing(Deep(self.name, self._spaces, order.token, marks, dropped))
+                    contextlib.closing(Deep(self.name, self._spaces, order, marks, dropped))
                 )
             capture = stack.enter_context(self._capture(order, marks))
             stack.pop_all()
@@ -60,10 +63,12 @@ class LocalNode:
             room=LIVE_ROOM,
         )
 
-    def send(self, space: str, flow: Flow, token: int) -> Launched:
+    def send(self, space: str, flow: Flow, token: int, size: int = 0) -> Launched:
         """See ``eyes.NodeEyes``."""
         with self._spaces[space](lambda: _socket(flow)) as sock:
-            data = probe(flow, token)
+            if size:
+                _whole(sock, flow)
+            data = probe(flow, token, size)
             if flow.protocol == UDP:
                 data = data[8:]  # the socket makes the header
             to = flow.destination_port if flow.protocol == UDP else 0
@@ -139,3 +144,11 @@ def _socket(flow: Flow) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _whole(sock: socket.socket, flow: Flow) -> None:
+    """What is sent must not be taken apart, by nobody (ip(7), ipv6(7))."""
+    if len(flow.source) == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PROBE)
