@@ -175,7 +175,7 @@ def _print(frame: Frame, args: argparse.Namespace) -> None:
     wanted = [args.view] if args.view else (VIEWS if args.json else ["nodes", "pods", "services", "policies"])
     found = {}
     for view in wanted:
-        rows = views.rows_of(frame, view, node="", words=args.filter, apart=args.apart)
+        rows = views.rows_of(frame, view, words=args.filter, apart=args.apart, silent=args.json)
         chosen = [column.field for column in views.COLUMNS[view]]
         key = args.sort if args.sort in chosen else views.BUSIEST
         rows = views.ordered(rows, view, key, ascending=args.ascending)

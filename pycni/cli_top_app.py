@@ -48,9 +48,9 @@ class TopApp(App[int]):
         Binding("2,s", "view('services')", "services"),
         Binding("3,d", "view('policies')", "denied"),
         Binding("4,o", "view('nodes')", "nodes"),
-        Binding("n", "next_node", "next node"),
-        Binding("less_than_sign,comma", "sort(-1)", "sort <", key_display="<"),
-        Binding("greater_than_sign,full_stop", "sort(1)", "sort >", key_display=">"),
+        Binding("n", "next_node", "node"),
+        Binding("less_than_sign,comma", "sort(-1)", "sort", key_display="< >"),
+        Binding("greater_than_sign,full_stop", "sort(1)", "sort", show=False),
         Binding("r", "turn", "reverse"),
         Binding("a", "apart", "by node"),
         Binding("slash", "search", "filter", key_display="/"),
@@ -75,6 +75,7 @@ class TopApp(App[int]):
     ) -> None:
         """``interval`` in seconds; ``sort``: a column's field, "" for the busiest first."""
         super().__init__()
+        self.animation_level = "none"
         self._sample = sample
         self._interval = interval
         self._rates = Rates()
@@ -152,8 +153,6 @@ class TopApp(App[int]):
         if self.frame is None:
             return []
         rows = views.rows_of(self.frame, self._view, node=self._node, words=self._words, apart=self._apart)
-        if self._view == "policies" and not self._words:
-            rows = [row for row in rows if row.total]
         key, ascending = self._keys[self._view], self._ascending[self._view]
         return views.ordered(rows, self._view, key, ascending=ascending)
 
@@ -240,13 +239,16 @@ class TopApp(App[int]):
 
     def action_view(self, view: str) -> None:
         """Another view."""
+        self._view = view
         self.query_one(Tabs).active = view
+        self._show()
 
     def on_tabs_tab_activated(self, event: Tabs.TabActivated) -> None:
         """A view was chosen, by key or mouse."""
-        self._view = event.tab.id or self._view
         self.query_one(DataTable).focus()
-        self._show()
+        if event.tab.id != self._view:
+            self._view = event.tab.id or self._view
+            self._show()
 
     def action_next_node(self) -> None:
         """All nodes, then one after the other."""

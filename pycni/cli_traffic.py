@@ -195,7 +195,8 @@ class NodeMeter:
         accounting = settings.accounting == 1
         entries = self._tallier.read(self._table.entries(), self._pods, self._find, accounting=accounting)
         took = time.monotonic() - began
-        self._due = began + took / SHARE
+        # A rate takes two readings: the second one is made as soon as it is asked for.
+        self._due = began + took / SHARE if self._tracked is not None else began
         return Tracked(
             at_ns=at_ns,
             entries=entries,

@@ -87,7 +87,7 @@ class Tally(msgspec.Struct, frozen=True, array_like=True):
     """Connections of a pod or to a service, from the node's connection tracking."""
 
     active: int
-    """Now; closed TCP connections that are only remembered do not count."""
+    """Now; TCP connections that were not answered, or are closed and only remembered, do not count."""
     new: int
     """Since the reader began."""
     bytes_out: int = NOT_COUNTED

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pycni.traffic.model import Tally
 from pycni.wire.ctnetlink import TCP, Entry
 
-_CLOSED = frozenset({0, 7, 8})
-"""TCP states that are only remembered: none, time-wait, close."""
+_OPEN = frozenset(range(2, 7))
+"""TCP states from syn-recv to last-ack: answered, and not only remembered."""
 _NOTHING = (0, 0, 0, 0)
 
 Find = Callable[[bytes, int, int], str]
@@ -55,7 +55,7 @@ class Tallier:
             whose = self._whose(entry, pods, service)
             if not whose:
                 continue
-            active = entry.protocol != TCP or entry.state not in _CLOSED
+            active = entry.protocol != TCP or entry.state in _OPEN
             was = now if before is None else before.get(entry.ident)
             for found in whose:
                 found.active += active

@@ -79,10 +79,13 @@ BUSIEST = "busiest"
 """Sorts by bytes both ways, then packets, then connections."""
 
 
-def rows_of(frame: Frame, view: str, *, node: str = "", words: str = "", apart: bool = False) -> list[Any]:
+def rows_of(
+    frame: Frame, view: str, *, node: str = "", words: str = "", apart: bool = False, silent: bool = False
+) -> list[Any]:
     """A view's rows: of one node, with all of ``words`` in their names.
 
-    Services of all nodes are added up unless ``apart``.
+    Services of all nodes are added up unless ``apart``. Policies that have denied nothing are left out unless asked
+    for by ``words`` or ``silent``.
     """
     found: list[Any] = getattr(frame, view)
     if node:
@@ -92,7 +95,7 @@ def rows_of(frame: Frame, view: str, *, node: str = "", words: str = "", apart: 
     names = [column.field for column in COLUMNS[view] if column.kind == "name"]
     wanted = words.lower().split()
     if not wanted:
-        return list(found)
+        return [row for row in found if view != "policies" or silent or row.total]
 
     def text(row: Any) -> str:
         return " ".join(str(getattr(row, name)) for name in names).lower()
@@ -136,4 +139,4 @@ def human(value: float | None, kind: str = "rate") -> str:
             return f"{value / size:.3g}{unit}" if value < size * 999.5 else f"{value / size:.0f}{unit}"
     if not value or value >= 9.95:
         return f"{value:.0f}"
-    return f"{value:.1f}"
+    return f"{value:.1f}".removesuffix(".0")
