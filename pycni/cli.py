@@ -9,13 +9,22 @@ Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 interrupted. Errors ar
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Protocol, cast
+
+TYPE_CHECKING = False  # typing's own takes a tenth of what --help may take to import
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+    from typing import Protocol
+
+    class Command(Protocol):
+        """A module of ``COMMANDS``."""
+
+        def configure(self, parser: argparse.ArgumentParser) -> None:
+            """Add arguments and subcommands."""
+
 
 COMMANDS = {
     "status": ("pycni.cli_status", "how this node is: parts, lease, peers, last errors, repairs"),
@@ -57,11 +66,7 @@ COMMANDS = {
 }
 
 
-class Command(Protocol):
-    """A module of ``COMMANDS``."""
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add arguments and subcommands."""
+HELP_WIDTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        if words[:1] in (["-h"], ["--help"]):
+            print(help_text(), end="")
+            return 0
         args = parse(words)
         return int(args.run(args))
     except KeyboardInterrupt:
@@ -87,16 +95,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if getattr(exc, "usage", False) else 1
 
 
+def help_text() -> str:
+    """What ``--help`` prints: argparse would take longer to say it than Python to start."""
+    rows = "".join(line for name, (_, summary) in COMMANDS.items() for line in _row(name, summary))
+    return (
+        "usage: pycnictl [-h] [--version] COMMAND ...\n\n"
+        "Operate and try pycni pod networks.\n\n"
+        f"commands:\n{rows}\n"
+        "options:\n"
+        "  -h, --help  show this help message and exit\n"
+        "  --version   show program's version number and exit\n\n"
+        "pycnictl COMMAND --help has the arguments of a command.\n"
+    )
+
+
+def _row(name: str, summary: str) -> Iterable[str]:
+    """A command and what it does, in lines that fit on a terminal."""
+    line = f"  {name:<11}"
+    for word in summary.split(" "):
+        if len(line) + len(word) >= HELP_WIDTH:
+            yield f"{line}\n"
+            line = " " * 13
+        line += f" {word}"
+    yield f"{line}\n"
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The parsed command line. Raises SystemExit for --help and for what makes no sense (exit code 2)."""
+    import argparse  # noqa: PLC0415 - see help_text
+    import importlib  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(prog="pycnictl", description="Operate and try pycni pod networks.")
     parser.add_argument("--version", action="version", version=f"pycnictl {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = next((word for word in words if not word.startswith("-")), "")
-    for name, (module, summary) in COMMANDS.items():
+    # All of them only for a word that is none.
+    for name in (wanted,) if wanted in COMMANDS else COMMANDS:
+        module, summary = COMMANDS[name]
         command = commands.add_parser(name, help=summary, description=f"{summary}.")
         if name == wanted:
-            cast("Command", importlib.import_module(module)).configure(command)
+            made: Command = importlib.import_module(module)
+            made.configure(command)
     # What follows "--" belongs to the program a command runs, to the letter: argparse would look into it.
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])

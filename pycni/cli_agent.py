@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import os
 import socket
 import subprocess
@@ -100,9 +99,15 @@ def agents(args: argparse.Namespace) -> list[Agent]:
     """The agents to ask. Raises LabError for a lab or node there is not."""
     if not args.name and not args.node:
         return [Agent("", args.socket)]
-    from pycni.lab.run import Lab  # noqa: PLC0415 - most calls are for no lab
+    from pycni.lab import glance  # noqa: PLC0415 - most calls are for no lab
 
-    lab = Lab.open(args.name or "default")
+    name = args.name or "default"
+    sockets = glance.sockets(name, os.path.basename(SOCKET))
+    if sockets is not None and (not args.node or args.node in sockets):
+        return [Agent(node, path) for node, path in sockets.items() if args.node in {"", node}]
+    from pycni.lab.run import Lab  # noqa: PLC0415 - takes longer than asking
+
+    lab = Lab.open(name)
     nodes = [args.node] if args.node else list(lab.record.nodes)
     return [of_lab(lab, node) for node in nodes]
 
@@ -116,72 +121,87 @@ def of_lab(lab: Lab, node: str) -> Agent:
 
 def fetch(path: str, target: str, kind: str = "agent") -> bytes:
     """Body of the agent's answer. Raises AgentError; ``kind`` says of whom there is none."""
-    connection = _UnixConnection(path)
     try:
-        with closing(_asked(connection, path, target)) as answer:
+        with closing(_Answer(path, target)) as answer:
+            _check(answer, path, target)
             return answer.read()
-    except (OSError, http.client.HTTPException) as exc:
+    except OSError as exc:
         raise _unreachable(path, exc, kind) from exc
-    finally:
-        connection.close()
 
 
 def lines(path: str, target: str) -> Iterator[bytes]:
     """Lines of an answer as they come. Raises AgentError."""
-    connection = _UnixConnection(path)
     try:
-        with closing(_asked(connection, path, target)) as answer:
-            connection.patient()
-            yield from answer
-    except (OSError, http.client.HTTPException) as exc:
+        with closing(_Answer(path, target)) as answer:
+            _check(answer, path, target)
+            yield from answer.lines()
+    except OSError as exc:
         raise _unreachable(path, exc) from exc
-    finally:
-        connection.close()
 
 
-def _asked(connection: _UnixConnection, path: str, target: str) -> http.client.HTTPResponse:
-    connection.request("GET", target)
-    answer = connection.getresponse()
-    if answer.status != 200:
-        text = answer.read().decode(errors="replace").strip()
-        answer.close()
-        if answer.status == 404 and text.startswith("there are "):
-            # The server's own words: no component of this agent answers such questions.
-            what = target.partition("?")[0]
-            raise AgentError(
-                f"the agent at {path} does not run what answers {what} (setting components)", 404
-            )
-        raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status, text)
-    return answer
+def _check(answer: _Answer, path: str, target: str) -> None:
+    """Raise AgentError for an answer that is none."""
+    if answer.status == 200:
+        return
+    text = answer.read().decode(errors="replace").strip()
+    if answer.status == 404 and text.startswith("there are "):
+        # The server's own words: no component of this agent answers such questions.
+        what = target.partition("?")[0]
+        raise AgentError(f"the agent at {path} does not run what answers {what} (setting components)", 404)
+    raise AgentError(f"the agent at {path} answers {answer.status}: {text}", answer.status, text)
 
 
-def _unreachable(path: str, exc: Exception, kind: str = "agent") -> AgentError:
-    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+def _unreachable(path: str, exc: OSError, kind: str = "agent") -> AgentError:
+    reason = exc.strerror or str(exc)
     hint = " (a lab's agents are asked with --name LAB)" if path == SOCKET and os.path.isdir(_LABS) else ""
     return AgentError(f"no {kind} answers at {path}: {reason}{hint}")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-        self._kept: socket.socket | None = None
+class _Answer:
+    """What an agent's server (``agent.httpd``) says to one GET; the connection is for that alone.
 
-    def connect(self) -> None:
-        """Connect to the socket."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    Not http.client's: importing that takes as long as all the rest of ``pycnictl status``.
+    """
+
+    def __init__(self, path: str, target: str) -> None:
+        """Ask, and read the head of the answer. Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            sock.settimeout(TIMEOUT_S)
-            sock.connect(self._path)
+            self._socket.settimeout(TIMEOUT_S)
+            self._socket.connect(path)
+            self._socket.sendall(
+                f"GET {target} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n".encode()
+            )
+            self._file = self._socket.makefile("rb")
+            words = self._file.readline().split(None, 2)
+            if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+                raise ConnectionError("what it says is no answer")
+            self.status = int(words[1])
+            self._length: int | None = None
+            while (line := self._file.readline()).strip():
+                name, _, value = line.partition(b":")
+                if name.strip().lower() == b"content-length":
+                    self._length = int(value)
         except BaseException:
-            sock.close()
+            self._socket.close()
             raise
-        self.sock = self._kept = sock
 
-    def patient(self) -> None:
-        """Wait for ever from now on. An answer without a length has taken the socket from the connection."""
-        assert self._kept is not None
-        self._kept.settimeout(None)
+    def read(self) -> bytes:
+        """The whole body. Raises OSError when it is cut off."""
+        body = self._file.read()
+        if self._length is not None and len(body) < self._length:
+            raise ConnectionError("its answer is cut off")
+        return body
+
+    def lines(self) -> Iterator[bytes]:
+        """The body line by line as it comes, however long that takes."""
+        self._socket.settimeout(None)
+        yield from self._file
+
+    def close(self) -> None:
+        """Hang up."""
+        self._file.close()
+        self._socket.close()
 
 
 def _told(complaint: str) -> AgentError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,10 +41,28 @@ def each(args: argparse.Namespace, ask: Callable[[Agent], T]) -> tuple[list[T], 
 
 
 def _at_once(some: Sequence[Agent], ask: Callable[[Agent], T]) -> list[T | Silent]:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - most calls ask one agent
+    if len(some) > AT_ONCE:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - threads alone are there sooner
 
-    with ThreadPoolExecutor(min(len(some), AT_ONCE)) as pool:
-        return list(pool.map(lambda agent: _answer(ask, agent), some))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(lambda agent: _answer(ask, agent), some))
+    found: dict[int, T | Silent] = {}
+
+    def work(number: int, agent: Agent) -> None:
+        try:
+            found[number] = _answer(ask, agent)
+        except Exception as error:  # noqa: BLE001 - raised below, on the thread that waits
+            failed.append(error)
+
+    failed: list[Exception] = []
+    threads = [threading.Thread(target=work, args=item) for item in enumerate(some)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return [found[number] for number in range(len(some))]
 
 
 def _answer(ask: Callable[[Agent], T], agent: Agent) -> T | Silent:

@@ -327,4 +327,4 @@ def test_help_imports_none_of_the_commands():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
     for command in ("status", "ipam", "dump", "sysdump"):
-        assert f"    {command} " in out
+        assert f"  {command} " in out
