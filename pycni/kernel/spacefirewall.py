@@ -14,6 +14,7 @@ from typing import Any
 
 from pycni.errors import KernelError
 from pycni.kernel.nft import Nft
+from pycni.kernel.nft_names import tables
 from pycni.model.space import ForeignHook
 from pycni.wire.iptables_rules import in_nft_words
 
@@ -33,6 +34,8 @@ def foreign_hooks() -> tuple[ForeignHook, ...]:
 
 
 def _nftables() -> Iterable[ForeignHook]:
+    if all(name.startswith(OURS) for _, name in tables()):
+        return  # the library takes its time
     try:
         nft = Nft()
     except KernelError as error:
@@ -42,9 +45,9 @@ def _nftables() -> Iterable[ForeignHook]:
     with nft:
         chains = [item["chain"] for item in nft.listing("list chains") if "chain" in item]
         hooked = [item for item in chains if "hook" in item and not item["table"].startswith(OURS)]
-        tables = {(item["family"], item["table"]) for item in hooked}
+        named = {(item["family"], item["table"]) for item in hooked}
         rules: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
-        for family, table in tables:
+        for family, table in named:
             try:
                 rules[family, table] = _rules(nft.query(f"list table {family} {table}"))
             except KernelError as error:
@@ -107,10 +110,10 @@ def _legacy() -> Iterable[ForeignHook]:
     for family, program in _LEGACY.items():
         try:
             with open(_NAMES.format(family), encoding="ascii") as file:
-                tables = file.read().split()
+                names = file.read().split()
         except FileNotFoundError:
             continue
-        for table in tables if shutil.which(program) is not None else ():
+        for table in names if shutil.which(program) is not None else ():
             done = subprocess.run(
                 [program, "-w", "2", "-t", table, "-S"],
                 capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,

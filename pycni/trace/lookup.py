@@ -112,6 +112,12 @@ def entry(space: SpaceState, device: str, address: bytes) -> NeighbourState | No
     return next((item for item in found if item.state in _USABLE), None)
 
 
+def asked(space: SpaceState, device: str, address: bytes) -> bool:
+    """Whether the kernel has asked for an address in vain, or is asking."""
+    found = (item for item in space.neighbours if (item.device, item.address) == (device, address))
+    return any(item.state in {"failed", "incomplete"} for item in found)
+
+
 def tunnel_entry(space: SpaceState, device: str, mac: bytes) -> FdbState | None:
     """The forwarding entry of an overlay device, or its default destination (MAC of zeros)."""
     mine = [item for item in space.fdb if item.device == device and item.remote]
@@ -185,7 +191,10 @@ def _on_underlay(world: World, node: str, space: str, device: str) -> Iterator[S
     link = _space(world, node, space).links[device]
     mine = (node, space, device)
     child = link.kind in _CHILDREN
-    if not child and (space != NODE or device != world.nodes[node].underlay):
+    if not child and space != NODE:
+        return
+    if not child and device != world.nodes[node].underlay:
+        yield from _by_subnet(world, node, device)
         return
     for name, part in world.nodes.items():
         for where, state in part.actual.items():
@@ -195,6 +204,17 @@ def _on_underlay(world: World, node: str, space: str, device: str) -> Iterator[S
                 deaf = name == node and ((child and way_out) or (not child and item.kind in _CHILDREN))
                 if (way_out or item.kind in _CHILDREN) and (name, where, item.name) != mine and not deaf:
                     yield Station(name, where, item.name, item.mac)
+
+
+def _by_subnet(world: World, node: str, device: str) -> Iterator[Station]:
+    """Other nodes' interfaces with an address in a subnet of this one: a second network between nodes."""
+    mine = [item for item in _space(world, node, NODE).of(device) if item.prefix_len]
+    for name in world.nodes:
+        state = _space(world, name, NODE)
+        for item in state.addresses if name != node else ():
+            link = state.links.get(item.device)
+            if link is not None and any(inside(item.address, own.address, own.prefix_len) for own in mine):
+                yield Station(name, NODE, item.device, link.mac)
 
 
 def _space(world: World, node: str, space: str) -> SpaceState:

@@ -40,12 +40,26 @@ def reverse_path(state: SpaceState, device: str, flow: Flow) -> Obstacle | None:
     return Obstacle("rp-filter", f"rp_filter {device}=1", reason)
 
 
-def forwarding(state: SpaceState, flow: Flow) -> Obstacle | None:
-    """Whether the namespace routes at all."""
-    name = "net.ipv4.ip_forward" if len(flow.destination) == 4 else "net.ipv6.conf.all.forwarding"
-    if state.sysctls.get(name, "1") != "0":
+def forwarding(state: SpaceState, flow: Flow, device: str) -> Obstacle | None:
+    """Whether the namespace routes at all, and what comes in by this device (IN_DEV_FORWARD)."""
+    four = len(flow.destination) == 4
+    name = "net.ipv4.ip_forward" if four else "net.ipv6.conf.all.forwarding"
+    if state.sysctls.get(name, "1") == "0":
+        return Obstacle("forwarding-off", f"{name}=0", f"{name} is 0: the node forwards nothing")
+    if four and state.sysctls.get(f"net/ipv4/conf/{device}/forwarding", "1") == "0":
+        name = f"net.ipv4.conf.{device}.forwarding"
+        reason = f"{name} is 0: nothing that comes in by {device} is forwarded"
+        return Obstacle("forwarding-off", f"{name}=0", reason)
+    return None
+
+
+def address(state: SpaceState, space: str, flow: Flow) -> Obstacle | None:
+    """Whether who is given an address has it."""
+    if any(item.address == flow.destination and not item.trouble for item in state.addresses):
         return None
-    return Obstacle("forwarding-off", f"{name}=0", f"{name} is 0: the node forwards nothing")
+    whose = f"pod {space}" if space else "the node"
+    text = show(flow.destination)
+    return Obstacle("address-missing", f"no {text}", f"{whose} does not have {text}, which was given to it")
 
 
 def socket(state: SpaceState, flow: Flow) -> Obstacle | None:

@@ -7,9 +7,14 @@ from typing import NamedTuple
 from pycni.model.family import show, show_mac
 from pycni.model.space import NODE, LinkState, SpaceState, World
 from pycni.trace import lookup
+from pycni.trace.lookup import Query
+from pycni.trace.model import UDP, Flow
 
 OVERHEAD = {"vxlan": (50, 70), "ipip": (20, 40), "wireguard": (60, 80), "tun": (28, 48)}
 """Bytes around a packet by kind of device, over IPv4 and IPv6."""
+
+_IPIP = 4
+"""IP protocol of what an ipip device sends."""
 
 SECRET = frozenset({"wireguard", "tun"})
 """Kinds of devices whose packets on the underlay may be encrypted."""
@@ -63,6 +68,17 @@ def aim(world: World, node: str, link: LinkState, gateway: bytes, destination: b
     overhead = OVERHEAD[link.kind][len(remote) == 16]
     words = f"{link.kind} {f'id {link.vni} ' if link.vni else ''}to {show(remote)}"
     return Aim(far, remote, mac, overhead, words)
+
+
+def outer(state: SpaceState, link: LinkState, there: Aim) -> Flow | None:
+    """The packet around it; None where its addresses are not known."""
+    route = lookup.route(state, Query(there.remote))
+    own = [item.address for item in state.of(route.device)] if route is not None else []
+    source = link.local or next((item for item in own if len(item) == len(there.remote)), b"")
+    if not source or len(source) != len(there.remote):
+        return None
+    protocol = _IPIP if link.kind == "ipip" else UDP
+    return Flow(protocol=protocol, source=source, destination=there.remote, destination_port=link.port)
 
 
 def _far_node(world: World, remote: bytes, destination: bytes) -> str:

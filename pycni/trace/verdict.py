@@ -1,9 +1,8 @@
-"""Where what should happen and what does part, and why. Pure.
+"""The verdict over a probe that was watched: what happened counts for more than what tables lead to. Pure.
 
-Life: the same packet was led through the wanted and the actual world, there and back. The first hop at which the two
-differ is where to look; the actual walk's last hop names the kind of fault. What should end the packet (a policy, a
-Service without endpoints) is a fault too for who asks "why does it not get through", but of the cluster's objects and
-not of a kernel.
+Life: ``tables.judge`` has said where the packet should be stopped, if anywhere. A probe that got further, or not so
+far, or was changed on its way, tells more: by whom follows from what lies between the last place it was seen at and
+the first it was not (``suspects``).
 """
 
 from __future__ import annotations
@@ -14,240 +13,196 @@ from typing import NamedTuple
 import msgspec
 
 from pycni.model.family import show
-from pycni.model.space import NODE, NodePart, SpaceState, World
+from pycni.model.space import World
+from pycni.trace import drift
 from pycni.trace.match import Matched
 from pycni.trace.model import Fault, Hop
-from pycni.trace.ways import Path
+from pycni.trace.suspects import suspects
+from pycni.trace.tables import CERTAIN, ELSEWHERE, MEANT, Verdict, Walks, brief, fault, judge
 
-MEANT = frozenset({"policy-denied", "service-without-endpoints", "nobody-listens"})
-"""Kinds that follow from the cluster's objects and programs, not from damage."""
-COMMANDS = {
-    "fdb-missing": "bridge fdb show dev {interface}",
-    "neighbour-missing": "ip neigh show dev {interface}",
-    "neighbour-wrong": "ip neigh show dev {interface}",
-    "nobody-answers": "ip neigh show dev {interface}",
-    "vtep-missing": "ip -d link show type vxlan",
-    "vtep-mac-wrong": "ip -d link show dev {interface}",
-    "peer-unknown": "bridge fdb show dev {interface}",
-    "no-route": "ip route get {destination}",
-    "route-blocks": "ip route get {destination}",
-    "underlay-no-route": "ip route",
-    "underlay-down": "ip link show dev {interface}",
-    "device-down": "ip link show dev {interface}",
-    "device-missing": "ip link",
-    "port-down": "bridge -d link show dev {interface}",
-    "port-blocked": "bridge -d link show dev {interface}",
-    "port-isolated": "bridge -d link show dev {interface}",
-    "hairpin-off": "bridge -d link show dev {interface}",
-    "rp-filter": "sysctl net.ipv4.conf.{interface}.rp_filter net.ipv4.conf.all.rp_filter",
-    "forwarding-off": "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
-    "answer-unknown": "conntrack -L",
-    "policy-denied": "pycnictl policy explain {source} {destination} {port}",
-    "service-without-endpoints": "pycnictl services",
-    "nobody-listens": "ss -ltun",
-}
-
-
-class Walks(NamedTuple):
-    """One packet and its answer in both worlds; the answer is None where the packet did not arrive."""
-
-    wanted: Path
-    wanted_back: Path | None
-    actual: Path
-    actual_back: Path | None
-
-
-def judge(world: World, walks: Walks) -> tuple[Fault | None, tuple[Fault, ...]]:
-    """The fault that stops the packet, if one does, and what else is not as it should be on its way."""
-    found = _stopped(walks.actual, walks.actual_back)
-    if found is None:
-        found = _elsewhere(walks)
-    others = [item for item in _suspicions(world, walks) if found is None or item.kind != found.kind]
-    return found, tuple(others)
+__all__ = ["Verdict", "Walks", "judge", "on_wire", "too_big", "watched"]
 
 
 def watched(
-    world: World,
-    found: tuple[Fault | None, tuple[Fault, ...]],
-    there: Matched,
-    back: Matched | None,
-    *,
-    answered: bool,
-) -> tuple[Fault | None, tuple[Fault, ...]]:
+    world: World, found: Verdict, there: Matched, back: Matched | None, *, answered: bool, reply: str = ""
+) -> Verdict:
     """The verdict once a probe was watched: what happened counts for more than what tables lead to.
 
-    ``answered``: the asker got an answer. ``back`` None: answers of this kind cannot be told from others.
+    ``answered``: the asker got something back; ``reply``: what (answer, reset, error). ``back`` None: answers of this
+    kind cannot be told from others.
     """
     fault, others = found
+    changed = drift.readdressed(world, there.hops)
+    if changed is not None and (fault is None or changed.hop <= fault.hop):
+        return changed, others
     if answered:
-        meant = fault is not None and fault.kind in MEANT
-        return (fault, others) if meant else (None, ((fault, *others) if fault is not None else others))
+        return _got_through(world, found, there, back, reply)
+    hurt = drift.damaged(there.hops)
+    if hurt is not None and (fault is None or hurt.hop <= fault.hop):
+        return hurt, others
+    for matched, start, what in ((there, 0, "the packet"), (back, len(there.hops), "the answer")):
+        if matched is None or matched.lost is None:
+            continue
+        if matched is back and not any(hop.sight is not None for hop in back.hops[: matched.lost]):
+            break  # nobody has sent one
+        if fault is None or _earlier(matched, start, fault):
+            return _vanished(world, _Loss(matched, start, what), (fault, others))
     if fault is not None:
         return fault, others
-    for matched, start, what in ((there, 0, "the packet"), (back, len(there.hops), "the answer")):
-        if matched is not None and matched.lost is not None:
-            return _vanished(world, matched, start, what, others)
     if back is not None:
-        last = there.hops[-1]
-        cause = "the packet was delivered and nobody answered"
-        return Fault(
-            kind="no-answer", node=last.node, space=last.space, component="socket", cause=cause
-        ), others
+        return _silence(world, there, back, others)
     return None, others
 
 
-def _vanished(
-    world: World, matched: Matched, start: int, what: str, others: tuple[Fault, ...]
-) -> tuple[Fault, tuple[Fault, ...]]:
-    """Seen up to somewhere, and not where it should have been next: with the likeliest of what is wrong there."""
+def _earlier(matched: Matched, start: int, fault: Fault) -> bool:
+    """Whether a packet was lost before it came to where tables stop it."""
+    lost, stop = matched.lost or 0, fault.hop - start
+    if not 0 <= lost < stop:
+        return False
+    # What finds no neighbour does not show at the device it was to leave by.
+    unsent = fault.component in {"neighbour", "interface"} and matched.hops[lost].interface == fault.interface
+    return not (unsent and all(hop.interface == fault.interface for hop in matched.hops[lost:stop]))
+
+
+def _got_through(world: World, found: Verdict, there: Matched, back: Matched | None, reply: str) -> Verdict:
+    """The asker has got something back."""
+    fault, others = found
+    if reply in {"reset", "error"}:
+        return found if fault is not None else _refused(world, found, there, back, reply)
+    if fault is None:
+        return found
+    if fault.kind == "policy-denied" and reply == "answer":
+        cause = f"{fault.cause.partition(': ')[2] or fault.cause}: and yet an answer came back"
+        return msgspec.structs.replace(fault, kind="policy-not-enforced", cause=cause), others
+    if fault.kind in MEANT | CERTAIN or (fault.kind == "answer-unknown" and _strange(there, back)):
+        return found
+    hops = (*there.hops, *(back.hops if back is not None else ()))
+    if fault.kind in ELSEWHERE and any(hop.sight is not None for hop in hops[max(fault.hop, 0) :]):
+        return found
+    return None, (fault, *others)
+
+
+def _strange(there: Matched, back: Matched | None) -> bool:
+    """Whether what came back is not the answer the asker waits for."""
+    flows = [hop.sight.flow for hop in back.hops if hop.sight is not None] if back is not None else []
+    asked = there.hops[0].flow
+    return bool(flows) and flows[-1] is not None and flows[-1].source != asked.destination
+
+
+def _refused(world: World, found: Verdict, there: Matched, back: Matched | None, reply: str) -> Verdict:
+    """Tables let it through, and the asker was told that it does not get through."""
+    index = there.lost if there.lost is not None else len(there.hops) - 1
+    hop = there.hops[index]
+    told = "an ICMP error" if reply == "error" else "a reset"
+    said = (
+        next(
+            (item.sight.said for item in reversed(back.hops) if item.sight is not None and item.sight.said),
+            "",
+        )
+        if back is not None
+        else ""
+    )
+    at = f"before {brief(hop)}" if there.lost is not None else f"at {brief(hop)}"
+    cause = f"the asker gets {told}{f' ({said})' if said else ''}: the packet is refused {at}"
+    shown = [at for at, item in enumerate(there.hops[: index + 1]) if item.sight is not None]
+    accused = _accused(world, there.hops, shown[-1] if shown else -1, index, answer=False)
+    if accused:
+        return msgspec.structs.replace(accused[0], hop=index, cause=f"{cause}: {accused[0].cause}"), found[1]
+    return fault(msgspec.structs.replace(hop, kind="refused"), cause, index), found[1]
+
+
+def _silence(world: World, there: Matched, back: Matched, others: tuple[Fault, ...]) -> Verdict:
+    """Delivered, and nothing comes."""
+    last = there.hops[-1]
+    shown = [index for index, hop in enumerate(there.hops) if hop.sight is not None]
+    accused = _accused(world, there.hops, shown[-1] if shown else -1, len(there.hops) - 1, answer=False)
+    accused += (
+        _accused(world, back.hops, len(back.hops) - 2, len(back.hops) - 1, answer=True) if back.hops else []
+    )
+    if accused:
+        cause = f"it is seen at the end of its way and nobody gets it: {accused[0].cause}"
+        return msgspec.structs.replace(accused[0], hop=len(there.hops) - 1, cause=cause), others
+    if last.component == "underlay":
+        cause = f"it has left what is known here by {last.interface} of {last.node}, and nobody answers"
+    else:
+        cause = "the packet was delivered and nobody answered"
+    return Fault(
+        kind="no-answer", node=last.node, space=last.space, component=last.component, interface=last.interface,
+        hop=len(there.hops) - 1, cause=cause,
+    ), others  # fmt: skip
+
+
+def _accused(
+    world: World, hops: Sequence[Hop], seen: int, lost: int, *, answer: bool, size: int = 0
+) -> list[Fault]:
+    """Who may have stopped a packet between two places, the surest first."""
+    found = [item for item in suspects(world, hops, answer=answer, size=size) if seen < item.before <= lost]
+    if not size:
+        found = [item for item in found if item.fault.kind != "mtu-too-small"]
+    return [item.fault for item in sorted(found, key=lambda item: (-item.weight, item.before))]
+
+
+class _Loss(NamedTuple):
+    """A packet that was seen up to somewhere, and not where it should have been next."""
+
+    matched: Matched
+    start: int
+    """Index of the first of its hops among all."""
+    what: str
+    size: int = 0
+    """Of its IP packet; 0: small."""
+
+
+def _vanished(world: World, loss: _Loss, found: Verdict) -> Verdict:
+    """By whom, as far as states tell."""
+    fault, others = found
+    matched, start, what, size = loss
     index = matched.lost or 0
     hop = matched.hops[index]
-    seen = next((item for item in reversed(matched.hops[:index]) if item.sight is not None), None)
-    after = f"it was seen last at {_brief(seen)}" if seen is not None else "it was seen nowhere"
-    places = [hop.node, *([seen.node] if seen is not None else [])]
-    likely = [item for item in others if item.node in places and item.kind != "agent-dead"]
-    silent = [name for name in places if name in world.silent]
-    why = likely[0].cause if likely else (world.silent[silent[0]] if silent else "")
-    cause = f"{what} vanishes before {_brief(hop)}; {after}" + (f"; likely: {why}" if why else "")
-    kind = likely[0].kind if likely else "vanished"
-    node = likely[0].node if likely else hop.node
-    lost = Fault(
-        kind=kind, node=node, space=hop.space, component=likely[0].component if likely else hop.component,
-        interface=hop.interface, hop=start + index, cause=cause,
-        command=likely[0].command if likely else "pycnictl trace --json",
-    )  # fmt: skip
-    return lost, tuple(item for item in others if item not in likely[:1])
-
-
-def _stopped(there: Path, back: Path | None) -> Fault | None:
-    """What ends the packet or its answer."""
-    for path, before in ((there, 0), (back, len(there.hops))):
-        if path is not None and not path.arrived and path.hops:
-            last = path.hops[-1]
-            what = "the packet" if path is there else "the answer"
-            return fault(
-                last, f"{what} is {last.action}: {last.reason or last.detail}", before + len(path.hops) - 1
-            )
-    return None
-
-
-def fault(hop: Hop, cause: str, index: int) -> Fault:
-    """A fault at a hop."""
-    command = COMMANDS.get(hop.kind, "").format(
-        interface=hop.interface,
-        source=show(hop.flow.source),
-        destination=show(hop.flow.destination),
-        port=hop.flow.destination_port or "icmp",
-    )
+    at = next((at for at in range(index - 1, -1, -1) if matched.hops[at].sight is not None), -1)
+    seen = matched.hops[at] if at >= 0 else None
+    after = f"it was seen last at {brief(seen)}" if seen is not None else "it was seen nowhere"
+    accused = _accused(world, matched.hops, at, index, answer=start > 0, size=size)
+    silent = [name for name in (hop.node, seen.node if seen is not None else "") if name in world.silent]
+    cause = f"{what} vanishes before {brief(hop)}; {after}"
+    beside = others if fault is None else (fault, *others)
+    if accused:
+        lost = msgspec.structs.replace(accused[0], hop=start + index, cause=f"{cause}: {accused[0].cause}")
+        return lost, tuple(item for item in beside if item.cause != accused[0].cause)
+    on_wire = (hop.component, hop.action) == ("underlay", "received")
+    if silent:
+        cause = f"{cause}: {world.silent[silent[0]]}"
     return Fault(
-        kind=hop.kind or "lost",
-        node=hop.node,
-        space=hop.space,
-        component=hop.component,
-        interface=hop.interface,
-        hop=index,
-        cause=cause,
-        command=command,
-    )
+        kind="lost-on-wire" if on_wire else "vanished", node=hop.node, space=hop.space, component=hop.component,
+        interface=hop.interface, hop=start + index, cause=cause, command="pycnictl trace --json",
+    ), beside  # fmt: skip
 
 
-def _elsewhere(walks: Walks) -> Fault | None:
-    """Delivered, but by another way or to somebody else than wanted."""
-    pairs = ((walks.wanted, walks.actual, 0), (walks.wanted_back, walks.actual_back, len(walks.actual.hops)))
-    for wanted, actual, before in pairs:
-        if wanted is None or actual is None or not wanted.arrived:
-            continue
-        index = parting(wanted.hops, actual.hops)
-        if index is not None:
-            hop = actual.hops[min(index, len(actual.hops) - 1)]
-            should = wanted.hops[min(index, len(wanted.hops) - 1)]
-            cause = f"{_brief(hop)} where {_brief(should)} was to be expected"
-            found = fault(hop, cause, before + min(index, len(actual.hops) - 1))
-            return msgspec.structs.replace(found, kind="another-way")
-    return None
-
-
-def parting(wanted: Sequence[Hop], actual: Sequence[Hop]) -> int | None:
-    """Index of the first hop at which two ways differ; None when they are one."""
-    for index, (one, two) in enumerate(zip(wanted, actual, strict=False)):
-        if _place(one) != _place(two):
-            return index
-    return None if len(wanted) == len(actual) else min(len(wanted), len(actual))
-
-
-def _place(hop: Hop) -> tuple[str, str, str, str, str]:
-    return hop.node, hop.space, hop.component, hop.interface, hop.action
-
-
-def _brief(hop: Hop) -> str:
-    where = f"{hop.node} {hop.space}".strip()
-    return f"{hop.component} {hop.interface} of {where}: {hop.action} {hop.detail}".replace("  ", " ").strip()
-
-
-def _suspicions(world: World, walks: Walks) -> list[Fault]:
-    """What the states on the way say of themselves."""
-    nodes = dict.fromkeys(hop.node for path in walks if path is not None for hop in path.hops)
-    found: list[Fault] = []
-    for name in nodes:
-        part = world.nodes[name]
-        state = part.actual.get(NODE)
-        if state is None:
-            continue
-        if part.agent:
-            found.append(Fault(kind="agent-dead", node=name, component="agent", cause=part.agent))
-        for hook in state.hooks:
-            if hook.verdicts or hook.policy != "accept":
-                what = "; ".join(hook.verdicts) or f"policy {hook.policy}"
-                cause = f"{hook.family} {hook.table} {hook.chain} (hook {hook.hook}) of somebody else: {what}"
-                command = f"nft list chain {hook.family} {hook.table} {hook.chain}"
-                found.append(
-                    Fault(kind="foreign-rule", node=name, component="firewall", cause=cause, command=command)
-                )
-        room = state.conntrack
-        if room.limit and room.count >= room.limit:
-            cause = f"connection tracking is full: {room.count} of {room.limit}"
-            command = "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"
-            found.append(
-                Fault(kind="conntrack-full", node=name, component="firewall", cause=cause, command=command)
-            )
-    return list(dict.fromkeys([*found, *_tight(world, walks)]))
-
-
-def _tight(world: World, walks: Walks) -> list[Fault]:
-    """Underlays that do not take what is put into them: nobody tells the sender of those (RFC 7348 section 4.3)."""
-    found = []
-    for path in (walks.actual, walks.actual_back):
-        inside = 0
-        for hop in path.hops if path is not None else ():
-            if hop.component == "overlay":
-                inside = hop.mtu
-            if hop.component != "underlay" or not hop.overhead or not inside:
-                continue
-            sizes = [(hop.node, hop.interface, hop.mtu)]
-            sizes += [
-                (name, part.underlay, _mtu(part))
-                for name, part in world.nodes.items()
-                if name == _next(path, hop)
-            ]
-            for node, interface, mtu in sizes:
-                if mtu and inside + hop.overhead > mtu:
-                    cause = f"{interface} takes {mtu} bytes, the overlay's packets have up to {inside} + {hop.overhead}"
-                    found.append(
-                        Fault(
-                            kind="mtu-too-small", node=node, component="underlay", interface=interface, cause=cause,
-                            command=f"ip link show dev {interface}",
-                        )
-                    )  # fmt: skip
+def too_big(world: World, found: Verdict, there: Matched, back: Matched | None, *, size: int) -> Verdict:
+    """The verdict over a second probe, of the largest size that should pass, after a small one has passed."""
+    for matched, start, what in ((there, 0, "a packet"), (back, len(there.hops), "the answer")):
+        if matched is not None and matched.lost is not None:
+            lost, others = _vanished(world, _Loss(matched, start, f"{what} of {size} bytes", size), found)
+            if lost is not None and lost.kind in {"vanished", "lost-on-wire"}:
+                lost = msgspec.structs.replace(lost, kind="mtu-too-small")
+            return (
+                msgspec.structs.replace(lost, cause=f"{lost.cause}; small ones pass")
+                if lost is not None
+                else None
+            ), others
     return found
 
 
-def _next(path: Path | None, hop: Hop) -> str:
-    """The node behind a hop."""
-    hops = path.hops if path is not None else ()
-    index = hops.index(hop)
-    return hops[index + 1].node if index + 1 < len(hops) else ""
-
-
-def _mtu(part: NodePart) -> int:
-    link = part.actual.get(NODE, SpaceState()).links.get(part.underlay)
-    return link.mtu if link is not None else 0
+def on_wire(fault: Fault, outer: Hop, *, echoed: bool) -> Fault:
+    """What a loss between two nodes means, once an echo between the nodes themselves was tried."""
+    flow = outer.outer or outer.flow
+    ends = f"{show(flow.source)} to {show(flow.destination)}"
+    if not echoed:
+        cause = f"{fault.node} is cut off: an echo from {ends} is lost as well; {fault.cause}"
+        command = f"ping -I {outer.interface} {show(flow.destination)}"
+        return msgspec.structs.replace(fault, kind="node-cut-off", cause=cause, command=command)
+    what = flow.text().split(" ", maxsplit=1)[0]
+    port = f" port {flow.destination_port}" if flow.destination_port else ""
+    cause = f"{what}{port} from {ends} is filtered on the way, an echo gets through; {fault.cause}"
+    command = f"tcpdump -ni {outer.interface} host {show(flow.source)}"
+    return msgspec.structs.replace(fault, kind="underlay-filtered", cause=cause, command=command)

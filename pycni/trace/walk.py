@@ -16,9 +16,10 @@ import msgspec
 
 from pycni.model.family import show, show_mac
 from pycni.model.space import NODE, LinkState, RouteState, SpaceState, World
-from pycni.trace import lookup, obstacles, overlay
+from pycni.trace import lookup, nearby, obstacles, overlay
 from pycni.trace.lookup import Query, Station
 from pycni.trace.model import Flow, Hop
+from pycni.trace.nearby import Place
 from pycni.trace.obstacles import Obstacle
 from pycni.trace.overlay import Aim, Lost
 from pycni.trace.ways import Nat, Path, Ways
@@ -50,9 +51,14 @@ class _Walker:
         self._earlier, self._nats = tuple(nats), list[Nat]()
         self._hops: list[Hop] = []
         self._overhead = 0
+        self._outer: Flow | None = None
         self._node = self._space = ""
         self.awaited: Flow | None = None
         self._masquerade = False
+        self._served = ""
+        """The Service whose endpoint it goes to."""
+        self._entered = ("", "", "")
+        """Node, bridge and port it has come up to IP by."""
 
     @property
     def path(self) -> Path:
@@ -84,12 +90,18 @@ class _Walker:
     def _receive(self, station: Station, came: str) -> None:
         """An interface gives the packet to the IP of its namespace."""
         self._node, self._space = station.node, station.space
+        if self._entered[:2] != (station.node, station.device):
+            self._entered = ("", "", "")
         state, device = self._state(), station.device
         if len(self._hops) > LONGEST:
             reason = "it goes in circles until its hop limit is used up"
             self._hop("routing", "dropped", device, reason=reason, kind="routing-loop")
             return
         if self._stopped("routing", device, obstacles.reverse_path(state, device, self._flow)):
+            return
+        mine = self._world.owner(self._flow.destination) == (station.node, station.space)
+        obstacle = obstacles.address(state, station.space, self._flow) if mine else None
+        if self._stopped("interface", device, obstacle):
             return
         if station.space == NODE and self._serve(came):
             return
@@ -101,7 +113,7 @@ class _Walker:
         if found.kind in {"local", "broadcast"}:
             self._deliver()
             return
-        if self._stopped("routing", device, obstacles.forwarding(state, self._flow)):
+        if self._stopped("routing", device, obstacles.forwarding(state, self._flow, device)):
             return
         if self._judged():
             return
@@ -143,7 +155,11 @@ class _Walker:
             else:
                 self._hop("socket", "delivered")
             return
-        if self._stopped("socket", "", obstacles.socket(state, flow), action="refused"):
+        obstacle = obstacles.socket(state, flow)
+        if obstacle is not None and self._served:
+            reason = f"{obstacle.reason}, and the pod is called a ready endpoint of {self._served}"
+            obstacle = obstacle._replace(kind="endpoint-dead", reason=reason)
+        if self._stopped("socket", "", obstacle, action="refused"):
             return
         self._hop("socket", "delivered")
 
@@ -168,6 +184,7 @@ class _Walker:
             )
             return True
         before = self._flow
+        self._served = turn.service
         address, port = turn.target
         self._flow = msgspec.structs.replace(before, destination=address, destination_port=port)
         self._masquerade = turn.masquerade
@@ -231,9 +248,10 @@ class _Walker:
                 kind="device-missing",
             )
             return
-        self._hop(
-            "routing", "forwarded", link.name, detail=lookup.route_text(found), mtu=found.mtu or link.mtu
-        )
+        # Bridged after all, perhaps (see _bridged): then it does not show here.
+        bridged = self._entered[:2] == (self._node, link.name) and self._seen_by_ip(self._state())
+        text, mtu = lookup.route_text(found), found.mtu or link.mtu
+        self._hop("routing", "forwarded", link.name, detail=text, mtu=mtu, optional=bridged)
         if not (link.up and link.carrier):
             what = "down" if not link.up else "without carrier"
             self._hop("interface", "dropped", link.name, reason=f"{link.name} is {what}", kind="device-down")
@@ -247,35 +265,32 @@ class _Walker:
 
     def _onto(self, link: LinkState, address: bytes) -> None:
         """To a station on the link of a device."""
-        known = lookup.entry(self._state(), link.name, address)
-        there = list(lookup.stations(self._world, self._node, self._space, link.name))
-        if known is not None:
-            words = f"{show(address)} dev {link.name} lladdr {show_mac(known.mac)} {known.state}"
-            right = [station for station in there if station.mac == known.mac]
-            if not right and there:
-                reason = f"no interface on this link has {show_mac(known.mac)}"
-                self._hop(
-                    "neighbour", "dropped", link.name, detail=words, reason=reason, kind="neighbour-wrong"
-                )
+        found = nearby.resolve(self._world, Place(self._node, self._space), link, address)
+        if found.station is None:
+            if not found.kind:
+                reason = "it leaves what is known here"
+                self._hop("underlay", "sent", link.name, detail=found.words, reason=reason)
                 return
-        else:
-            right = lookup.answerers(self._world, self._node, self._space, link.name, address)
-            words = f"{show(address)} dev {link.name}"
-            if not right:
-                reason = f"nobody on this link answers for {show(address)}"
-                self._hop(
-                    "neighbour", "dropped", link.name, detail=words, reason=reason, kind="nobody-answers"
+            kind, reason = found.kind, found.reason
+            if kind == "nobody-answers" and self._served and address == self._flow.destination:
+                kind, reason = (
+                    "endpoint-dead",
+                    f"{reason}, which is called a ready endpoint of {self._served}",
                 )
-                return
-        if not right:
-            self._hop("underlay", "sent", link.name, detail=words, reason="it leaves what is known here")
+            self._hop("neighbour", "dropped", link.name, detail=found.words, reason=reason, kind=kind)
             return
-        self._cross(link, right[0])
+        if found.kind:
+            self._hop(
+                "neighbour", "forwarded", link.name, detail=found.words, reason=found.reason, kind=found.kind
+            )
+        self._cross(link, found.station)
 
     def _cross(self, link: LinkState, station: Station) -> None:
         """Through a veth pair, a bridge or the underlay."""
         if station.node != self._node:
             self._hop("underlay", "forwarded", link.name, mtu=link.mtu)
+            self._node, self._space = station.node, station.space
+            self._arrive("underlay", station.device, optional=station.space != NODE)
             self._receive(station, "outside")
             return
         came = "pod" if self._space != NODE else "node"
@@ -283,10 +298,18 @@ class _Walker:
         if link.kind == "bridge" or (far is not None and far[:3] != station[:3]):
             if self._bridged(link, far, station):
                 return
+            if station.space != NODE:
+                self._space = station.space
+                self._arrive("interface", station.device)
         elif far is not None:
             self._space = far.space
-            self._hop("interface", "received", far.device)
+            self._arrive("interface", far.device)
         self._receive(station, came)
+
+    def _arrive(self, component: str, device: str, *, optional: bool = False) -> None:
+        """At a device of the namespace it is in now."""
+        link = self._state().links.get(device)
+        self._hop(component, "received", device, mtu=link.mtu if link is not None else 0, optional=optional)
 
     def _bridged(self, link: LinkState, far: Station | None, station: Station) -> bool:
         """Over the ports of a bridge of the node; whether the packet ends there."""
@@ -295,6 +318,13 @@ class _Walker:
         enter = state.links[far.device] if far is not None else None
         bridge = link.name if link.kind == "bridge" else (enter.master if enter is not None else "")
         leave = lookup.port_of(self._world, station, self._node, bridge)
+        if enter is None and self._entered[:2] == (self._node, bridge) and self._seen_by_ip(state):
+            # What IP's hooks have given another destination on the same bridge is bridged after all, from the port it
+            # came in by (br_nf_pre_routing_finish).
+            came_by = state.links.get(self._entered[2])
+            obstacle = obstacles.port(leave, came_by, leave, bridge) if leave is not None else None
+            if leave is not None and self._stopped("bridge", leave.name, obstacle):
+                return True
         for port, action in ((enter, "received"), (leave, "forwarded")):
             if port is None:
                 continue
@@ -302,6 +332,7 @@ class _Walker:
                 return True
             self._hop("bridge", action, port.name, detail=f"port of {bridge}", mtu=port.mtu)
         if station.space == NODE or enter is None or not self._seen_by_ip(state):
+            self._entered = (self._node, bridge, enter.name) if enter is not None else ("", "", "")
             return False
         self._restore()
         return self._judged()
@@ -316,11 +347,13 @@ class _Walker:
             words = f"{show(found.gateway)} dev {link.name} lladdr {show_mac(there.mac)} permanent"
             self._hop("neighbour", "forwarded", link.name, detail=words)
         self._overhead = there.overhead
+        self._outer = overlay.outer(self._state(), link, there)
         self._hop("overlay", "encapsulated", link.name, detail=there.words, mtu=link.mtu)
         if not self._carried(there, hidden=link.kind in overlay.SECRET):
             return
         self._node = there.far
-        self._overhead = 0
+        if not self._unwrapped(there, hidden=link.kind in overlay.SECRET):
+            return
         opened = overlay.opening(self._world, there, link)
         if isinstance(opened, Lost):
             self._lose(opened)
@@ -334,7 +367,7 @@ class _Walker:
         detail = lookup.route_text(outer) if outer is not None else "no route"
         if outer is None or outer.kind != "unicast":
             reason = f"no way to the node at {show(there.remote)}"
-            self._lose(Lost("underlay", "underlay-no-route", detail, reason))
+            self._lose(Lost("underlay", "underlay-no-route", detail, reason), self._hops[-1].interface)
             return False
         device = self._state().links.get(outer.device)
         mtu = device.mtu if device is not None else 0
@@ -343,6 +376,21 @@ class _Walker:
             self._lose(Lost("underlay", "underlay-down", detail, f"{outer.device} is down"), outer.device)
             return False
         return True
+
+    def _unwrapped(self, there: Aim, *, hidden: bool) -> bool:
+        """Whether the far node takes it in from the underlay."""
+        state = self._state()
+        device = next((item.device for item in state.addresses if item.address == there.remote), "")
+        device = device or self._world.nodes[there.far].underlay
+        self._arrive("underlay", device, optional=hidden)
+        around, self._overhead, self._outer = self._outer, 0, None
+        link = state.links.get(device)
+        if link is not None and not (link.up and link.carrier):
+            self._lose(Lost("underlay", "underlay-down", there.words, f"{device} is down"), device)
+            return False
+        if around is None:
+            return True
+        return not self._stopped("underlay", device, obstacles.reverse_path(state, device, around))
 
     def _lose(self, lost: Lost, interface: str = "") -> None:
         interface = interface or lost.interface
@@ -381,6 +429,7 @@ class _Walker:
                 flow=self._flow,
                 mtu=mtu,
                 overhead=self._overhead,
+                outer=self._outer,
                 kind=kind,
                 optional=optional,
             )

@@ -36,6 +36,8 @@ from pycni.model.tables import ROUTE_PROTOCOL
 _KERNEL = 2
 """RTPROT_KERNEL: routes that follow from addresses."""
 _MAIN, _LOCAL = 254, 255
+_OTHERS = ("/rp_filter", ".rp_filter", "/forwarding", "/proxy_arp")
+"""Switches of devices that are wanted as the kernel has them at first."""
 _ROUTED = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
 
@@ -131,7 +133,7 @@ def node_space(
         ),
         fdb=tuple(FdbState(key.device, key.mac, remote=value.remote) for key, value in want.fdb.items()),
         sysctls={
-            **{name: value for name, value in state.sysctls.items() if not name.endswith("rp_filter")},
+            **{name: value for name, value in state.sysctls.items() if not name.endswith(_OTHERS)},
             **dict.fromkeys(_ROUTED, "1"),
         },
         listening=None,

@@ -173,14 +173,16 @@ def test_a_packet_between_nodes_goes_through_bridge_overlay_and_bridge() -> None
         "n1 neighbour flannel.1 forwarded",
         "n1 overlay flannel.1 encapsulated",
         "n1 underlay eth0 forwarded",
+        "n2 underlay eth0 received",
         "n2 overlay flannel.1 decapsulated",
         "n2 routing cni0 forwarded",
         "n2 bridge veth2 forwarded",
+        "n2 d/p22 interface eth0 received",
         "n2 d/p22 socket delivered",
     ]
     assert back.arrived
     assert (back.node, back.space) == ("n1", "d/p12")
-    assert [hop.overhead for hop in there.hops if hop.component == "underlay"] == [50]
+    assert [hop.overhead for hop in there.hops if hop.component == "underlay"] == [50, 50]
 
 
 def test_pods_of_one_bridge_meet_there() -> None:
@@ -189,6 +191,7 @@ def test_pods_of_one_bridge_meet_there() -> None:
         "n1 d/p12 routing eth0 forwarded",
         "n1 bridge veth2 received",
         "n1 bridge veth3 forwarded",
+        "n1 d/p13 interface eth0 received",
         "n1 d/p13 socket delivered",
     ]
     assert back.arrived
