@@ -26,6 +26,9 @@ _ECHO = {ICMP: (8, 0), ICMPV6: (128, 129)}
 _ERRORS = {ICMP: frozenset({3, 4, 11, 12}), ICMPV6: frozenset({1, 2, 3, 4})}
 _HEAD = {4: 20, 6: 40}
 _ERROR_HEAD = 8
+_DNS = 53
+NAME_FLAGS = 0x0100
+"""Lower half of a token that is a question's: recursion is desired."""
 _AROUND = ((0, 0), (UDP, 8), (UDP, 8 + 8 + ETHERNET))
 """Between an outer and an inner IP header: protocol (0: IPIP, by the inner version) and bytes: IPIP, our UDP, VXLAN."""
 _INNER = {4: 4, 6: 41}
@@ -63,13 +66,23 @@ def probe(flow: Flow, token: int, size: int = 0) -> bytes:
         )
         return _summed(flow, head + options + _filling(flow, size, len(head + options)), 16)
     if flow.protocol == UDP:
-        body = word + b"pycni trace\n"
+        body = _question(word) if asks_names(flow) else word + b"pycni trace\n"
         body += _filling(flow, size, 8 + len(body))
         head = struct.pack("!HHHH", flow.source_port, flow.destination_port, 8 + len(body), 0)
         return _summed(flow, head + body, 6)
     head = struct.pack("!BBHHH", _ECHO[flow.protocol][0], 0, 0, flow.source_port, token & 0xFFFF)
     body = word + bytes(range(52))
     return _summed(flow, head + body + _filling(flow, size, len(head + body)), 2)
+
+
+def asks_names(flow: Flow) -> bool:
+    """Whether a probe is a question of DNS: its servers answer nothing else."""
+    return flow.protocol == UDP and flow.destination_port == _DNS
+
+
+def _question(word: bytes) -> bytes:
+    """For the name servers of the root (RFC 1035 section 4.1); the token is identifier and flags."""
+    return word + struct.pack("!HHHH", 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 2, 1)
 
 
 def _filling(flow: Flow, size: int, there: int) -> bytes:

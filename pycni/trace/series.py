@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -60,6 +61,9 @@ def _end(end: tuple[bytes, int]) -> str:
 
 
 def _way(seen: Sequence[Seen]) -> str:
-    """By which interfaces a probe left nodes inside or outside of an overlay: what equal-cost routes differ in."""
-    hops = [item for item in seen if item.what.kind == "probe" and item.outgoing and not item.space]
-    return " > ".join(dict.fromkeys(f"{item.node} {item.interface}" for item in hops))
+    """By which interfaces a probe left nodes for others: what equal-cost routes differ in."""
+    mine = [item for item in seen if item.what.kind == "probe"]
+    left = [
+        f"{one.node} {one.interface}" for one, two in pairwise(mine) if one.node != two.node and one.outgoing
+    ]
+    return " > ".join(left) or "no node is left"

@@ -20,11 +20,11 @@ import msgspec
 
 from pycni.kernel.capture import Frame
 from pycni.trace.clocks import align
-from pycni.trace.frames import ALL_BITS, UPPER_HALF, Dissected, answer_port, dissect
+from pycni.trace.frames import ALL_BITS, NAME_FLAGS, UPPER_HALF, Dissected, answer_port, asks_names, dissect
 from pycni.trace.match import Seen
 from pycni.trace.model import UDP, Flow, Note
 from pycni.trace.said import decisive
-from pycni.tracing.eyes import Launched, NodeEyes, Order, Report, Watching
+from pycni.tracing.eyes import NodeEyes, Order, Report, Watching
 
 PROBE = frozenset({"probe"})
 ANSWER = frozenset({"answer", "reset", "error"})
@@ -41,6 +41,8 @@ FRAMES = 10000
 UDP_BATCH = 12
 """Probes of one watch: answers of UDP are known by port, and a filter holds so many."""
 BATCH = 200
+STEP = 16
+"""From token to token of one watch: TCP's own numbers near one must not look like another."""
 HASTY_S = 0.3
 """Patience with each further probe, once several have been lost."""
 _LOST_IN_A_ROW = 3
@@ -97,6 +99,8 @@ def send_many(nodes: Mapping[str, NodeEyes], asker: Asker, flow: Flow, count: in
     """Many, each from a fresh port; the first one is watched deeply. Raises KernelError, OSError."""
     found = [send(nodes, asker, flow)]
     most = UDP_BATCH if flow.protocol == UDP else BATCH
+    if asks_names(flow):
+        most = 1  # what a question of DNS has room for does not tell one from the next
     while len(found) < count:
         flows = [_fresh(flow) for _ in range(min(most, count - len(found)))]
         found += _batch(nodes, asker, flows, deep=False)
@@ -111,9 +115,8 @@ def _batch(
     nodes: Mapping[str, NodeEyes], asker: Asker, flows: Sequence[Flow], *, deep: bool, size: int = 0
 ) -> list[Sent]:
     """Probes of one watch, one after the other."""
+    first = _token(flows)
     bits = ALL_BITS if len(flows) == 1 else UPPER_HALF
-    # The lower half counts, and has room for the one that TCP's answer adds.
-    first = secrets.randbits(32) if len(flows) == 1 else secrets.randbits(16) << 16 | 1
     order = Order(
         token=first,
         flow=flows[0],
@@ -122,25 +125,38 @@ def _batch(
         deep=deep,
         seconds=2 * PATIENCE_S * len(flows),
     )
-    found: list[Sent] = []
+    pool = _Pool(asker, order)
+    refused: dict[Flow, str] = {}
+    busy: list[Flow] = []
     with watching(nodes, order) as watches:
         apart = {name for name, node in nodes.items() if node.apart}
-        patience, lost = PATIENCE_S, 0
+        lost = 0
         for number, flow in enumerate(flows):
-            known = _Known(asker, flow, (first + number) & 0xFFFFFFFF)
             try:
-                launched = nodes[asker.node].send(asker.space, flow, known.token, size)
+                launched = nodes[asker.node].send(asker.space, flow, first + number * STEP, size)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:  # the port has just been taken
                     raise
-                found += _batch(nodes, asker, [_fresh(flow)], deep=deep, size=size)
+                busy.append(flow)
                 continue
-            report = collect(watches, QUIET_S if launched.refused else patience, known.over)
-            sent = known.sent(launched, report, apart)
-            found.append(sent)
-            lost = 0 if any(item.what.kind in ANSWER for item in sent.seen) else lost + 1
+            refused[flow] = launched.refused
+            pool.next(number, last=flow is flows[-1])
             patience = HASTY_S if lost >= _LOST_IN_A_ROW else PATIENCE_S
+            pool.add(collect(watches, QUIET_S if launched.refused else patience, pool.over))
+            lost = 0 if pool.answered else lost + 1
+    found = [pool.sent(number, refused[flow], apart) for number, flow in enumerate(flows) if flow in refused]
+    for flow in busy:
+        found += _batch(nodes, asker, [_fresh(flow)], deep=deep, size=size)
     return found
+
+
+def _token(flows: Sequence[Flow]) -> int:
+    """Of the first probe; those of further ones follow at steps."""
+    if asks_names(flows[0]):
+        return secrets.randbits(16) << 16 | NAME_FLAGS
+    if len(flows) == 1:
+        return secrets.randbits(32)
+    return secrets.randbits(16) << 16
 
 
 def collect(watches: Sequence[Watching], patience_s: float, over: Callable[[Report], float | None]) -> Report:
@@ -172,38 +188,44 @@ def collect(watches: Sequence[Watching], patience_s: float, over: Callable[[Repo
     return take(watches)
 
 
-class _Known(NamedTuple):
-    """How one probe is told from others."""
+class _Pool:
+    """What has come of all probes of a watch, told apart by their tokens, and UDP's answers by their ports."""
 
-    asker: Asker
-    flow: Flow
-    token: int
+    def __init__(self, asker: Asker, order: Order) -> None:
+        self._asker, self._order = asker, order
+        self._flows = (order.flow, *order.more)
+        self._ports = {answer_port(flow): number for number, flow in enumerate(self._flows)}
+        self._found: list[list[tuple[Frame, Dissected]]] = [[] for _ in self._flows]
+        self._notes: list[Note] = []
+        self._current, self._last, self._looked = 0, True, 0
+        self.answered = False
 
-    def sightings(self, frames: Sequence[Frame]) -> list[tuple[Frame, Dissected]]:
-        """The frames that are this probe's or answer it, by time."""
-        port = answer_port(self.flow)
-        found = [
-            (frame, what)
-            for frame in sorted(frames, key=lambda frame: frame.time_ns)
-            if (what := dissect(frame.data, self.token, ethernet=frame.ethernet, port=port)) is not None
-        ]
-        if not port:
-            return found
-        # Others may send to the same port number elsewhere: an answer goes back where the probe was seen.
-        backs = {what.flow.back for _, what in found if what.kind == "probe"}
-        return [(frame, what) for frame, what in found if what.kind != "answer" or what.flow in backs]
+    def next(self, number: int, *, last: bool) -> None:
+        """The probe that is waited for from now on."""
+        self._current, self._last, self._looked, self.answered = number, last, 0, False
 
     def over(self, report: Report) -> float | None:
         """How long to go on: a little when the asker has something back, or when it will not get anything."""
-        for frame, what in self.sightings(report.frames):
-            here = (frame.node, frame.space, frame.outgoing) == (*self.asker, False)
-            if here and what.kind in ANSWER:
-                return QUIET_S
+        self._sort(report.frames[self._looked :])
+        self._looked = len(report.frames)
+        here = (*self._asker, False)
+        mine = self._mine(self._current)
+        self.answered = any(
+            what.kind in ANSWER and (frame.node, frame.space, frame.outgoing) == here for frame, what in mine
+        )
+        if self.answered:
+            # What is still under way is of no other probe: only the last one has to be waited for.
+            return QUIET_S if self._last else 0.0
         return DOOMED_S if any(decisive(note) for note in report.notes) else None
 
-    def sent(self, launched: Launched, report: Report, apart: set[str]) -> Sent:
-        """What became of it."""
-        mine = self.sightings(report.frames)
+    def add(self, report: Report) -> None:
+        """What came since the last look."""
+        self._sort(report.frames[self._looked :])
+        self._notes += report.notes
+
+    def sent(self, number: int, refused: str, apart: set[str]) -> Sent:
+        """What became of a probe."""
+        mine = self._mine(number)
         seen = [
             Seen(
                 frame.node,
@@ -217,5 +239,34 @@ class _Known(NamedTuple):
             for frame, what in mine
         ]
         if apart:
-            seen = align(seen, self.asker.node, apart)
-        return Sent(self.flow, seen, launched.refused, tuple(frame for frame, _ in mine), report.notes)
+            seen = align(seen, self._asker.node, apart)
+        notes = tuple(self._notes) if len(self._flows) == 1 else ()
+        return Sent(self._flows[number], seen, refused, tuple(frame for frame, _ in mine), notes)
+
+    def _sort(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            what, number = self._judge(frame)
+            if what is not None and 0 <= number < len(self._found):
+                self._found[number].append((frame, what))
+
+    def _judge(self, frame: Frame) -> tuple[Dissected | None, int]:
+        """A frame, and the number of the probe it is about."""
+        order = self._order
+        for port, number in self._ports.items():
+            what = dissect(frame.data, order.token, ethernet=frame.ethernet, bits=order.bits, port=port)
+            if what is None:
+                continue
+            if what.kind == "answer" and port:
+                return what, number
+            number, odd = divmod(what.token - order.token, STEP)
+            return (what, number) if not odd else (None, 0)
+        return None, 0
+
+    def _mine(self, number: int) -> list[tuple[Frame, Dissected]]:
+        """The frames that are of a probe or answer it, by time."""
+        found = sorted(self._found[number], key=lambda item: item[0].time_ns)
+        if not answer_port(self._flows[number]):
+            return found
+        # Others may send to the same port number elsewhere: an answer goes back where the probe was seen.
+        backs = {what.flow.back for _, what in found if what.kind == "probe"}
+        return [(frame, what) for frame, what in found if what.kind != "answer" or what.flow in backs]
