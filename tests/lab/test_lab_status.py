@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pycni.kernel import netns
+from pycni.lab import glance
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
 
@@ -75,6 +76,36 @@ def test_status_tells_parts_lease_and_peers_by_the_overlay_probe(lab: Lab) -> No
     assert text.returncode == 0
     assert "node node1: ready" in text.stdout
     assert "node2" not in text.stdout
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "wireguard", "udp", "bgp"])
+def test_peers_of_every_backend_are_asked_through_the_pod_network(make_lab: LabMaker, backend: str) -> None:
+    made = make_lab(
+        nodes=2, pods=0, family="dual", backend=backend, bgp="exabgp" if backend == "bgp" else "none"
+    )
+
+    def peers() -> list[dict[str, Any]]:
+        return [peer for node in ask(made, "status")["nodes"] for peer in node["network"]["peers"]]
+
+    assert within(PATIENCE_S, lambda: [peer["reachable"] for peer in peers()] == [True] * 4), peers()
+    assert all(0 < peer["latency_ms"] < 1000 for peer in peers())
+    assert {peer["family"] for peer in peers()} == {"ipv4", "ipv6"}
+    sockets = glance.sockets(made.spec.name, "agent.sock")
+    assert sockets == {node.name: str(node.home / "agent.sock") for node in made.nodes()}
+    subnet = next(peer["subnet"] for peer in peers() if peer["family"] == "ipv4")
+    # What carries pods' packets is what is asked through: without the route there is no answer, whatever else works.
+    if backend == "host-gw":
+        rule = f"ip daddr {subnet} drop"
+        inside(made.node("node1").namespace, "nft", "add table inet pyt_cut")
+        inside(
+            made.node("node1").namespace,
+            "nft",
+            "add chain inet pyt_cut c { type filter hook output priority 0; }",
+        )
+        inside(made.node("node1").namespace, "nft", f"add rule inet pyt_cut c {rule}")
+        assert within(
+            PATIENCE_S, lambda: [peer["reachable"] for peer in peers() if peer["subnet"] == subnet] == [False]
+        )
 
 
 def test_drift_that_was_found_and_repaired_is_told(lab: Lab) -> None:
