@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import html, machine, rows, size
+from bench import html, machine, peers, rows, size
 from bench.model import Report, encode
 
 FOLDER = Path(__file__).parent
@@ -18,6 +18,7 @@ _BEGAN = [0.0, 0.0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    peers.add_options(parser)
     parser.addoption(
         "--report",
         default=str(FOLDER / "report"),

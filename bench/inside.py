@@ -2,7 +2,7 @@
 
 python -m bench.inside fill ENDPOINT COUNT        other nodes' leases, 10.100.0.0/24 onwards
 python -m bench.inside latency ENDPOINT COUNT     put one more lease, wait for its route; seconds as JSON
-python -m bench.inside wait COUNT                 until so many routes of ours are there; time.monotonic() then
+python -m bench.inside wait COUNT [any]           until so many routes of ours (of anybody) are there; time.monotonic() then
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ async def latency(endpoint: str, first: int, count: int) -> list[float]:
     return took
 
 
-def wait(count: int) -> float:
-    """Poll the kernel until ``count`` routes of ours are there."""
+def wait(count: int, protocol: int = ROUTE_PROTOCOL) -> float:
+    """Poll the kernel until ``count`` routes of ours, or of anybody's (protocol 0), are there."""
     deadline = time.monotonic() + 60
     with NetlinkSocket() as sock:
         while time.monotonic() < deadline:
-            if len(sock.dump(rtnl.dump_routes(2, protocol=ROUTE_PROTOCOL))) >= count:
+            if len(sock.dump(rtnl.dump_routes(2, protocol=protocol))) >= count:
                 return time.monotonic()
             time.sleep(0.005)
     raise TimeoutError(f"no {count} routes after a minute")
@@ -89,7 +89,7 @@ def main() -> None:
     elif command == "latency":
         print(json.dumps(asyncio.run(latency(words[0], int(words[1]), int(words[2])))))
     else:
-        print(wait(int(words[0])))
+        print(wait(int(words[0]), 0 if words[1:] == ["any"] else ROUTE_PROTOCOL))
 
 
 if __name__ == "__main__":
