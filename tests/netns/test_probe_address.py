@@ -8,9 +8,6 @@ import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 
-import pytest
-
-from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.kernel import probe_address
 from pycni.kernel.remains import remove_network
@@ -79,9 +76,3 @@ def test_a_clean_up_takes_them(netns: str) -> None:
     inside(netns, lambda: probe_address.keep([FOUR, SIX]))
     inside(netns, remove_network)
     assert there(netns) == []
-
-
-def test_without_a_loopback_that_is_up_it_is_an_error(netns: str) -> None:
-    ip(netns, "link", "set", "lo", "down")
-    with pytest.raises(KernelError, match="make an address answer"):
-        inside(netns, lambda: probe_address.keep([FOUR]))
