@@ -190,9 +190,12 @@ class _Drawing:
 
     def size(self) -> tuple[float, float]:
         """Width and height of everything."""
-        return self._nodes_width() + self._services_width(), self._top() + sum(
-            self._row_height(row) for row in self._rows
-        )
+        services = 40.0 + min(len(self._services), self._services_per_column()) * (CARD_H + CARD_GAP)
+        height = max(self._nodes_height(), services if self._services else 0.0)
+        return self._nodes_width() + self._services_width(), height
+
+    def _nodes_height(self) -> float:
+        return self._top() + max(sum(self._row_height(row) for row in self._rows), RAIL_H)
 
     def _band(self) -> float:
         return self.plan.loose * (
@@ -220,8 +223,7 @@ class _Drawing:
         return min(SERVICE_COLUMNS, -(-len(self._services) // self._services_per_column()))
 
     def _services_per_column(self) -> int:
-        height = self._top() + sum(self._row_height(row) for row in self._rows) - 40.0
-        return max(int(height // (CARD_H + CARD_GAP)), 3)
+        return max(int((self._nodes_height() - 40.0) // (CARD_H + CARD_GAP)), 3)
 
     def _width(self, node: _Node) -> float:
         chips = sum(_chip_width(item) + CHIP_GAP for item in node.chips) + 2 * PAD
@@ -253,7 +255,7 @@ class _Drawing:
         width, height = self.size()
         rails = self._place_rows()
         self._place_peers(rails)
-        hidden = self._place_services(height)
+        hidden = self._place_services()
         for edge in edges:
             self._route(edge)
         return Laid(
@@ -325,9 +327,9 @@ class _Drawing:
             x = min(PEER_LEFT, max(rails[0][1] - CARD_W, 0.0)) + column * (CARD_W + CARD_GAP)
             self._boxes[item.id] = Box(x, row * (CARD_H + CARD_GAP), CARD_W, CARD_H)
 
-    def _place_services(self, height: float) -> int:
+    def _place_services(self) -> int:
         """How many have no place."""
-        per_column = max(int((height - 40.0) // (CARD_H + CARD_GAP)), 3)
+        per_column = self._services_per_column()
         left = self._nodes_width() + 46.0
         room = per_column * SERVICE_COLUMNS
         shown = self._services if len(self._services) <= room else self._services[: room - 1]

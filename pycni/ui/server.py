@@ -377,8 +377,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses by itself: malformed requests."""
+        """What the base class refuses by itself: malformed requests, which get a whole answer all the same."""
         self.close_connection = True
+        self.request_version = self.protocol_version
         body = json.dumps({"error": message or explain or "refused"}).encode()
         self._send(code, JSON, body, {"Connection": "close"}, head_only=self.command == "HEAD")
 
