@@ -14,7 +14,7 @@ translated; ``pick`` chooses one that was seen at most places, and the answer to
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ _ENDS = {4: (12, 16), 6: (20, 36)}
 _PROTOCOL_AT = {4: 9, 6: 6}
 _MOST_ADDRESSES, _MOST_PORTS = 16, 16
 _SNAP = 0xFFFF
+_TRIED = 32
+"""Packets looked at for one that was answered."""
 _SLACK_NS = 50_000
 """Time stamps of two processors may differ by so much."""
 
@@ -352,7 +354,7 @@ def pick(
     new: bool = False,
 ) -> Picked | None:
     """The packet to follow: one that leaves ``near`` and is meant, the beginning of a connection if there is one, else
-    that which was seen at most places. ``new``: beginnings only.
+    one that was seen at most places; of several the first that was answered. ``new``: beginnings only.
     """
     same: dict[tuple[int, bytes], list[Caught]] = {}
     for item in found:
@@ -366,12 +368,27 @@ def pick(
         and (item.told.opening or not new)
         and meant(item.flow)
     ]
-    if not firsts:
-        return None
-    first = max(
-        firsts,
-        key=lambda item: (item.told.opening, len({one.where for one in same[item.name]}), -item.time_ns),
-    )
+    places = {item.name: len({one.where for one in same[item.name]}) for item in firsts}
+    most = max(places.values(), default=0)
+    # One under way that was seen at fewer places left before all were watched.
+    worth = [item for item in firsts if item.told.opening] or [
+        item for item in firsts if places[item.name] == most
+    ]
+    best = None
+    for first in sorted(worth, key=lambda item: item.time_ns)[:_TRIED]:
+        picked = _picked(found, same, first, near)
+        if picked.answered:
+            return picked
+        best = best or picked
+    return best
+
+
+def _picked(
+    found: Sequence[Caught],
+    same: Mapping[tuple[int, bytes], Sequence[Caught]],
+    first: Caught,
+    near: tuple[str, str],
+) -> Picked:
     mine = [item for item in same[first.name] if item.time_ns >= first.time_ns - _SLACK_NS]
     reply = _answer(found, first, mine)
     back = [item for item in same[reply.name] if item.time_ns >= reply.time_ns] if reply is not None else []

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from pycni.errors import PycniError
 from pycni.trace import live, said
 from pycni.trace.behind import behind
 from pycni.trace.cluster import ClusterWays
@@ -33,6 +34,10 @@ from pycni.tracing.probing import ANSWER, PROBE, Asker, Sent, send, send_many
 
 MOST = 10_000
 """Probes in a row."""
+
+
+class QuietError(PycniError):
+    """No traffic passed that was to be followed."""
 
 
 class Asked(NamedTuple):
@@ -117,7 +122,7 @@ def _packets(
     asked: Asked,
     wanted: live.Filter | None,
 ) -> list[_One]:
-    """What there is to follow; at least one. Raises QuestionError when no traffic passed that was to be followed."""
+    """What there is to follow; at least one. Raises QuietError."""
     asker = Asker(question.node, question.space)
     if asked.predict:
         return [_One(Sent(question.flow, []))]
@@ -133,7 +138,7 @@ def _packets(
         Bounds(asked.times, asked.seconds),
     )
     if not heard:
-        raise QuestionError(
+        raise QuietError(
             f"no packet of {live.words(wanted)} from {asked.source} to {asked.target} passed"
             f" within {asked.seconds:g} s"
         )
