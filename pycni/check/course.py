@@ -10,17 +10,18 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from pycni.check import cause, objects, plan
 from pycni.check.ground import Ground
 from pycni.check.judge import failed, result
 from pycni.check.model import ALLOW, DENY, OPEN, Answer, Case, Failure, Outcome, Result, Scene, Test
 from pycni.errors import PycniError
+from pycni.trace.model import Trace
 
 TRACES = 8
 """At most so many are made of failures: the first ones tell the most."""
 PER_TEST = 2
+START, STARTED = "pods-start", "pods are made, get their network and start"
+"""Not among the plan's: without it there are no others."""
 
 
 class Show(Protocol):
@@ -51,7 +52,7 @@ class NothingError(PycniError):
 
 
 def check(ground: Ground, wanted: Wanted, show: Show) -> Outcome:
-    """Check, and leave nothing behind. Raises PycniError when the check's own pods cannot be had."""
+    """Check, and leave nothing behind. Raises PycniError where nothing can be checked."""
     started = time.monotonic()
     site = ground.site()
     if not plan.chosen(plan.tests(plan.sketch()), wanted.patterns):
@@ -62,12 +63,17 @@ def check(ground: Ground, wanted: Wanted, show: Show) -> Outcome:
         notes.append(f"{site.left_out} more nodes are not tried (--nodes)")
     try:
         show.doing(f"pods in {site.name}")
-        scene = ground.bring()
-        found = _phases(ground, scene, wanted, show)
-        if wanted.restart and site.restarts:
-            show.doing("restarting an agent")
-            found.append(ground.restart(scene))
-            show.done(found[-1])
+        began = time.monotonic()
+        try:
+            scene = ground.bring()
+        except PycniError as error:
+            found = [_not_started(str(error))]
+        else:
+            found = _phases(ground, scene, wanted, show, (time.monotonic() - began) * 1000)
+            if wanted.restart and site.restarts:
+                show.doing("restarting an agent")
+                found.append(ground.restart(scene))
+                show.done(found[-1])
     finally:
         if not wanted.keep:
             show.doing("removing the pods")
@@ -77,12 +83,19 @@ def check(ground: Ground, wanted: Wanted, show: Show) -> Outcome:
     )
 
 
-def _phases(ground: Ground, scene: Scene, wanted: Wanted, show: Show) -> list[Result]:
-    """All tests, in the order of the plan."""
+def _not_started(why: str) -> Result:
+    failure = Failure(case="pods with servers", reason=why)
+    return Result(name=START, about=STARTED, status="failed", tried=1, failures=(failure,))
+
+
+def _phases(ground: Ground, scene: Scene, wanted: Wanted, show: Show, took_ms: float) -> list[Result]:
+    """All tests, in the order of the plan. ``took_ms``: until the pods were there."""
     tests = plan.chosen(plan.tests(scene), wanted.patterns)
     show.planned(tests)
     tracer = _Tracer(ground)
-    found: list[Result] = []
+    pods = len(scene.pods)
+    note = f"{pods} pods in {took_ms / 1000:.1f} s"
+    found = [Result(name=START, about=STARTED, status="ok", tried=pods, slowest_ms=took_ms, note=note)]
     for phase, what in ((OPEN, "ways"), (DENY, "policies that deny"), (ALLOW, "policies that allow")):
         mine = [test for test in tests if test.phase == phase]
         cases = [case for test in mine for case in test.cases]
@@ -118,7 +131,7 @@ class _Tracer:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._left, self._for_test = TRACES, 0
-        self._known: dict[tuple[str, str, bool], Failure] = {}
+        self._known: dict[tuple[str, str, bool], Trace | str | None] = {}
 
     def next_test(self) -> None:
         """Failures of another test follow."""
@@ -126,17 +139,21 @@ class _Tracer:
 
     def why(self, case: Case, reason: str) -> Failure:
         """The failure with its cause, where one is found."""
-        pair = (case.source.name, case.task.host, case.task.kind in cause.SIZES)
+        pair = (case.source.name, case.task.host, case.expect.denied)
         if pair not in self._known:
             asked = cause.question(case)
             if asked is None or not self._for_test:
                 return cause.explained(case, reason, None)
             self._left, self._for_test = self._left - 1, self._for_test - 1
-            self._known[pair] = self._traced(case, reason, asked)
-        return msgspec.structs.replace(self._known[pair], case=case.words, reason=reason)
+            self._known[pair] = self._traced(asked)
+        found = self._known[pair]
+        if isinstance(found, str):
+            return Failure(case=case.words, reason=reason, cause=found)
+        return cause.explained(case, reason, found)
 
-    def _traced(self, case: Case, reason: str, asked: cause.Question) -> Failure:
+    def _traced(self, asked: cause.Question) -> Trace | str | None:
+        """The trace; or why there is none."""
         try:
-            return cause.explained(case, reason, self._ground.trace(*asked))
+            return self._ground.trace(*asked)
         except (PycniError, OSError) as error:
-            return Failure(case=case.words, reason=reason, cause=f"no trace of it: {error}")
+            return f"no trace of it: {error}"

@@ -55,10 +55,9 @@ _PYTHON = [sys.executable, "-I", "-S", peer.__file__]
 class LabGround:
     """See ``ground.Ground``."""
 
-    def __init__(self, lab: Lab, *, outside: Host | None = None, nodes: Sequence[str] = ()) -> None:
-        """``outside``: instead of the lab's own client. ``nodes``: only these."""
+    def __init__(self, lab: Lab, *, nodes: Sequence[str] = ()) -> None:
+        """``nodes``: only these; none: all."""
         self._lab = lab
-        self._outside = outside
         self._nodes = [lab.node(name) for name in nodes] if nodes else lab.nodes()
         self._cluster = Cluster(lab)
         self._servers: list[subprocess.Popen[str]] = []

@@ -64,8 +64,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a program of the check answers there, which tells as whom it sees a pod."""
     beside_node: bool = False
     """Pods are on the underlay themselves: they do not reach their own node, nor Services past it."""
+    answer_s: float = ANSWER_S
     patience_s: float = 0.0
-    """How long it may take until a policy that was stored is in force."""
+    """How long it may take until Services and policies that were stored are in force."""
     restarts: bool = False
     """Whether an agent can be restarted."""
 

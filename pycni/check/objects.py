@@ -25,15 +25,24 @@ LABELS = {
 Mappings = dict[str, Any]
 
 
+def far(site: Site) -> list[str]:
+    """The pods of the further nodes, in their order. A name is a label's value too, which has 63 characters at most."""
+    names = [FAR + node.name for node in site.nodes[1:]]
+    return [name if len(name) < 60 else f"{FAR}{number}" for number, name in enumerate(names, 2)]
+
+
 def pods(site: Site) -> dict[str, str]:
     """Node by pod."""
     first, *others = site.nodes
-    return {**dict.fromkeys(FIRST, first.name), **{FAR + node.name: node.name for node in others}}
+    return {
+        **dict.fromkeys(FIRST, first.name),
+        **{name: node.name for name, node in zip(far(site), others, strict=True)},
+    }
 
 
 def guarded(site: Site) -> str:
     """The pod that ingress policies are about: on another node where there is one."""
-    return FAR + site.nodes[1].name if len(site.nodes) > 1 else "c"
+    return far(site)[0] if len(site.nodes) > 1 else "c"
 
 
 def namespace() -> Mappings:
@@ -56,7 +65,7 @@ def services() -> list[Mappings]:
     everybody = {"app": APP}
     return [
         _service(ALL, everybody, type="NodePort"),
-        _service(OWN, {"name": FIRST[0]}),
+        _service(OWN, {**everybody, "name": FIRST[0]}),
         _service(STICKY, everybody, sessionAffinity="ClientIP"),
         _service(HEADLESS, everybody, clusterIP="None"),
     ]

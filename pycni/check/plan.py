@@ -17,7 +17,6 @@ from pycni.check import objects
 from pycni.check.model import (
     ALLOW,
     DENY,
-    FAR,
     HOST_PORT,
     NAMESPACE,
     NODE,
@@ -63,21 +62,18 @@ class _Cases:
     def __init__(self, scene: Scene) -> None:
         self.scene, self.site = scene, scene.site
         self._numbers = itertools.count(1)
-        first, *others = scene.site.nodes
         pods = scene.pods
         self.a, self.b, self.c = (pods[name] for name in objects.FIRST)
-        self.far = [pods[FAR + node.name] for node in others]
-        self.first = first
+        self.far = [pods[name] for name in objects.far(scene.site)]
+        self.first = scene.site.nodes[0]
 
     def each(
         self,
         pairs: Iterable[tuple[Host, Host]],
         kinds: Sequence[str],
         expect: Expect | None = None,
-        *,
-        patience: bool = False,
     ) -> Iterator[Case]:
-        """Every pair in every family by every kind. ``patience``: the outcome may take a while."""
+        """Every pair in every family by every kind."""
         for source, target in pairs:
             port = PORT if target.kind == POD else HOST_PORT
             names = (target.name,) if target.kind == POD else ()
@@ -87,13 +83,9 @@ class _Cases:
                     for kind in kinds:
                         at = target.addresses[family]
                         asked = want if kind in SERVERS else msgspec.structs.replace(want, who=(), seen=())
-                        yield self.case(
-                            source, Door(target.name, family, at, port), kind, asked, patience=patience
-                        )
+                        yield self.case(source, Door(target.name, family, at, port), kind, asked)
 
-    def case(
-        self, source: Host, door: Door, kind: str, expect: Expect, *, count: int = 1, patience: bool = False
-    ) -> Case:
+    def case(self, source: Host, door: Door, kind: str, expect: Expect, *, count: int = 1) -> Case:
         """One."""
         target, family, host, port = door
         task = Task(
@@ -103,9 +95,9 @@ class _Cases:
             port=port if kind in {*SERVERS, "bulk", "reach"} else 0,
             family=int(family) if kind == "name" else 0,
             count=count,
+            wait_s=SILENCE_S if expect.denied else self.site.answer_s,
+            patience_s=self.site.patience_s,
             silence=expect.denied,
-            patience_s=self.site.patience_s if patience else 0.0,
-            **({"wait_s": SILENCE_S} if expect.denied else {}),
         )
         return Case(source=source, target=target, family=family, task=task, expect=expect)
 
@@ -405,7 +397,7 @@ def _policies(made: _Cases) -> list[Test]:
     def only(
         pairs: Sequence[tuple[Host, Host]], expect: Expect | None = None
     ) -> Callable[[], Iterator[Case]]:
-        return lambda: made.each(pairs, SERVERS, expect, patience=True)
+        return lambda: made.each(pairs, SERVERS, expect)
 
     return [
         _test(
