@@ -6,6 +6,7 @@ Life: one ``Source`` for one ``pycnictl ui``. Each call looks anew, from whateve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -20,6 +21,8 @@ from pycni.tracing.eyes import Eyes
 from pycni.ui.model import Peer
 
 T = TypeVar("T")
+AT_ONCE = 16
+"""Agents asked side by side."""
 
 
 class Source(Protocol):
@@ -29,8 +32,8 @@ class Source(Protocol):
     def title(self) -> str:
         """What is looked at, for people."""
 
-    def eyes(self) -> Eyes:
-        """For looking and tracing. Raises PycniError."""
+    def eyes(self, words: Sequence[str] = ()) -> Eyes:
+        """For looking, and for a trace between two ends as they are typed. Raises PycniError."""
 
     def agents(self) -> Sequence[Agent]:
         """Those that can be asked. Raises PycniError."""
@@ -54,7 +57,7 @@ class LabSource:
         """Anew each time: nodes come and go."""
         return Lab.open(self._name)
 
-    def eyes(self) -> Eyes:
+    def eyes(self, words: Sequence[str] = ()) -> Eyes:  # noqa: ARG002 - a lab is looked at as a whole
         """See ``Source``."""
         return LabEyes(self._lab())
 
@@ -86,13 +89,17 @@ def ask(agents: Sequence[Agent], target: str, kind: type[T]) -> tuple[dict[str, 
     """Answers by node, and why there is none of whom."""
     found: dict[str, T] = {}
     silent: dict[str, str] = {}
-    for agent in agents:
+
+    def one(agent: Agent) -> None:
         try:
             found[agent.node] = msgspec.json.decode(agent.fetch(target), type=kind)
         except AgentError as exc:
             silent[agent.node] = exc.reason
         except msgspec.DecodeError as exc:
             silent[agent.node] = f"its answer cannot be read: {exc}"
+
+    with ThreadPoolExecutor(min(max(len(agents), 1), AT_ONCE)) as pool:
+        list(pool.map(one, agents))
     return found, silent
 
 

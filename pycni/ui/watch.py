@@ -7,6 +7,7 @@ listened to for denied packets from the first browser on until the last one has 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +29,19 @@ from pycni.tracing.eyes import Gathered
 from pycni.ui.denied import Denied
 from pycni.ui.graph import graph
 from pycni.ui.layout import layout
-from pycni.ui.model import Graph
+from pycni.ui.model import Graph, Peer
 from pycni.ui.path import Ways
 from pycni.ui.source import Source, ask, peers
 
+log = logging.getLogger("pycni.ui")
 T = TypeVar("T")
 COUNTS_S, POLICIES_S, GRAPH_S = 0.5, 2.0, 2.0
 """How long what was found is fresh."""
 PATIENCE = 10
 """A look at everything takes at most one part in so many of the time."""
 TRACE_WAIT_S = 15.0
+FIRST_S = 1.0
+"""How long the first answer of agents is waited for."""
 
 
 class BusyError(PycniError):
@@ -66,6 +70,37 @@ class Kept(Generic[T]):
             return self._value
 
 
+class Latest(Generic[T]):
+    """What agents last said: asked in the background, as one that stands still must not hold up everything else."""
+
+    def __init__(self, look: Callable[[], T], fresh_s: float, nothing: T) -> None:
+        self._look, self._fresh_s = look, fresh_s
+        self._lock = threading.Lock()
+        self._value = nothing
+        self._until = float("-inf")
+        self._asking = False
+        self._answered = threading.Event()
+
+    def get(self) -> T:
+        """The latest value; the first one is waited for, a little."""
+        with self._lock:
+            if not self._asking and time.monotonic() >= self._until:
+                self._asking = True
+                threading.Thread(target=self._ask, daemon=True).start()
+        self._answered.wait(FIRST_S)
+        return self._value
+
+    def _ask(self) -> None:
+        try:
+            self._value = self._look()
+        except PycniError as error:  # a lab that is gone: the graph tells
+            log.debug("agents: %s", error)
+        finally:
+            self._until = time.monotonic() + self._fresh_s
+            self._asking = False
+            self._answered.set()
+
+
 class Seen(NamedTuple):
     """One look."""
 
@@ -82,8 +117,10 @@ class Watch:
         self._source = source
         self._seen = Kept(self._look, GRAPH_S)
         self._counts: Kept[tuple[int, Mapping[str, LinkCount]]] = Kept(self._count, COUNTS_S)
-        self._policies = Kept(self._ask_policies, POLICIES_S)
-        self._peers = Kept(self._ask_peers, GRAPH_S)
+        nobody: tuple[dict[str, Overview], dict[str, str]] = ({}, {})
+        self._policies = Latest(self._ask_policies, POLICIES_S, nobody)
+        self._peers: Latest[list[Peer]] = Latest(self._ask_peers, GRAPH_S, [])
+        self._nodes: Mapping[str, str] = {}
         self._tracing = threading.Lock()
         self.denied = Denied(source)
 
@@ -107,7 +144,7 @@ class Watch:
         digest = hashlib.sha256(msgspec.json.encode(_without_figures(found))).hexdigest()[:16]
         return Seen(digest, found, gathered)
 
-    def _ask_peers(self) -> list[Any]:
+    def _ask_peers(self) -> list[Peer]:
         return peers(self._source.agents(), self._source.outside(), self._nodes)
 
     def topology(self, open_nodes: Sequence[str] | None, width: float, height: float) -> dict[str, Any]:
@@ -195,7 +232,7 @@ class Watch:
             raise BusyError("other traces are under way")
         try:
             started = time.perf_counter()
-            found = trace(self._source.eyes(), asked, started)
+            found = trace(self._source.eyes((asked.source, asked.target)), asked, started)
         finally:
             self._tracing.release()
         ways = Ways(self.seen().graph)
