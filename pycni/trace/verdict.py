@@ -122,12 +122,16 @@ def _silence(world: World, there: Matched, back: Matched, others: tuple[Fault, .
     if accused:
         cause = f"it is seen at the end of its way and nobody gets it: {accused[0].cause}"
         return msgspec.structs.replace(accused[0], hop=len(there.hops) - 1, cause=cause), others
-    if last.component == "underlay":
+    silent = world.silent.get(last.node)
+    if silent is not None:
+        cause = f"nothing is known of {last.node}, where it was sent to, and nobody answers: {silent}"
+    elif last.component == "underlay":
         cause = f"it has left what is known here by {last.interface} of {last.node}, and nobody answers"
     else:
         cause = "the packet was delivered and nobody answered"
+    kind = "no-answer" if silent is None else "node-silent"
     return Fault(
-        kind="no-answer", node=last.node, space=last.space, component=last.component, interface=last.interface,
+        kind=kind, node=last.node, space=last.space, component=last.component, interface=last.interface,
         hop=len(there.hops) - 1, cause=cause,
     ), others  # fmt: skip
 

@@ -263,8 +263,22 @@ class _Walker:
             return
         self._onto(link, found.gateway or (found.hops[0] if found.hops else self._flow.destination))
 
+    def _beyond(self, words: str) -> bool:
+        """Whether it has come to a node of which nothing is known."""
+        silent = self._world.silent.get(self._node)
+        if silent is None:
+            return False
+        self._overhead, self._outer = 0, None
+        self._hop("underlay", "sent", detail=words, reason=f"nothing is known of it: {silent}")
+        return True
+
     def _onto(self, link: LinkState, address: bytes) -> None:
         """To a station on the link of a device."""
+        owner = self._world.owner(address)
+        if owner is not None and owner[0] in self._world.silent:
+            self._node, self._space = owner[0], NODE
+            self._beyond(f"to {show(address)}")
+            return
         found = nearby.resolve(self._world, Place(self._node, self._space), link, address)
         if found.station is None:
             if not found.kind:
@@ -352,6 +366,8 @@ class _Walker:
         if not self._carried(there, hidden=link.kind in overlay.SECRET):
             return
         self._node = there.far
+        if self._beyond(there.words):
+            return
         if not self._unwrapped(there, hidden=link.kind in overlay.SECRET):
             return
         opened = overlay.opening(self._world, there, link)
