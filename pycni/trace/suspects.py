@@ -157,6 +157,8 @@ def of_nodes(world: World, hops: Sequence[Hop]) -> Iterator[Fault]:
     """What is wrong with the nodes on a way as such."""
     for name in dict.fromkeys(hop.node for hop in hops):
         part = world.nodes[name]
+        if name in world.silent:
+            yield Fault(kind="node-silent", node=name, component="agent", cause=world.silent[name])
         if part.agent:
             yield Fault(kind="agent-dead", node=name, component="agent", cause=part.agent)
         room = part.actual.get(NODE, SpaceState()).conntrack
