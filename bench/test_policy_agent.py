@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def namespace(number: int) -> dict[str, Any]:
 def pod(number: int, nodes: int) -> dict[str, Any]:
     """As large as pods are."""
     node, place = number % nodes, number // nodes + 2
-    ips = [{"ip": f"10.{node}.{place // 250}.{place % 250}"}, {"ip": f"fd00:{node:x}::{place:x}"}]
+    v4 = IPv4Address("10.0.0.0") + number  # the agent never looks whose subnet an address is of
+    ips = [{"ip": str(v4)}, {"ip": f"fd00:{node:x}::{place:x}"}]
     container = {
         "name": "c",
         "image": "registry.example/x:1",

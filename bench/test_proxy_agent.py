@@ -29,7 +29,7 @@ from tests.cni.runtimes import inside
 
 HEALTH_PORT, API_PORT = 8285, 6443
 KUBE_PROXY_MIB = 74
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 @contextlib.contextmanager
