@@ -11,7 +11,7 @@ connection's own for TLS (``trace_listen``).
     POST /trace/send     speech.Send               one probe; eyes.Launched
 
 It is no packet cannon and no tcpdump: a probe is made here from addresses and 32 bits, a few in a second, from a pod's
-own address; a watch sees packets with such bits in them, or those of the flow it was ordered for.
+own address; a watch sees packets with such bits in them, or the headers of those it was ordered to follow.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ from pycni.wire import plain
 JSON = "application/json"
 LINES = "application/x-ndjson"
 PROBES_AT_ONCE, PROBES_PER_S = 50, 10.0
+FEWEST_BITS = 16
+"""Of a token: with fewer, others' packets would be taken for probes."""
+HEADERS = 192
+"""Bytes of live traffic that are told: the headers with an overlay's around them, nothing of what is said in them."""
 MANY = 40
 """Pods; of more only those a question is about are watched."""
 T = TypeVar("T")
@@ -101,13 +105,15 @@ class TraceService:
     def watch(self, known: Known, raw: bytes) -> Running:
         """Begin to watch; whoever gets it closes it. Raises RefusedError, KernelError, OSError."""
         asked = _asked(raw, Watch)
+        if not asked.order.patterns and not FEWEST_BITS <= asked.order.bits <= 32:
+            raise RefusedError(400, f"probes are known by {FEWEST_BITS} to 32 bits")
         pods = attachments(known)
         if len(pods) > MANY:
             meant = ends(asked.ends)
             slices = pick(known.objects, meant)[ENDPOINT_SLICE]
             wanted = {item.name for item in concerned([pod.place for pod in pods], meant, slices)}
             pods = [pod for pod in pods if pod.place.name in wanted]
-        return Running(self._places, _node(known, pods), asked)
+        return Running(self._places, _node(known, pods), asked, HEADERS if asked.order.patterns else 0)
 
     def send(self, known: Known, raw: bytes) -> bytes:
         """Send one probe. Raises RefusedError."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import msgspec
 
 from pycni.errors import PycniError
-from pycni.tracing.eyes import NodeEyes, Watching
+from pycni.tracing.eyes import NodeEyes, Report, Watching
 from pycni.tracing.remote import clock
 from pycni.tracing.speech import Line, Watch, line
 
@@ -61,8 +61,12 @@ class Places:
 class Running:
     """A watch that is open."""
 
-    def __init__(self, places: Places, node: NodeEyes, asked: Watch) -> None:
-        """Raises RefusedError, KernelError, OSError."""
+    def __init__(self, places: Places, node: NodeEyes, asked: Watch, keep: int = 0) -> None:
+        """``keep``: bytes of each frame that are told, the others are zeros; 0: all of them.
+
+        Raises RefusedError, KernelError, OSError.
+        """
+        self._keep = keep
         self._lock = threading.Lock()
         self._closed = False
         self._places = places
@@ -118,13 +122,22 @@ class Running:
                 yield _encoded(Line(end="error", trouble=str(error)))
                 return
             if report.frames or report.notes:
-                yield line(report)
+                yield line(self._masked(report))
             frames += len(report.frames) + len(report.notes)
             size += sum(len(frame.data) for frame in report.frames)
             if frames > FRAMES or size > BYTES:
                 yield _encoded(Line(end=f"more than {FRAMES} frames or {BYTES} bytes"))
                 return
         yield _encoded(Line(end="time"))
+
+    def _masked(self, report: Report) -> Report:
+        if not self._keep:
+            return report
+        frames = (
+            frame._replace(data=frame.data[: self._keep] + bytes(max(len(frame.data) - self._keep, 0)))
+            for frame in report.frames
+        )
+        return report._replace(frames=tuple(frames))
 
 
 def _encoded(value: Line) -> bytes:

@@ -16,10 +16,11 @@ from pycni.agent.settings_file import load
 from pycni.agent.trace_auth import BAD_S, CERT, GOOD_S, TOKEN, Guard, Review, certificate_names
 from pycni.agent.trace_service import Bucket, TraceService
 from pycni.agent.trace_state import Known
-from pycni.agent.trace_watch import RefusedError
+from pycni.agent.trace_watch import Places, RefusedError, Running
 from pycni.backends.masq import Masquerade
 from pycni.cli_trace_eyes import NobodyError, eyes
 from pycni.errors import ConfigError, StoreError
+from pycni.kernel.capture import Frame
 from pycni.model.family import Family
 from pycni.model.kube import (
     ENDPOINT_SLICE,
@@ -67,8 +68,10 @@ from pycni.trace.model import Flow
 from pycni.tracing import speech
 from pycni.tracing.ask import AskError, Door
 from pycni.tracing.cluster import ClusterEyes, Far, Picked, concerned
+from pycni.tracing.eyes import Order, Report
 from pycni.tracing.speech import Peer
 from pycni.wire import plain
+from tests.unit.trace_fakes import FakeNode
 
 NETS = tuple(ip_network(text) for text in ("10.244.0.0/16", "fd00:10:244::/48"))
 TERMS = NodeTerms(
@@ -410,6 +413,36 @@ def test_probes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(main())
     assert len(sent) == trace_service.PROBES_AT_ONCE
+
+
+def test_of_live_traffic_headers_are_told_and_of_probes_everything() -> None:
+    frame = Frame("n1", "", "eth0", True, 1, bytes(range(250)), True)
+    for keep, expected in ((0, frame.data), (100, frame.data[:100] + bytes(150)), (500, frame.data)):
+        node = FakeNode()
+        running = Running(Places(), node, speech.Watch(order=Order(token=1, flow=FLOW)), keep)  # type: ignore[arg-type]
+        try:
+            assert speech.read(running.step() or b"", speech.Line).ready
+            node.watches[0].put(Report((frame,)))
+            raw = b""
+            while not raw:
+                raw = running.step() or b""
+            assert [item.data for item in speech.read(raw, speech.Line).frames] == [expected]
+        finally:
+            running.close()
+
+
+@pytest.mark.parametrize("bits", [0, 15, 33])
+def test_a_watch_is_for_few_packets(bits: int) -> None:
+    async def main() -> None:
+        service = TraceService(known, lambda: speech.Peers(node="n1"))
+        try:
+            order = Order(token=1, flow=FLOW, bits=bits)
+            with pytest.raises(RefusedError, match="16 to 32 bits"):
+                service.watch(known(), msgspec.json.encode(speech.Watch(order=order)))
+        finally:
+            service.close()
+
+    asyncio.run(main())
 
 
 # --- the cluster ----------------------------------------------------------------------------------------------------
