@@ -52,7 +52,11 @@ _OFF = "nf_conntrack_events is 0, so the kernel tells nothing"
 _FLOOD = "more events than the buffer holds; those that began and ended meanwhile are not shown"
 
 Told = Flow | Lost | Listening
+# Made once and here: msgspec (0.22) crashes when several threads decode a type for the first time together.
 _FLOWS: msgspec.json.Decoder[Told] = msgspec.json.Decoder(Told)
+_SAMPLES = msgspec.json.Decoder(Sample)
+_COUNTED = msgspec.json.Decoder(Counted)
+_NAMES = msgspec.json.Decoder(Names)
 
 
 class Meter(Protocol):
@@ -126,7 +130,7 @@ def sources(args: argparse.Namespace) -> list[Source]:
 
 def names(agent: Agent, known: str = "") -> Names:
     """What a node's agent calls addresses. Raises AgentError."""
-    return msgspec.json.decode(agent.fetch(f"/names?known={known}"), type=Names)
+    return _NAMES.decode(agent.fetch(f"/names?known={known}"))
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ class NodeMeter:
 
     def answer(self) -> Sample:
         """A sample of now. Raises AgentError when the agent does not answer."""
-        counted = msgspec.json.decode(self._agent.fetch("/rates"), type=Counted)
+        counted = _COUNTED.decode(self._agent.fetch("/rates"))
         troubles: dict[str, str] = {}
         try:
             self._look_at_names()
@@ -232,7 +236,7 @@ class PipedMeter:
         if not line:
             raise AgentError(f"{self._node}: {self._complaint()}")
         try:
-            return msgspec.json.decode(line, type=Sample)
+            return _SAMPLES.decode(line)
         except msgspec.ValidationError:
             raise AgentError(str(msgspec.json.decode(line).get("error", line.decode()))) from None
 
