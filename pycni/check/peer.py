@@ -325,7 +325,7 @@ _KINDS: dict[str, Callable[[Task, float], list[str]]] = {
 
 def packed(answers: list[Task]) -> str:
     """The answers as text that fits into a termination message."""
-    short = [{key: value for key, value in answer.items() if value} for answer in answers]
+    short = [{key: value for key, value in answer.items() if value or key == "number"} for answer in answers]
     text = json.dumps(short, separators=(",", ":"))
     return text if len(text) <= ROOM else "z" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 

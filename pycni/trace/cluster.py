@@ -46,9 +46,17 @@ class ClusterWays:
     ) -> None:
         """``target``: the endpoint that is known to have been chosen, where there is a choice."""
         self._objects, self._terms, self._target = objects, terms, target
+        self._turns: dict[tuple[str, Flow, str], Turn | None] = {}
 
     def service(self, node: str, flow: Flow, came: str) -> Turn | None:
         """See ``ways.Ways``: one of the endpoints, the others named as possible."""
+        # The wanted and the actual world ask the same, and the oracle looks at every Service.
+        asked = (node, flow, came)
+        if asked not in self._turns:
+            self._turns[asked] = self._turn(node, flow, came)
+        return self._turns[asked]
+
+    def _turn(self, node: str, flow: Flow, came: str) -> Turn | None:
         facts = self._terms[node].facts if node in self._terms else None
         if facts is None:
             return None
