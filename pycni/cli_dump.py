@@ -1,6 +1,7 @@
 """``pycnictl dump``: what is wanted of a node's kernel and what it has, and where they differ.
 
-Fabric, pods, services and policies, each line in the notation of the tool that lists it (ip, bridge, nft, ipvsadm):
+Fabric, pods, services, policies and BGP, each line in the notation of the tool that lists it (ip, bridge, nft, ipvsadm,
+bpftool):
 
     dump [--diff]      the differences: ``-`` wanted and missing, ``+`` there and not wanted, ``!`` said otherwise
     dump --desired     what is wanted
@@ -23,7 +24,7 @@ from pycni.agent.status_model import Dump, Section
 from pycni.cli_agent import Agent, AgentError
 from pycni.cli_status_text import paint, show
 
-PARTS = ("fabric", "pods", "services", "policies")
+PARTS = ("fabric", "pods", "services", "policies", "bgp")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

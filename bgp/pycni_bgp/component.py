@@ -22,8 +22,10 @@ from pycni.agent.httpd import AsyncHandler, Response
 from pycni.agent.metrics import Registry
 from pycni.agent.service_facts import node_facts
 from pycni.agent.settings import Settings
+from pycni.agent.status_dump import answer
 from pycni.agent.underlay import detect
-from pycni.errors import ConfigError
+from pycni.errors import ConfigError, PycniError
+from pycni.kernel.hops import Destination, HopRoutes
 from pycni.model.family import FAMILIES, Family, show
 from pycni.model.kube import ENDPOINT_SLICE, NODE, SERVICE, KubeNode
 from pycni.model.node import Underlay
@@ -35,9 +37,11 @@ from pycni.store import Store
 from pycni_bgp import engines, machine
 from pycni_bgp.configured import bgp_settings
 from pycni_bgp.drain import BY_HAND
+from pycni_bgp.dumped import Hops, There, sections
 from pycni_bgp.engine import BgpError, Engine, Session
 from pycni_bgp.files import Drained
 from pycni_bgp.metrics import BgpMetrics
+from pycni_bgp.model import Prefix
 from pycni_bgp.status import Seen, drained, status
 from pycni_bgp.view import Draft, Place, View
 
@@ -48,6 +52,8 @@ LEASE = "lease"
 RESYNC_S = 60.0
 LOOK_S = 3.0
 """Between two looks at sessions."""
+PROTOCOL_NAMES = {12: "bird"}
+"""As ip-route(8) shows them; others are numbers."""
 DRAIN_S = 10.0
 """How long an operator waits for a drain."""
 TROUBLED_S = 0.2
@@ -131,6 +137,7 @@ class BgpComponent:
             "/bgp": self._answer,
             "/bgp/drain": lambda _query: self._drain(on=True),
             "/bgp/undrain": lambda _query: self._drain(on=False),
+            "/dump/bgp": self._dump,
         }
 
     # --- a pass ----------------------------------------------------------------------------------------------
@@ -241,6 +248,39 @@ class BgpComponent:
         except TimeoutError:
             return Response(503, body=f"noted, but not done yet: {self._health.reason()}\n")
         return Response(200, body=drained(draft))
+
+    async def _dump(self, _query: str) -> Response:
+        """What is wanted of sessions, announcements and learned routes, and what there is."""
+        draft, engine = self._carried, self.engine
+        if draft is None:
+            return Response(503, body=f"{self._waiting() or 'the engine has taken no plan yet'}\n")
+        try:
+            sessions, wanted = await engine.sessions(), await engine.wanted()
+            learned, kernel = await asyncio.to_thread(self._routes, wanted)
+        except PycniError as error:
+            return Response(503, body=f"{error}\n")
+        protocol = PROTOCOL_NAMES.get(engine.protocol, str(engine.protocol))
+        there = There(sessions, engine.told(), learned, kernel, protocol)
+        return answer(lambda: sections(draft.plan, there, [engine.trouble] if engine.trouble else []))
+
+    def _routes(self, wanted: Hops | None) -> tuple[Hops, Hops]:
+        """What is to be in the kernel, and what is. Blocking. Raises KernelError."""
+        if wanted is None:
+            return {}, {}
+        routes = HopRoutes(self.engine.protocol)
+        try:
+            there = {Prefix(*item): hops for item, hops in routes.read().items()}
+            found = routes.reached({Destination(*item): hops for item, hops in wanted.items()})
+        finally:
+            routes.close()
+        learned = {Prefix(*item): hops for item, hops in found.items()}
+        if self.engine.told() is None:
+            # An engine that keeps the kernel's routes itself merges equal paths; which, it does not say.
+            merged = {
+                item: there[item] for item, hops in learned.items() if {*hops} <= {*there.get(item, ())}
+            }
+            learned |= merged
+        return learned, there
 
     async def _answer(self, _query: str) -> Response:
         draft = self._draft

@@ -8,7 +8,7 @@ keep theirs (graceful restart), and it is started again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -95,6 +95,8 @@ class Engine(Protocol):
     """One engine. On one event loop."""
 
     name: str
+    protocol: int
+    """rtm_protocol of the routes it keeps, or has kept, in the kernel."""
     leaving: Callable[[], bool]
     """Asked when ``run`` is cancelled: whether neighbours are to forget this node."""
 
@@ -113,6 +115,12 @@ class Engine(Protocol):
 
     async def learned(self) -> Sequence[Route]:
         """All learned routes. Raises BgpError."""
+
+    def told(self) -> Mapping[bytes, Iterable[str]] | None:
+        """Prefixes that neighbours were told of, as text, by neighbour; None: this engine does not say."""
+
+    async def wanted(self) -> Mapping[Prefix, tuple[bytes, ...]] | None:
+        """Next hops of what was learned, for the kernel; None: it keeps routes by more than BGP. Raises BgpError."""
 
     async def adjacencies(self) -> Sequence[Adjacency]:
         """Neighbours of OSPF of both versions. Raises BgpError."""

@@ -96,6 +96,10 @@ class Pods:
         """See ``cni_ports.PodDriver``."""
         return self._driver.check(plan, netns_fd)
 
+    def tables(self, plans: Iterable[AttachPlan]) -> tuple[list[str], list[str]]:
+        """The nft tables of pods, as they are to be for these plans and as they are. Raises KernelError."""
+        return self._driver.tables(plans)
+
     def need(self, gone: Collection[bytes | int]) -> bool:
         """Whether an attached pod needs a route that went."""
         return self._driver.need(gone)

@@ -1,8 +1,9 @@
 """What is wanted of this node's kernel and what it has, line by line, for ``pycnictl dump``.
 
-Life: every part makes its sections when asked: the fabric here, pods in ``status_pods``, services and policies in
-their components (routes ``/dump/services``, ``/dump/policies``). ``/dump`` asks all of them, one after the other, and
-sends each answer as a line as soon as it is there: reading back ten thousand services takes longer than a request may.
+Life: every part makes its sections when asked: the fabric here, pods in ``status_pods``, services, policies and BGP in
+their components (routes ``/dump/services``, ``/dump/policies``, ``/dump/bgp``). ``/dump`` asks all of them, one after
+the other, and sends each answer as a line as soon as it is there: reading back ten thousand services takes longer than
+a request may.
 
     GET /dump?part=NAME              one JSON object (Dump) a line; without ``part`` all parts
 """

@@ -121,7 +121,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     """State of one kind on one node, as lines in the notation of the tool that lists it."""
 
     part: str
-    """fabric, pods, services or policies."""
+    """fabric, pods, services, policies or bgp."""
     name: str
     """What of it: a data plane, a pod."""
     desired: tuple[str, ...] = ()

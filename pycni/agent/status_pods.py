@@ -6,6 +6,7 @@ and at the node's end. Blocking; any thread in the node's namespace. Nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
@@ -30,10 +31,28 @@ _DEFAULT_METRIC6 = 1024
 
 
 def sections(side: Attached) -> Sequence[Section]:
-    """One per attachment, by pod. Raises KernelError when the node itself cannot be looked at."""
+    """One per attachment, by pod, and their nft tables. Raises KernelError when the node cannot be looked at."""
     host = spacestate.read(firewall=False, devices=())
     endpoints = sorted(side.endpoints.all(), key=lambda item: (_name(item), item.owner))
-    return [_section(side, endpoint, host) for endpoint in endpoints]
+    found = [_section(side, endpoint, host) for endpoint in endpoints]
+    plans = []
+    for endpoint in endpoints:
+        # Of an attachment on its way, and of one whose record is told as damaged, nothing is wanted here.
+        with contextlib.suppress(PycniError, ValueError):
+            if endpoint.state == "ready":
+                plans.append(_plan(side, endpoint))
+    wanted, there = side.pods.tables(plans)
+    if wanted or there:
+        found.append(section("pods", "tables inet pycni_pods, bridge pycni_spoof", wanted, there))
+    return found
+
+
+def _plan(side: Attached, endpoint: Endpoint) -> AttachPlan:
+    """What the record asks for. Raises PycniError, ValueError."""
+    plan = recorded_plan(endpoint, side.podnet())
+    if endpoint.mac:
+        return msgspec.structs.replace(plan, mac=bytes.fromhex(endpoint.mac.replace(":", "")))
+    return plan
 
 
 def _name(endpoint: Endpoint) -> str:
@@ -45,9 +64,7 @@ def _section(side: Attached, endpoint: Endpoint, host: SpaceState) -> Section:
     name = f"{_name(endpoint)} ({endpoint.network})"
     notes = [f"the attachment is {endpoint.state}"] if endpoint.state != "ready" else []
     try:
-        plan = recorded_plan(endpoint, side.podnet())
-        if endpoint.mac:
-            plan = msgspec.structs.replace(plan, mac=bytes.fromhex(endpoint.mac.replace(":", "")))
+        plan = _plan(side, endpoint)
     except (PycniError, ValueError) as error:
         return Section(part="pods", name=name, notes=(*notes, f"its record gives no plan: {error}"))
     there: list[str] = []

@@ -69,6 +69,16 @@ class HopRoutes:
         self._there = found
         return found
 
+    def reached(self, wanted: Routes) -> Routes:
+        """The same with the gateways by which the kernel reaches them; without what there is no way to. KernelError."""
+        wanted = {item: hops for item, hops in wanted.items() if item.address not in hops}
+        ways = self._ways({hop for hops in wanted.values() for hop in hops})
+        found = {
+            item: tuple(sorted({way[0] for hop in hops if (way := ways[hop]) is not None}))
+            for item, hops in wanted.items()
+        }
+        return {item: hops for item, hops in found.items() if hops}
+
     def apply(self, wanted: Routes) -> list[Refused]:
         """Make these routes and no others. Raises KernelError when nothing can be done."""
         there = dict(self.read() if self._there is None else self._there)

@@ -191,6 +191,10 @@ class PodDriver:
                 podports.let_loopback_out(plan)
         return repaired
 
+    def tables(self, plans: Iterable[AttachPlan]) -> tuple[list[str], list[str]]:
+        """The nft tables of pods: what they are to hold for these, and what they hold, as lines. Raises KernelError."""
+        return self._tables.sides(plans)
+
     def need(self, gone: Collection[bytes | int]) -> bool:
         """Whether an attached pod needs what went (``podroutewatch``)."""
         return self._legs.need(gone) or self._children.need(gone)

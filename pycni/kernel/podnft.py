@@ -150,6 +150,18 @@ class PodTables:
             found = self._read(self._open())
         return [f"nft element {row.text()} is missing" for row in elements(plan) if row not in found]
 
+    def sides(self, plans: Iterable[AttachPlan]) -> tuple[list[str], list[str]]:
+        """Elements the tables are to hold for these pods, and those they hold, as lines. Raises KernelError."""
+        wanted = {_line(row) for plan in plans if plan.has_tables for row in elements(plan)}
+        with self._lock:
+            try:
+                found = self._read(self._open())
+            except KernelError as error:
+                if error.errno == errno.EPROTONOSUPPORT and not wanted:
+                    return [], []
+                raise
+        return sorted(wanted), sorted(map(_line, found))
+
     def _open(self) -> Nft:
         """The context; with its first use what the kernel holds is learnt.
 
@@ -248,3 +260,8 @@ class PodTables:
             if len(rows) > 1:
                 for row in rows:
                     self._delete(nft, (row,))
+
+
+def _line(row: Element) -> str:
+    """As ``nft add`` takes it."""
+    return f"element {row.table[0]} {row.text()}"

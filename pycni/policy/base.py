@@ -196,6 +196,9 @@ class FastPath(Protocol):
     def figures(self) -> Mapping[str, float]:
         """For metrics: entries of maps (``flows``), their limits (``flows limit``) and the like. Raises KernelError."""
 
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        """What maps and hooks are to hold, and what they hold, line by line (``pycnictl dump``). Raises KernelError."""
+
     def problems(self) -> Sequence[str]:
         """What keeps it from judging all it could, in words."""
 

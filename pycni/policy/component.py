@@ -142,6 +142,7 @@ class PolicyComponent:
             readers=(self.gate.insides.drops,),
             refused=self.gate.denied,
             shut=self.gate.held,
+            beside=self.gate.sides,
         )
         self._full_at = float("-inf")
         self._again_at, self._fast_at = float("inf"), float("-inf")

@@ -27,6 +27,7 @@ from pycni.policy.engine import PolicyEngine, SyncResult
 from pycni.policy.insides import Insides, is_inside
 from pycni.policy.pods import Attachment, LocalPods, Overlay, addresses_of, local_pod_of
 from pycni.policy.settled import Settled
+from pycni.policy.shut import TABLE as SHUT_TABLE
 from pycni.policy.shut import Shut
 from pycni.store import Tracker
 
@@ -299,6 +300,12 @@ class Gate:
         """Addresses that are shut. Raises KernelError."""
         with self._shut_lock:
             return frozenset() if self._shut is None else self._shut.held()
+
+    def sides(self) -> Sequence[tuple[str, Sequence[str], Sequence[str]]]:
+        """Tables of its own: name, what each is to hold, what it holds (``pycnictl dump``). Raises KernelError."""
+        found = [] if self._guard is None else [*self._guard.sides()]
+        with self._shut_lock:
+            return [*found, (f"table inet {SHUT_TABLE}", *self._shut_table().sides())]
 
     def denied(self) -> Sequence[Denied]:
         """What pods were refused to send with others' addresses. Raises KernelError."""

@@ -72,6 +72,7 @@ class Routes:
         readers: Sequence[Callable[[], DropReader]] = (),
         refused: Callable[[], Iterable[Denied]] = tuple,
         shut: Callable[[], Collection[bytes]] = frozenset,
+        beside: Callable[[], Iterable[tuple[str, Sequence[str], Sequence[str]]]] = tuple,
     ) -> None:
         """What of the agent the answers need.
 
@@ -80,7 +81,8 @@ class Routes:
         kernel is not as the policies say. ``notes``: what is not as was asked for (no fast path, ...). ``problems``:
         lines by policy (``NetworkPolicy a/x``), of policies that cannot be read or enforced. ``readers`` open further
         sources of drops, beside nftables and the engine's fast path. ``refused``: what other parts have denied.
-        ``shut``: addresses nothing passes from or to until their policies are programmed.
+        ``shut``: addresses nothing passes from or to until their policies are programmed. ``beside``: tables beside
+        that of the policies, each with what it is to hold and what it holds.
         """
         self._node = node
         self._engine = engine
@@ -92,6 +94,7 @@ class Routes:
         self._more = tuple(readers)
         self._refused = refused
         self._shut = shut
+        self._beside = beside
         self._hub = DropHub(self._open, work)
         self._counted = Paced(self._count)
 
@@ -222,7 +225,17 @@ class Routes:
         found = status_dump.tables(
             "policies", plane.name, plane.compiler.text, engine.tables, plane.driver.read()
         )
-        return [msgspec.structs.replace(found, notes=(*found.notes, *engine.closed.values()))]
+        sections = [msgspec.structs.replace(found, notes=(*found.notes, *engine.closed.values()))]
+        if engine.fast is not None:
+            notes = [f"it stands aside: {engine.aside}"] if engine.aside else []
+            sections.append(
+                status_dump.section(
+                    "policies", engine.fast.name, *engine.fast.sides(), [*notes, *engine.fast.problems()]
+                )
+            )
+        # Some are there only while they have something to do.
+        beside = (item for item in self._beside() if item[1] or item[2])
+        return [*sections, *(status_dump.section("policies", *item) for item in beside)]
 
     # --- drops ---------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pycni.errors import KernelError
 from pycni.kernel.nft_table import NftTable
+from pycni.model.family import show
 from pycni.policy.nft.layout import HOOKS, NEIGHBOURS, SIDES, VERSIONS, denial, version_of
 from pycni.policy.nft.rules import instructions
 from pycni.reconcile.delta import Delta
@@ -52,6 +53,19 @@ class Shut:
             if self._actual is None:
                 self._wanted |= self._read()
             return frozenset(self._wanted)
+
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        """What the table is to hold and what it holds, line by line (``pycnictl dump``). Raises KernelError."""
+        with self._lock:
+            tables = self._table.read()
+            unknown = self._actual is None
+            wanted = (
+                {key for name in self._table.schema.sets for key in tables[name]} if unknown else self._wanted
+            )
+        both = [f"closed_{side}{version}" for side in SIDES.values() for version in VERSIONS]
+        rows = [(name, item) for item in wanted for name in both if name.endswith(str(version_of(item)))]
+        there = [(name, item) for name in self._table.schema.sets for item in tables[name]]
+        return _lines(rows, bool(wanted)), _lines(there, bool(tables[_ROW]))
 
     def add(self, addresses: Iterable[bytes]) -> None:
         """Shut addresses; they are when this returns. Raises KernelError."""
@@ -112,6 +126,11 @@ class Shut:
             if not before:
                 changes[_ROW] = Delta({"generation": GENERATION}, nothing, nothing)
             self._table.apply({**changes, **_rows(self._wanted - before, before - self._wanted)})
+
+
+def _lines(rows: Iterable[tuple[str, bytes]], there: bool) -> list[str]:
+    names = [f"element inet {TABLE} {name} {{ {show(item)} }}" for name, item in rows]
+    return [f'table inet {TABLE} comment "{GENERATION}"', *sorted(names)] if there else []
 
 
 def _rows(add: set[bytes], remove: set[bytes]) -> dict[str, Delta[bytes, None]]:

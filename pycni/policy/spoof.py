@@ -21,7 +21,7 @@ from pycni.errors import KernelError
 from pycni.kernel.nft_table import NftTable
 from pycni.policy.base import Denied, LocalPod
 from pycni.policy.spoof_legs import on_legs
-from pycni.policy.spoof_rules import CHAINS, SETS, TABLE_ROW, Layout, Row, device_of, on_bridges, rows
+from pycni.policy.spoof_rules import CHAINS, SETS, TABLE_ROW, Layout, Row, device_of, lines, on_bridges, rows
 from pycni.reconcile.delta import Delta, diff
 from pycni.wire.nftmsg import NFPROTO_BRIDGE, NFPROTO_INET
 
@@ -90,6 +90,11 @@ class Guard:
                 )
         return [Denied(*key, found["packets"], found["bytes"]) for key, found in counts.items()]
 
+    def sides(self) -> Sequence[tuple[str, Sequence[str], Sequence[str]]]:
+        """By table: name, what it is to hold, what it holds, as lines (``pycnictl dump``). Raises KernelError."""
+        with self._lock:
+            return [(checks.name, *checks.sides()) for checks in self._both]
+
     def devices(self) -> frozenset[str]:
         """Devices of pods that the kernel checks now. Raises KernelError."""
         with self._lock:
@@ -144,6 +149,17 @@ class _Checks:
     def gone(self, ifname: str) -> int:
         self._admitted.discard(ifname)
         return self._change(ifname, frozenset())
+
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        there = self.table.read()
+        standing = bool(self._rows) or self._standing
+        generation = self.table.schema.generation if standing else None
+        wanted = [row for own in self._rows.values() for row in own]
+        found = [(name, key) for name in SETS for key in there[name]]
+        return (
+            lines(self.name, generation, wanted),
+            lines(self.name, there[TABLE_ROW].get("generation"), found),
+        )
 
     def remove(self) -> bool:
         self._known = self.there = False

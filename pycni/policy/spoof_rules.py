@@ -38,6 +38,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from pycni.model.family import show, show_mac
 from pycni.policy.base import LocalPod
 from pycni.policy.nft.layout import LOG_BURST, LOG_GROUP, LOG_RATE
 from pycni.wire import nftexpr as x
@@ -107,6 +108,27 @@ def rows(pod: LocalPod) -> frozenset[Row]:
         found.add((f"source{version}", device + mac + _ETHERTYPE[version] + address))
     found.add(("link6", device + link_local(mac)))
     return frozenset(found)
+
+
+def lines(table: str, generation: str | None, found: Iterable[Row]) -> list[str]:
+    """The table (``table bridge pycni_guard``) in the notation of nft(8), an element a line; none when it is not there.
+
+    Its rules never change: ``generation`` names them.
+    """
+    if generation is None:
+        return []
+    name = table.removeprefix("table ")
+    texts = sorted(f"element {name} {each} {{ {_key_text(each, key)} }}" for each, key in found)
+    return [f'{table} comment "{generation}"', *texts]
+
+
+def _key_text(name: str, key: bytes) -> str:
+    device, rest = f'"{device_of(key)}"', key[16:]
+    if name == "macs":
+        return f"{device} . {show_mac(rest[:6])}"
+    if name.startswith("source"):
+        return f"{device} . {show_mac(rest[:6])} . {show(rest[8:])}"
+    return f"{device} . {show(rest)}" if rest else device
 
 
 def link_local(mac: bytes) -> bytes:

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pycni.reconcile.backoff import Backoff
@@ -24,6 +24,7 @@ from pycni_bgp.bird.config import config
 from pycni_bgp.bird.control import ask
 from pycni_bgp.engine import Adjacency, BgpError, Plan, Route, Session
 from pycni_bgp.files import write_private
+from pycni_bgp.model import Prefix
 
 log = logging.getLogger("pycni.bgp")
 
@@ -31,6 +32,8 @@ LOOK_S = 1.0
 """Between two looks at a BIRD that is not our child, or has not come up yet."""
 END_S = 5.0
 """How long BIRD may take to end."""
+RTPROT_BIRD = 12
+"""include/uapi/linux/rtnetlink.h."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 LIVED_S = 10.0
 """A BIRD that ran so long was well: the next delay is the first one again."""
@@ -40,6 +43,7 @@ class Bird:
     """An ``Engine``. On one event loop."""
 
     name = "bird"
+    protocol = RTPROT_BIRD
 
     def __init__(
         self, folder: str, *, command: Sequence[str] = ("bird",), backoff: Backoff | None = None
@@ -95,6 +99,20 @@ class Bird:
     async def learned(self) -> Sequence[Route]:
         """All learned routes. Raises BgpError."""
         return await asyncio.to_thread(show.routes, (await ask(self.control, "show route all"))[0])
+
+    def told(self) -> Mapping[bytes, Iterable[str]] | None:
+        """BIRD is not asked: it decides by the filters it was given."""
+        return None
+
+    async def wanted(self) -> Mapping[Prefix, tuple[bytes, ...]] | None:
+        """Of the best paths; BIRD merges equal ones. None with OSPF. Raises BgpError."""
+        if self._plan is None or self._plan.settings.ospf is not None:
+            return None
+        found: dict[Prefix, tuple[bytes, ...]] = {}
+        for item in await self.learned():
+            if item.best:
+                found[item.prefix] = (item.attributes.next_hop,)
+        return found
 
     async def adjacencies(self) -> Sequence[Adjacency]:
         """Neighbours of OSPF of both versions. Raises BgpError."""

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pycni.model.family import FAMILIES, show
 from pycni.reconcile.backoff import Backoff
 from pycni_bgp.engine import LEAST_S, Adjacency, BgpError, Plan, Route, Session
 from pycni_bgp.exabgp.config import config, own_address
-from pycni_bgp.exabgp.kernel import KernelRoutes
+from pycni_bgp.exabgp.kernel import PROTOCOL, KernelRoutes
 from pycni_bgp.exabgp.words import attributes, words
 from pycni_bgp.files import write_private
 from pycni_bgp.model import Learned, Prefix, prefix
@@ -53,6 +53,7 @@ class ExaBgp:
     """An ``Engine``. On one event loop."""
 
     name = "exabgp"
+    protocol = PROTOCOL
 
     def __init__(
         self,
@@ -159,6 +160,16 @@ class ExaBgp:
             Route(item.neighbour, item.prefix, item.attributes, id(item) in best)
             for item in self._learned.values()
         ]
+
+    def told(self) -> Mapping[bytes, Iterable[str]] | None:
+        """What the relay was told last, which remembers it."""
+        return {ipaddress.ip_address(peer).packed: tuple(found) for peer, found in (self._sent or {}).items()}
+
+    async def wanted(self) -> Mapping[Prefix, tuple[bytes, ...]] | None:
+        """As they are given to the kernel. Raises BgpError."""
+        self._need()
+        rib, paths = self._rib, list(self._learned.values())
+        return {} if rib is None else await asyncio.to_thread(lambda: rib.routes(rib.accepted(paths)))
 
     async def adjacencies(self) -> Sequence[Adjacency]:
         """None: there is no OSPF."""

@@ -20,7 +20,7 @@ from pycni.kernel.bpf_map import BpfMap
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.policy.base import Decision, Denied, DropReader, Hits, LocalPod, Packet
 from pycni.policy.ebpf import devices as _devices
-from pycni.policy.ebpf import evaluate, flows
+from pycni.policy.ebpf import evaluate, flows, listing
 from pycni.policy.ebpf.classes import RuleName
 from pycni.policy.ebpf.compile import Maps
 from pycni.policy.ebpf.devices import Device, Filters, Hooks, Links, Place
@@ -364,6 +364,20 @@ class EbpfFastPath:
     def figures(self) -> Mapping[str, float]:
         """See ``base.FastPath``."""
         return {**self.driver.fills(), "pods": len(self._pods), "uplinks": len(self._uplinks)}
+
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        """See ``base.FastPath``. Maps as bpftool(8) lists them; what programs note there themselves is left out."""
+        pods = {
+            (pack_address(address), device.ifindex): pod.mac
+            for pod, device in self._pods.items()
+            for address in pod.addresses
+        }
+        rows = {key: PodRow.unpack(raw) for key, raw in self.driver.maps[flows.PODS].items().items()}
+        there = {(key, row.ifindex): row.mac for key, row in rows.items()}
+        return (
+            listing.lines(self.compiled.tables, pods, self._places),
+            listing.lines(self.driver.read(), there, self._hooks.found()),
+        )
 
     def problems(self) -> Sequence[str]:
         """See ``base.FastPath``."""

@@ -112,6 +112,11 @@ class Programs:
         changed, self._macs = macs != self._macs, macs
         return changed
 
+    def running(self) -> list[str]:
+        """Which of the interfaces it was put on have it now. Raises KernelError."""
+        found = {name: bpf_xdp.device(self._sock, name) for name in self.modes}
+        return [name for name, device in found.items() if device is not None and device.mode]
+
     def problems(self) -> list[str]:
         """Where it does not run, or not look, and why."""
         return [*self._left, *([self._many] if self._many else [])]

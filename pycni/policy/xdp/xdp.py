@@ -173,6 +173,12 @@ class XdpPath:
         """See ``base.FastPath``."""
         return {**self.below.figures(), "xdp interfaces": len(self._programs.modes)}
 
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        """See ``base.FastPath``."""
+        wanted, there = self.below.sides()
+        lines = {name: f"program xdp dev {name}" for name in self._programs.modes}
+        return [*wanted, *lines.values()], [*there, *(lines[name] for name in self._programs.running())]
+
     def problems(self) -> Sequence[str]:
         """See ``base.FastPath``."""
         return [*self.below.problems(), *(f"xdp: {text}" for text in self._programs.problems())]
