@@ -73,10 +73,14 @@ def passes(program: list[tuple[int, int, int, int]], data: bytes) -> bool:
             if k + 2 > len(data):
                 return False
             value = struct.unpack_from("!H", data, k)[0]
+        elif code == 0x30:
+            if k >= len(data):
+                return False
+            value = data[k]
         elif code == 0x80:
             value = len(data)
-        elif code in {0x15, 0x35}:
-            at += yes if (value == k if code == 0x15 else value >= k) else no
+        elif code in {0x15, 0x35, 0x45}:
+            at += yes if {0x15: value == k, 0x35: value >= k, 0x45: bool(value & k)}[code] else no
         else:
             assert code == 0x06
             return k > 0
