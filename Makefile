@@ -1,5 +1,5 @@
 # Two commands matter: `make lab` shows a three-node pod network working, `make test` proves the project.
-.PHONY: setup lab test qemu lint bench bench-check bench-accept clean
+.PHONY: setup lab test qemu vagrant-qemu vagrant-bench lint bench bench-check bench-accept clean
 PY := .venv/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo "sudo --preserve-env=CI")
 
@@ -20,6 +20,13 @@ test: lint
 
 qemu: setup
 	$(ROOT) tools/qemu.sh
+
+# The hosts of vagrant/ emulated, and on a hypervisor; vagrant/README.md has the settings.
+vagrant-qemu: setup
+	$(ROOT) vagrant/qemu.sh
+
+vagrant-bench:
+	cd vagrant && vagrant up && ./cluster.sh up && ./cluster.sh verify && ./cluster.sh bench && ./cluster.sh report report.json
 
 # QUICK=1: fewer rounds and smaller sizes.
 bench: setup

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 APT="ca-certificates make python3 python3-venv python3-nftables nftables iproute2 iptables util-linux procps openssl
  etcd-server etcd-client containerd runc podman containernetworking-plugins iperf3 sockperf
  busybox-static conntrack ethtool user-mode-linux kmod ipvsadm ipset dnsmasq-base python3-bpfcc linux-headers-cloud-amd64
- bird2 frr gobgpd chromium prometheus wireguard-go wireguard-tools python3-cryptography socat zsh fish"
+ bird2 frr gobgpd chromium prometheus wireguard-go wireguard-tools python3-cryptography socat zsh fish
+ shellcheck systemd vagrant vagrant-libvirt"
 
 stamp=.venv/.setup-$( { echo "$APT"; cat pyproject.toml tools/setup.sh; } | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0

@@ -1,5 +1,5 @@
 #!/bin/sh
-# cluster.sh up | verify | bench | report FILE: what is done with hosts that are there, all together, one script of provision/ at a
+# cluster.sh up | verify | backend NAME | bench | report FILE: what is done with hosts that are there, all together, one script of provision/ at a
 # time on each. PYCNI_ON is the program that runs a command on a host, `PYCNI_ON HOST COMMAND...`; without it Vagrant's.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,6 +8,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 if [ -z "${PYCNI_HOSTS:-}" ]; then
   settings=$(ruby "$here/settings.rb" check)
   PYCNI_HOSTS=$(printf '%s\n' "$settings" | sed -n 's/^PYCNI_HOSTS=//p')
+fi
+if [ "${PYCNI_KUBERNETES:-0}" = 1 ]; then
+  echo "cluster.sh: PYCNI_KUBERNETES=1: pods, Services and policies are kubectl's business there" >&2
+  exit 2
 fi
 nodes=$(for host in $PYCNI_HOSTS; do echo "${host%%=*}"; done | grep -vx router)
 first=$(echo "$nodes" | head -n 1)
@@ -42,13 +46,17 @@ verify() {
   return $failed
 }
 
-# Backends are changed as users change them: in etcd, under running pods.
+# backend NAME: changed as users change it: in etcd, under running pods.
+backend() {
+  on "$first" netconf "$1"
+  each settled "$1"
+  each pods
+}
+
 bench() {
-  for backend in ${PYCNI_BENCH_BACKENDS:-vxlan host-gw wireguard}; do
-    on "$first" netconf "$backend"
-    each settled "$backend"
-    each pods >/dev/null
-    on "$first" bench "$backend" "${PYCNI_BENCH_SECONDS:-3}" "${PYCNI_BENCH_ROUNDS:-5}"
+  for name in ${PYCNI_BENCH_BACKENDS:-vxlan host-gw wireguard}; do
+    backend "$name" >/dev/null
+    on "$first" bench "$name" "${PYCNI_BENCH_SECONDS:-3}" "${PYCNI_BENCH_ROUNDS:-5}"
   done
 }
 
@@ -60,6 +68,7 @@ report() {
 case ${1:-} in
   up) up ;;
   verify) verify ;;
+  backend) backend "$2" ;;
   bench) bench ;;
   report) report "$2" ;;
   *) sed -n '2,3s/^# //p' "$0" >&2; exit 2 ;;

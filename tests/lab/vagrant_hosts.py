@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).parents[2]
 PROVISION = ROOT / "vagrant/provision"
@@ -62,7 +63,7 @@ class Hosts:
         }
         self._holders: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> Self:
         try:
             self._make()
         except BaseException:

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,12 @@ def boot(folder: Path, module: str, *, modules: str, timeout_s: float) -> Any:
     )
     init.chmod(0o755)
     initial = folder / "initial.gz"
-    initial.write_bytes(gzip.compress(_initial(root / "lib/modules" / version, init), 1))
-    with _files(folder) as socket:
+    initial.write_bytes(
+        gzip.compress(
+            archive(root / "lib/modules" / version, FIRST.format(drivers=" ".join(DRIVERS), init=init)), 1
+        )
+    )
+    with files(folder) as socket:
         words = [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY),
             *("-kernel", f"{root}/boot/vmlinuz-{version}", "-initrd", str(initial)),
@@ -96,7 +100,7 @@ def boot(folder: Path, module: str, *, modules: str, timeout_s: float) -> Any:
 
 
 @contextlib.contextmanager
-def _files(folder: Path) -> Iterator[Path]:
+def files(folder: Path) -> Iterator[Path]:
     """The host's files behind a socket."""
     socket = folder / "files.sock"
     words = [
@@ -123,23 +127,32 @@ def _files(folder: Path) -> Iterator[Path]:
         process.wait()
 
 
-def _initial(modules: Path, init: Path) -> bytes:
-    """An initial file system: a cpio archive in the format "newc" (kernel: driver-api/early-userspace/buffer-format)."""
+def archive(
+    modules: Path,
+    first: str,
+    drivers: Sequence[str] = DRIVERS,
+    folders: Sequence[str] = (),
+    more: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """An initial file system: a cpio archive in the format "newc" (kernel: driver-api/early-userspace/buffer-format).
+
+    ``first`` is its first program, ``drivers`` the modules it has, ``more`` other files by name.
+    """
     entries: list[tuple[str, int, bytes]] = [
-        (name, 0o040755, b"") for name in ("bin", "modules", "root", "dev")
+        (name, 0o040755, b"") for name in ("bin", "modules", "root", "dev", *folders)
     ]
     entries.append(("bin/busybox", 0o100755, BUSYBOX.read_bytes()))
-    for name in DRIVERS:
+    for name in drivers:
         [path] = modules.glob(f"kernel/**/{name}.ko")
         entries.append((f"modules/{name}.ko", 0o100644, path.read_bytes()))
-    first = FIRST.format(drivers=" ".join(DRIVERS), init=init)
+    entries += [(name, 0o100644, content) for name, content in (more or {}).items()]
     entries += [("init", 0o100755, first.encode()), ("TRAILER!!!", 0, b"")]
-    archive = b""
+    whole = b""
     for number, (name, mode, content) in enumerate(entries, 1):
         fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-        archive += head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
-    return archive
+        whole += head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+    return whole
 
 
 def uptime() -> str:

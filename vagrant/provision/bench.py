@@ -1,6 +1,7 @@
 """What a packet pays between pods of two hosts: streams (iperf3) and round trips (sockperf), beside node to node.
 
-``bench.py BACKEND SECONDS ROUNDS`` prints a row per figure and puts them into ``report.json``. Node and pod take turns; the ratio is the median of the rounds' ratios (``bench/README.md`` says how to read such figures).
+``bench.py BACKEND SECONDS ROUNDS`` prints a row per figure and puts them into ``report.json``. Node and pod take turns;
+the ratio is the median of the rounds' ratios (``bench/README.md`` says how to read such figures).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ if [ "$PYCNI_HOST" = router ]; then
 else
   packages="$packages ca-certificates python3 python3-venv python3-nftables nftables iptables ipset ipvsadm conntrack
     ethtool etcd-client iperf3 sockperf"
-  ! members | grep -qx "$PYCNI_HOST" || packages="$packages etcd-server"
+  [ "$PYCNI_KUBERNETES" = 1 ] || ! members | grep -qx "$PYCNI_HOST" || packages="$packages etcd-server"
   [ "$PYCNI_BGP" != bird ] || packages="$packages bird2"
   [ "$PYCNI_BACKEND" != wireguard ] || packages="$packages wireguard-tools"
   # Kernel headers are for the kernel that runs.

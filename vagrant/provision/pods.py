@@ -1,8 +1,9 @@
-"""Pods of one host without Kubernetes: namespaces with a network by the CNI plugin, servers in them, objects about them.
+"""Pods of one host without Kubernetes: namespaces with a network by the CNI plugin, servers in them, their objects.
 
-Life: ``add`` makes what is missing and remembers it in ``pods.json``; ``serve`` (a service of the host) opens the servers and
-then writes the host's page of the address book, ``/pycni-hosts/<host>`` in etcd; ``objects`` makes manifests for this host's
-agent of all hosts' pages. ``verify.py`` and ``bench.py`` read the same book. Settings come by ``lib.sh``'s variables.
+Life: ``add`` makes what is missing and remembers it in ``pods.json``; ``serve`` (a service of the host) opens the
+servers and then writes the host's page of the address book, ``/pycni-hosts/<host>`` in etcd; ``objects`` makes
+manifests for this host's agent of all hosts' pages. ``verify.py`` and ``bench.py`` read the same book. Settings come
+by ``lib.sh``'s variables.
 """
 
 from __future__ import annotations
@@ -172,8 +173,7 @@ def add() -> None:
             kept.append(pod)
         else:
             remove(pod)
-    for name in wanted.keys() - {pod.name for pod in kept}:
-        kept.append(make(name, wanted[name]))
+    kept += [make(name, wanted[name]) for name in wanted.keys() - {pod.name for pod in kept}]
     pods = tuple(sorted(kept, key=lambda pod: pod.name))
     PODS.write_bytes(msgspec.json.encode(pods))
     for pod in pods:
@@ -269,18 +269,17 @@ def _measuring(pods: tuple[Pod, ...]) -> Iterator[None]:
     first = next((pod for pod in pods if not pod.closed), None)
     if first is not None:
         places.append((first.name, {Family.V6 if ":" in ip else Family.V4: ip for ip in first.ips}))
-    running = []
-    for name, addresses in places:
-        prefix = ["ip", "netns", "exec", namespace(name)] if name else []
-        address = next(iter(addresses.values()))
+    running = [
+        subprocess.Popen([*prefix, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name, addresses in places
+        for prefix in ([["ip", "netns", "exec", namespace(name)] if name else []])
+        for address in [next(iter(addresses.values()))]
         for words in (
             ["iperf3", "-s", "-B", address],
             ["sockperf", "server", "--tcp", "-i", address, "-p", "5202"],
-        ):
-            if shutil.which(words[0]):
-                running.append(
-                    subprocess.Popen([*prefix, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                )
+        )
+        if shutil.which(words[0])
+    ]
     try:
         yield
     finally:

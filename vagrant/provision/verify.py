@@ -1,16 +1,21 @@
-"""What works from one host: its node and pods with all others, Services, policies. Prints a table; exits with 1 if anything fails.
+"""What works from one host: its node and pods with all others, Services, policies, by real packets.
 
-Life: the address book says who is where (``pods.py``); checks start here, with real packets, and are answered by the servers of
-every host. The outcome also goes to ``verify.json``, from where it is collected.
+Life: the address book says who is where (``pods.py``); checks start here and are answered by the servers of every host.
+A row for each is printed, and written to ``verify.json``, from where it is collected. Exits with 1 if anything fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 from pods import (
@@ -20,7 +25,6 @@ from pods import (
     SERVICE,
     STATE,
     Page,
-    Pod,
     book,
     families,
     host,
@@ -32,7 +36,6 @@ from pods import (
     underlay,
 )
 
-from pycni.errors import PycniError
 from pycni.kernel import netns as kernel_netns
 from pycni.lab.matrix import Matrix, plan
 from pycni.lab.probe import Prober
@@ -40,8 +43,12 @@ from pycni.lab.report import grid, verdict
 from pycni.lab.stations import Host, Inside
 from pycni.model.family import Family
 
-PATIENCE_S, DENIED_S = 60.0, 3.0
+PATIENCE_S = 90.0
+ANSWER_S, DENIED_S = 10.0, 3.0
+"""Seconds an answer may take; seconds of silence that mean no."""
 PROBE_S = 15.0
+BATCH = 8
+"""Connections at once."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,26 +121,35 @@ def _family(ip: str) -> Family:
     return Family.V6 if ":" in ip else Family.V4
 
 
-def ask(inside: Inside, place: str, address: str, port: int, timeout: float) -> str:
-    """Who answers: the pod's name; "" when nobody does in time."""
+class Question(NamedTuple):
+    """A connection to try: from a namespace of this host ("": the node) to an address and port."""
 
-    def connect() -> str:
-        with socket.create_connection((address, port), timeout=timeout) as sock:
-            return sock.makefile().readline().split(" ")[0].strip()
-
-    with contextlib.suppress(OSError, PycniError):
-        return inside(kernel_netns.path(place) if place else "", connect)
-    return ""
+    place: str
+    address: str
+    port: int
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether it comes true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+def ask(inside: Inside, questions: Sequence[Question], seconds: float) -> list[str]:
+    """Who answers each, all asked at once: the pod's name, "" where nobody does in time."""
+    with contextlib.ExitStack() as stack:
+        poll = stack.enter_context(selectors.DefaultSelector())
+        answers = [""] * len(questions)
+        for number, question in enumerate(questions):
+            family = socket.AF_INET6 if ":" in question.address else socket.AF_INET
+            path = kernel_netns.path(question.place) if question.place else ""
+            sock = stack.enter_context(inside(path, partial(socket.socket, family, socket.SOCK_STREAM)))
+            sock.setblocking(False)
+            if sock.connect_ex((question.address, question.port)) in {0, errno.EINPROGRESS}:
+                poll.register(sock, selectors.EVENT_READ, number)
+        deadline = time.monotonic() + seconds
+        while poll.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in poll.select(left):
+                assert isinstance(key.fileobj, socket.socket)
+                with contextlib.suppress(OSError):  # refused or reset: no answer
+                    # A line is far smaller than a segment.
+                    answers[key.data] = key.fileobj.recv(4096).decode().partition(" ")[0]
+                poll.unregister(key.fileobj)
+        return answers
 
 
 def _services(pages: dict[str, Page], inside: Inside) -> Iterator[Row]:
@@ -141,52 +157,53 @@ def _services(pages: dict[str, Page], inside: Inside) -> Iterator[Row]:
     wanted = {pod.name for page in pages.values() for pod in page.pods if not pod.closed}
     mine = [pod for pod in load() if not pod.closed]
     some = next((name for name in pages if name != host()), host())
-    places = [("pod", namespace(mine[0].name))] if mine else []
     ways = {
         "ClusterIP": [(SERVICE[family], 80) for family in families()],
         "external IP": [(EXTERNAL[family], 80) for family in families()],
         "node port": [(address, NODE_PORT) for address in underlay()[some].values()],
     }
     for label, targets in ways.items():
-        for kind, place in [*places, ("node", "")]:
-            seen: dict[str, int] = {}
+        for kind, place in (("pod", namespace(mine[0].name)), ("node", "")):
+            counts: Counter[str] = Counter()
+            missing = set()
             for address, port in targets:
-                found: set[str] = set()
+                seen = _all_of(wanted, inside, Question(place, address, port))
+                counts += seen
+                missing |= {f"{name} by {address}" for name in wanted - seen.keys()}
+            detail = " ".join(f"{name}:{count}" for name, count in sorted(counts.items()))
+            lack = "".join(f"; MISSING {item}" for item in sorted(missing))
+            yield Row(host=host(), check=f"{label} from {kind}", ok=not missing, detail=detail + lack)
 
-                def all_seen(address: str = address, port: int = port, found: set[str] = found) -> bool:
-                    name = ask(inside, place, address, port, 5.0)
-                    if name:
-                        found.add(name)
-                        seen[name] = seen.get(name, 0) + 1
-                    return found == wanted
 
-                ok = within(PATIENCE_S, all_seen)
-                if not ok:
-                    break
-            counts = " ".join(f"{name}:{count}" for name, count in sorted(seen.items()))
-            yield Row(host=host(), check=f"{label} from {kind}", ok=ok, detail=counts or "no answer")
+def _all_of(wanted: set[str], inside: Inside, question: Question) -> Counter[str]:
+    """Who answered how often, until everybody has or patience ends."""
+    seen: Counter[str] = Counter()
+    deadline = time.monotonic() + PATIENCE_S
+    while not wanted <= seen.keys() and time.monotonic() < deadline:
+        seen += Counter(filter(None, ask(inside, [question] * BATCH, ANSWER_S)))
+    return seen
 
 
 def _policies(pages: dict[str, Page], inside: Inside) -> Row:
     """Closed pods answer those in front and nobody else, wherever they are."""
-    wrong, allowed, denied = [], 0, 0
-    mine: list[Pod] = [pod for pod in load() if not pod.closed]
-    targets = [pod for page in pages.values() for pod in page.pods if pod.closed]
-    for pod in mine:
-        for target in targets:
-            for ip in target.ips:
-                place = namespace(pod.name)
-                if pod.labels["role"] == "front":
-                    ok = within(
-                        PATIENCE_S, lambda p=place, i=ip, t=target: ask(inside, p, i, PORT, 5.0) == t.name
-                    )
-                    allowed += ok
-                else:
-                    ok = within(PATIENCE_S, lambda p=place, i=ip: not ask(inside, p, i, PORT, DENIED_S))
-                    denied += ok
-                if not ok:
-                    wrong.append(f"{pod.name} -> {target.name} {ip}")
-    detail = f"{allowed} connections allowed, {denied} denied" + "".join(f"; WRONG {item}" for item in wrong)
+    expected = {
+        Question(namespace(pod.name), ip, PORT): target.name if pod.labels["role"] == "front" else ""
+        for pod in load()
+        if not pod.closed
+        for page in pages.values()
+        for target in page.pods
+        if target.closed
+        for ip in target.ips
+    }
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answers = dict(zip(expected, ask(inside, list(expected), DENIED_S), strict=True))
+        wrong = [question for question, answer in answers.items() if answer != expected[question]]
+        if not wrong or time.monotonic() > deadline:
+            break
+    allowed = sum(map(bool, expected.values()))
+    detail = f"{allowed} connections allowed, {len(expected) - allowed} denied"
+    detail += "".join(f"; WRONG {item.place} -> {item.address}" for item in wrong)
     return Row(host=host(), check="policies", ok=not wrong and bool(allowed), detail=detail)
 
 
