@@ -62,10 +62,11 @@ class Deep:
         self._interfaces: dict[tuple[str, int], str] = {}
         try:
             for space, enter in spaces.items():
-                if space == NODE or enter(nfttrace.tables):
-                    self._askers[space] = enter(ConnectionAsker)
-                    if marks:
-                        self._trace(space, enter, order.token, marks)
+                ruled = bool(enter(nfttrace.tables))
+                if ruled and marks:
+                    self._trace(space, enter, order.token, marks)
+                if ruled or space == NODE:
+                    self._ask(space, enter)
             if drops:
                 self._hear(order.token, drops)
         except BaseException:
@@ -122,6 +123,12 @@ class Deep:
             self._rules[space] = enter(lambda: RuleTrace(list(marks), token))
         except KernelError as error:
             self._limit(space, f"rules are not told: {error}")
+
+    def _ask(self, space: str, enter: Enter) -> None:
+        try:
+            self._askers[space] = enter(ConnectionAsker)
+        except (OSError, KernelError) as error:
+            self._limit(space, f"connections are not told: {error}")
 
     def _hear(self, token: int, drops: Sequence[Spot]) -> None:
         numbers = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from types import TracebackType
@@ -22,6 +23,8 @@ from pycni.trace.model import UDP, Flow
 from pycni.tracing.deep import Deep
 from pycni.tracing.eyes import Launched, Order, Report
 
+WAITING = 64
+"""Sockets that wait for answers nobody reads."""
 LIVE_ROOM = 16 << 20
 """Bytes of each packet socket while live traffic is watched: it comes in bigger pieces, and more of it."""
 
@@ -65,7 +68,8 @@ class LocalNode:
 
     def send(self, space: str, flow: Flow, token: int, size: int = 0) -> Launched:
         """See ``eyes.NodeEyes``."""
-        with self._spaces[space](lambda: _socket(flow)) as sock:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(self._spaces[space](lambda: _socket(flow)))
             if size:
                 _whole(sock, flow)
             data = probe(flow, token, size)
@@ -76,7 +80,36 @@ class LocalNode:
                 sock.sendto(data, (str(ip_address(flow.destination)), to))
             except OSError as error:  # there is no way, or rules of the sender's own namespace
                 return Launched(flow=flow, refused=f"the kernel does not let it out: {error.strerror}")
+            if flow.protocol == UDP:
+                stack.pop_all()
+                _WAITING.keep(flow, sock)
         return Launched(flow=flow)
+
+
+class _Waiting:
+    """Sockets of UDP probes, open until their watch ends: an answer to a closed one would be told to be unwanted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[Flow, socket.socket] = {}
+
+    def keep(self, flow: Flow, sock: socket.socket) -> None:
+        """Keep it; of too many the oldest goes."""
+        with self._lock:
+            self._open[flow] = sock
+            while len(self._open) > WAITING:
+                self._open.pop(next(iter(self._open))).close()
+
+    def close(self, flows: Sequence[Flow]) -> None:
+        """Close those of some probes."""
+        with self._lock:
+            for flow in flows:
+                sock = self._open.pop(flow, None)
+                if sock is not None:
+                    sock.close()
+
+
+_WAITING = _Waiting()
 
 
 class LocalWatching:
@@ -126,6 +159,7 @@ class LocalWatching:
     def close(self) -> None:
         """See ``eyes.Watching``."""
         self._capture.close()
+        _WAITING.close((self._order.flow, *self._order.more))
         if self._deep is not None:
             self._deep.close()
 

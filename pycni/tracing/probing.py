@@ -33,7 +33,7 @@ PATIENCE_S = 1.0
 """How long an answer may take."""
 QUIET_S = 0.05
 """For frames that are still under way when the answer is there, and for errors about the answer."""
-DOOMED_S = 0.25
+DOOMED_S = 0.5
 """For an answer after all, when some kernel has dropped a packet of the probe's: it may have been a copy."""
 PORTS = range(33000, 60000)
 FRAMES = 10000
