@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +14,7 @@ from pycni.agent.trace_watch import Places, Running
 from pycni.kernel import spacestate
 from pycni.kernel.capture import Enter
 from pycni.lab import netns
-from pycni.model.space import NODE, SpaceState
+from pycni.model.space import SpaceState
 from pycni.trace.model import Flow
 from pycni.tracing.eyes import Launched, Order
 from pycni.tracing.local import LocalNode
@@ -29,8 +28,7 @@ def space_states(namespaces: Mapping[str, str]) -> dict[str, SpaceState]:
     """The states of namespaces, by space. Raises KernelError."""
     found = {}
     for space, name in namespaces.items():
-        own = space == NODE
-        found[space] = netns.inside(name, partial(spacestate.read, firewall=own))
+        found[space] = netns.inside(name, spacestate.read)
     return found
 
 

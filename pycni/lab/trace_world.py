@@ -30,7 +30,7 @@ from pycni.model.service import NodeFacts
 from pycni.model.space import NODE, NodePart, PodPlace, SpaceState
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.join import join
-from pycni.trace.wanted import WantedPod, Where, fabric, node_space, own_lease, pod_space
+from pycni.trace.wanted import WantedPod, Where, fabric, membership, node_space, own_lease, pod_space
 from pycni.tracing.eyes import Gathered
 from pycni.wire.lease import decode_lease
 from pycni.wire.netconf import decode_netconf
@@ -63,7 +63,7 @@ def gather(lab: Lab) -> Gathered:
 
     def part(node: LabNode) -> NodePart:
         mine = [pod for pod in pods if pod.node == node.name]
-        return _part(node, mine, shared, alive=lab.agent(node.name) is not None)
+        return _part(node, mine, shared, spec, alive=lab.agent(node.name) is not None)
 
     with ThreadPoolExecutor(max(len(nodes), 1)) as pool:
         parts = list(pool.map(part, nodes))
@@ -71,7 +71,9 @@ def gather(lab: Lab) -> Gathered:
     return Gathered(join(parts), LabObjects(Cluster(lab).objects()), terms, trouble)
 
 
-def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, *, alive: bool) -> NodePart:
+def _part(
+    node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, spec: LabSpec, *, alive: bool
+) -> NodePart:
     where = Where(node.name, netns.UPLINK, tuple(item.ip.packed for item in node.addresses.values()))
     actual = node.driver.call(node.name, space_states, namespaces(node, pods))
     mine = [(_wanted_pod(pod), pod) for pod in pods if pod.network == "cluster"]
@@ -81,10 +83,18 @@ def _part(node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, *, ali
         underlay=where.underlay,
         backend=shared.conf.backend.type if shared is not None else "",
         actual=actual,
-        wanted=_wanted(where, actual, [want for want, _ in mine], shared) if shared is not None else {},
+        wanted=_wanted(where, actual, [want for want, _ in mine], shared, bridged=_bridged(spec))
+        if shared is not None
+        else {},
         pods=tuple(_place(pod) for pod in pods if pod.network == "cluster"),
         agent="" if alive else "the agent is not running: nobody repairs what is damaged",
+        lease=membership(shared.leases, where.addresses) if shared is not None else "",
     )
+
+
+def _bridged(spec: LabSpec) -> bool:
+    """Whether rules of nftables have to see what bridges hand on."""
+    return spec.policy == "nftables" or spec.proxy in {"nftables", "ipvs"}
 
 
 def namespaces(node: LabNode, pods: Iterable[PodRecord]) -> dict[str, str]:
@@ -103,11 +113,16 @@ def pod_key(pod: PodRecord) -> str:
 
 
 def _wanted(
-    where: Where, actual: Mapping[str, SpaceState], pods: Sequence[WantedPod], shared: _Etcd
+    where: Where,
+    actual: Mapping[str, SpaceState],
+    pods: Sequence[WantedPod],
+    shared: _Etcd,
+    *,
+    bridged: bool,
 ) -> dict[str, SpaceState]:
     networks = [net for family in shared.conf.families if (net := shared.conf.of(family)) is not None]
     want = fabric(shared.conf, shared.leases, where, actual[NODE])
-    found = {NODE: node_space(actual[NODE], want, pods, networks)}
+    found = {NODE: node_space(actual[NODE], want, pods, networks, bridged=bridged)}
     for pod in pods:
         if pod.space in actual:
             found[pod.space] = pod_space(actual[pod.space], pod)

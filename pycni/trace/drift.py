@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from pycni.model.family import show
 from pycni.model.space import World
+from pycni.trace.match import Matched
 from pycni.trace.model import TCP, UDP, Fault, Flow, Hop
-from pycni.trace.suspects import Suspect, translators
+from pycni.trace.suspects import SURE, Suspect, translators
 
 _TURNS = frozenset({"service", "masquerade"})
 
@@ -83,6 +84,20 @@ def _by_others(world: World, hops: Sequence[Hop], span: tuple[int, int], found: 
         kind=best.fault.kind, node=best.fault.node, space=best.fault.space, component=best.fault.component,
         interface=best.fault.interface, hop=index, cause=f"{found}: {best.fault.cause}", command=best.fault.command,
     )  # fmt: skip
+
+
+def elsewhere(world: World, there: Matched) -> Fault | None:
+    """Rules of others that have sent a packet where it should not go, although it is answered."""
+    if there.lost is None:
+        return None
+    good = max((at for at, hop in enumerate(there.hops[: there.lost]) if hop.sight is not None), default=-1)
+    hop = there.hops[there.lost]
+    likely = [item for item in translators(world, there.hops) if good < item.before <= there.lost]
+    if not any(item.weight == SURE for item in likely):
+        return None
+    return _by_others(
+        world, there.hops, (good, there.lost), f"it does not come to {hop.interface} of {hop.node}"
+    )
 
 
 def damaged(hops: Sequence[Hop]) -> Fault | None:

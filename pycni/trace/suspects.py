@@ -142,7 +142,7 @@ def _fault(passage: Passage, kind: str, cause: str, command: str) -> Fault:
         node=passage.node,
         space=passage.space,
         component="firewall",
-        interface=passage.iif or passage.oif,
+        interface=passage.oif or passage.iif,
         cause=cause,
         command=command,
     )

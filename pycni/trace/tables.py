@@ -21,7 +21,7 @@ from pycni.trace.ways import Path
 
 MEANT = frozenset({"policy-denied", "service-without-endpoints", "nobody-listens", "endpoint-dead"})
 """Kinds that follow from the cluster's objects and programs, not from damage."""
-CERTAIN = frozenset({"address-duplicate", "proxy-arp", "lease-expired"})
+CERTAIN = frozenset({"address-duplicate", "proxy-arp", "lease-expired", "policy-not-enforced"})
 """Kinds that are wrong although a packet may get through."""
 ELSEWHERE = frozenset({"another-way", "asymmetric-return", "gateway-wrong", "route-missing"})
 """Kinds of packets that get through by another way than wanted."""
@@ -61,6 +61,7 @@ COMMANDS = {
     "address-unusable": "ip addr show",
     "proxy-arp": "sysctl -a --pattern proxy_arp",
     "endpoint-dead": "ss -ltun",
+    "policy-not-enforced": "pycnictl policy explain {source} {destination} {port}",
     "policy-denied": "pycnictl policy explain {source} {destination} {port}",
     "service-without-endpoints": "pycnictl services",
     "nobody-listens": "ss -ltun",
@@ -82,9 +83,8 @@ Verdict = tuple[Fault | None, tuple[Fault, ...]]
 
 def judge(world: World, walks: Walks) -> Verdict:
     """The fault that stops the packet, if one does, and what else is not as it should be on its way."""
-    found = _stopped(walks.actual, walks.actual_back)
-    if found is None:
-        found = _doubtful(walks) or _elsewhere(walks)
+    stopped = _stopped(walks.actual, walks.actual_back)
+    found = _doubtful(walks) or stopped or _unenforced(world, walks) or _elsewhere(walks)
     found = _misled(walks, _unrouted(walks, found))
     found = _without_lease(world, walks, found)
     others = [item for item in _suspicions(world, walks) if found is None or item.kind != found.kind]
@@ -129,9 +129,26 @@ def _doubtful(walks: Walks) -> Fault | None:
     """A hop that is wrong although the packet goes on."""
     hops = (*walks.actual.hops, *(walks.actual_back.hops if walks.actual_back is not None else ()))
     for index, hop in enumerate(hops):
-        if hop.kind:
+        if hop.kind and hop.action not in {"dropped", "refused"}:
             return fault(hop, hop.reason, index)
     return None
+
+
+def _unenforced(world: World, walks: Walks) -> Fault | None:
+    """A policy denies what nobody stops, as its rules are not asked."""
+    last = walks.wanted.hops[-1]
+    if last.kind != "policy-denied" or not walks.actual.arrived:
+        return None
+    part = world.nodes.get(last.node)
+    family = "iptables" if len(last.flow.source) == 4 else "ip6tables"
+    name = f"net.bridge.bridge-nf-call-{family}"
+    state = part.actual.get(last.space) if part is not None else None
+    off = state is not None and state.sysctls.get(name, "1") == "0"
+    why = f": {name} is 0, rules do not see what a bridge hands on" if off else ""
+    cause = f"{last.detail}, and nobody stops it{why}"
+    index = min(len(walks.wanted.hops), len(walks.actual.hops)) - 1
+    at = fault(msgspec.structs.replace(last, kind="policy-not-enforced"), cause, index)
+    return msgspec.structs.replace(at, command=f"sysctl {name}" if off else at.command)
 
 
 def _elsewhere(walks: Walks) -> Fault | None:
@@ -230,10 +247,14 @@ def _without_lease(world: World, walks: Walks, found: Fault | None) -> Fault | N
     part = world.nodes[gone[0]]
     index = found.hop if found is not None else parting(walks.wanted.hops, walks.actual.hops)
     effect = found.cause if found is not None else "routes to it may go at any time"
-    where = hops[index] if index is not None and 0 <= index < len(hops) else hops[0]
+    if index is None or not 0 <= index < len(hops):
+        index = len(walks.actual.hops) - 1
+    where = hops[index]
+    if found is None and not walks.actual.arrived:
+        effect = f"{brief(where)}"
     return Fault(
         kind="lease-expired", node=gone[0], component="lease", interface=where.interface,
-        hop=-1 if index is None else index, cause=f"{gone[0]}: {part.lease}; {effect}",
+        hop=index, cause=f"{gone[0]}: {part.lease}; {effect}",
         command="pycnictl status",
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ def _got_through(world: World, found: Verdict, there: Matched, back: Matched | N
     if reply in {"reset", "error"}:
         return found if fault is not None else _refused(world, found, there, back, reply)
     if fault is None:
-        return found
+        return drift.elsewhere(world, there), others
     if fault.kind == "policy-denied" and reply == "answer":
         cause = f"{fault.cause.partition(': ')[2] or fault.cause}: and yet an answer came back"
         return msgspec.structs.replace(fault, kind="policy-not-enforced", cause=cause), others
@@ -108,6 +108,11 @@ def _refused(world: World, found: Verdict, there: Matched, back: Matched | None,
     accused = _accused(world, there.hops, shown[-1] if shown else -1, index, answer=False)
     if accused:
         return msgspec.structs.replace(accused[0], hop=index, cause=f"{cause}: {accused[0].cause}"), found[1]
+    for place in range(index, shown[-1] if shown else 0, -1):
+        turn = there.hops[place]
+        if (turn.component, turn.action) == ("service", "translated"):
+            what = f"{turn.detail} should be translated to {show(turn.flow.destination)} here, and {cause}"
+            return fault(msgspec.structs.replace(turn, kind="service-not-translated"), what, place), found[1]
     return fault(msgspec.structs.replace(hop, kind="refused"), cause, index), found[1]
 
 

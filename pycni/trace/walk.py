@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import msgspec
 
 from pycni.model.family import show, show_mac
-from pycni.model.space import NODE, LinkState, RouteState, SpaceState, World
+from pycni.model.space import NODE, LinkState, RouteState, World
 from pycni.trace import lookup, nearby, obstacles, overlay
 from pycni.trace.lookup import Query, Station
-from pycni.trace.model import Flow, Hop
+from pycni.trace.model import Flow
 from pycni.trace.nearby import Place
-from pycni.trace.obstacles import Obstacle
 from pycni.trace.overlay import Aim, Lost
+from pycni.trace.steps import Steps
 from pycni.trace.ways import Nat, Path, Ways
 
 LONGEST = 64
@@ -43,16 +43,13 @@ def answer(world: World, ways: Ways, there: Path) -> Path:
     return walker.path
 
 
-class _Walker:
+class _Walker(Steps):
     """One packet. ``nats`` non-empty or ``awaited``: it is an answer."""
 
     def __init__(self, world: World, ways: Ways, flow: Flow, nats: Sequence[Nat]) -> None:
-        self._world, self._ways, self._flow = world, ways, flow
+        super().__init__(world, flow)
+        self._ways = ways
         self._earlier, self._nats = tuple(nats), list[Nat]()
-        self._hops: list[Hop] = []
-        self._overhead = 0
-        self._outer: Flow | None = None
-        self._node = self._space = ""
         self.awaited: Flow | None = None
         self._masquerade = False
         self._served = ""
@@ -118,14 +115,6 @@ class _Walker:
         if self._judged():
             return
         self._out(found)
-
-    def _stopped(
-        self, component: str, device: str, obstacle: Obstacle | None, action: str = "dropped"
-    ) -> bool:
-        if obstacle is not None:
-            detail, reason = obstacle.detail, obstacle.reason
-            self._hop(component, action, device, detail=detail, reason=reason, kind=obstacle.kind)
-        return obstacle is not None
 
     def _lost_by(self, found: RouteState | None) -> bool:
         """Whether routing ends it."""
@@ -199,11 +188,6 @@ class _Walker:
             if nat.node == self._node and nat.after.back == self._flow:
                 self._flow = nat.before.back
                 self._hop("service", "translated", detail="back", reason="connection tracking knows it")
-
-    def _seen_by_ip(self, state: SpaceState) -> bool:
-        """Whether bridged packets pass the hooks of IP (br_netfilter)."""
-        name = "iptables" if len(self._flow.source) == 4 else "ip6tables"
-        return state.sysctls.get(f"net.bridge.bridge-nf-call-{name}", "0") == "1"
 
     def _judged(self) -> bool:
         """Policies of this node; whether they end it."""
@@ -320,11 +304,6 @@ class _Walker:
             self._arrive("interface", far.device)
         self._receive(station, came)
 
-    def _arrive(self, component: str, device: str, *, optional: bool = False) -> None:
-        """At a device of the namespace it is in now."""
-        link = self._state().links.get(device)
-        self._hop(component, "received", device, mtu=link.mtu if link is not None else 0, optional=optional)
-
     def _bridged(self, link: LinkState, far: Station | None, station: Station) -> bool:
         """Over the ports of a bridge of the node; whether the packet ends there."""
         self._space = NODE
@@ -339,17 +318,32 @@ class _Walker:
             obstacle = obstacles.port(leave, came_by, leave, bridge) if leave is not None else None
             if leave is not None and self._stopped("bridge", leave.name, obstacle):
                 return True
-        for port, action in ((enter, "received"), (leave, "forwarded")):
-            if port is None:
-                continue
-            if self._stopped("bridge", port.name, obstacles.port(port, enter, leave, bridge)):
+        if enter is not None and self._port(enter, "received", (enter, leave), bridge):
+            return True
+        judged = station.space != NODE and enter is not None and self._seen_by_ip(state)
+        if judged:
+            # A port that takes nothing is out of the question before IP's hooks are asked (should_deliver).
+            if leave is not None and self._stopped(
+                "bridge", leave.name, obstacles.port(leave, enter, leave, bridge)
+            ):
                 return True
-            self._hop("bridge", action, port.name, detail=f"port of {bridge}", mtu=port.mtu)
-        if station.space == NODE or enter is None or not self._seen_by_ip(state):
+            self._restore()
+            if self._judged():
+                return True
+        if leave is not None and self._port(leave, "forwarded", (enter, leave), bridge):
+            return True
+        if not judged:
             self._entered = (self._node, bridge, enter.name) if enter is not None else ("", "", "")
-            return False
-        self._restore()
-        return self._judged()
+        return False
+
+    def _port(
+        self, port: LinkState, action: str, both: tuple[LinkState | None, LinkState | None], bridge: str
+    ) -> bool:
+        """By a port of a bridge; whether the packet ends there. ``both``: ports it enters and leaves by."""
+        if self._stopped("bridge", port.name, obstacles.port(port, *both, bridge)):
+            return True
+        self._hop("bridge", action, port.name, detail=f"port of {bridge}", mtu=port.mtu)
+        return False
 
     def _tunnel(self, link: LinkState, found: RouteState) -> None:
         """Inside another packet to a node."""
@@ -407,46 +401,3 @@ class _Walker:
         if around is None:
             return True
         return not self._stopped("underlay", device, obstacles.reverse_path(state, device, around))
-
-    def _lose(self, lost: Lost, interface: str = "") -> None:
-        interface = interface or lost.interface
-        self._hop(
-            lost.component, "dropped", interface, detail=lost.detail, reason=lost.reason, kind=lost.kind
-        )
-
-    # --- notes ----------------------------------------------------------------------------------------------
-
-    def _state(self) -> SpaceState:
-        part = self._world.nodes.get(self._node)
-        found = part.actual.get(self._space) if part is not None else None
-        return found if found is not None else SpaceState()
-
-    def _hop(
-        self,
-        component: str,
-        action: str,
-        interface: str = "",
-        *,
-        detail: str = "",
-        reason: str = "",
-        mtu: int = 0,
-        kind: str = "",
-        optional: bool = False,
-    ) -> None:
-        self._hops.append(
-            Hop(
-                node=self._node,
-                space=self._space,
-                component=component,
-                interface=interface,
-                action=action,
-                detail=detail,
-                reason=reason,
-                flow=self._flow,
-                mtu=mtu,
-                overhead=self._overhead,
-                outer=self._outer,
-                kind=kind,
-                optional=optional,
-            )
-        )

@@ -36,6 +36,7 @@ from pycni.model.tables import ROUTE_PROTOCOL
 _KERNEL = 2
 """RTPROT_KERNEL: routes that follow from addresses."""
 _MAIN, _LOCAL = 254, 255
+_BRIDGED = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
 _OTHERS = ("/rp_filter", ".rp_filter", "/forwarding", "/proxy_arp")
 """Switches of devices that are wanted as the kernel has them at first."""
 _ROUTED = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
@@ -59,6 +60,13 @@ def own_lease(leases: Iterable[Lease], addresses: Iterable[bytes]) -> Lease | No
         if any(item is not None and item.packed in mine for item in public):
             return lease
     return None
+
+
+def membership(leases: Mapping[str, Lease], addresses: Iterable[bytes]) -> str:
+    """Why a node with these underlay addresses is no member of the network; "" when it is."""
+    if own_lease(leases.values(), addresses) is not None:
+        return ""
+    return "it has no lease (any more), so that the others take their routes to it away"
 
 
 class Where(NamedTuple):
@@ -111,9 +119,14 @@ def _macs(conf: NetConf, own: Lease) -> dict[str, bytes]:
 
 
 def node_space(
-    state: SpaceState, want: FabricState, pods: Sequence[WantedPod], networks: Sequence[Network]
+    state: SpaceState,
+    want: FabricState,
+    pods: Sequence[WantedPod],
+    networks: Sequence[Network],
+    *,
+    bridged: bool = False,
 ) -> SpaceState:
-    """A node's own namespace. ``networks``: those of all pods."""
+    """A node's own namespace. ``networks``: those of all pods. ``bridged``: rules have to see bridged packets too."""
     ours = set(want.links)
     routes = [item for item in state.routes if not _replaced(item, ours, networks)]
     routes += [_route(key, value) for key, value in want.routes.items()]
@@ -135,6 +148,7 @@ def node_space(
         sysctls={
             **{name: value for name, value in state.sysctls.items() if not name.endswith(_OTHERS)},
             **dict.fromkeys(_ROUTED, "1"),
+            **dict.fromkeys(_BRIDGED if bridged else (), "1"),
         },
         listening=None,
     )

@@ -7,12 +7,15 @@ of the cause.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
-from pycni.model.family import Family
+from pycni.lab.tracing import LabEyes
+from pycni.model.kube import SERVICE
+
+from .lab_tools import ROOT
 
 OBJECTS = """
 apiVersion: v1
@@ -92,6 +95,8 @@ class Damage(NamedTuple):
     """Words of the cause."""
     words: tuple[str, ...] = ("pod1", "pod2")
     """What is asked."""
+    after: str = ""
+    """The kind of fault that is there without the damage, as it is meant."""
 
 
 def one(where: str, do: str, undo: str, at: tuple[str, str, str, str], *said: str, **more: Any) -> Damage:
@@ -101,7 +106,11 @@ def one(where: str, do: str, undo: str, at: tuple[str, str, str, str], *said: st
 
 def names_of(lab: Lab, folder: str) -> Mapping[str, str]:
     """What commands call by name: addresses, ports of bridges, subnets, MACs."""
-    found = {"tmp": folder, **{f"{node.name}_ns": node.namespace for node in lab.nodes()}}
+    found = {
+        "tmp": folder,
+        "python": f"env PYTHONPATH={ROOT} {sys.executable}",
+        **{f"{node.name}_ns": node.namespace for node in lab.nodes()},
+    }
     for pod in lab.pods():
         name = pod.name.partition(".")[0]
         for address in pod.ips:
@@ -119,8 +128,12 @@ def names_of(lab: Lab, folder: str) -> Mapping[str, str]:
         six = found.get(f"pod{number}_6", "")
         found[f"net{number}_6"] = f"{six.rpartition('::')[0]}::/64"
         found[f"via{number}_6"] = f"{six.rpartition('::')[0]}::"
+    for service in LabEyes(lab).gather().objects.of(SERVICE).values():
+        found[f"vip_{service.meta.name}"] = service.cluster_ips[0]
     mine = lab.pod("pod2")
-    twin = next(pod for pod in lab.pods() if pod.node == mine.node and pod.name.startswith("pod") and pod != mine)
+    twin = next(
+        pod for pod in lab.pods() if pod.node == mine.node and pod.name.startswith("pod") and pod != mine
+    )
     found["twin"], found["mac_twin"] = twin.name, found[f"mac_{twin.name}"]
     found["unused"] = f"{found['pod2'].rpartition('.')[0]}.200"
     return found
@@ -130,7 +143,9 @@ FDB = "bridge fdb show dev {dev} | awk '/dst/{{print $1; exit}}'"
 RULE = "nft 'add table {f} foe; add chain {f} foe c {{ type filter hook {h} priority 0; }}; add rule {f} foe c {r}'"
 
 
-def rule(where: str, family: str, hook: str, text: str, at: tuple[str, str, str, str], *said: str, **more: Any) -> Damage:
+def rule(
+    where: str, family: str, hook: str, text: str, at: tuple[str, str, str, str], *said: str, **more: Any
+) -> Damage:
     """A rule of somebody else's table."""
     do = RULE.replace("{f}", family).replace("{h}", hook).replace("{r}", text)
     return one(where, do, f"nft delete table {family} foe", at, *said, **more)
@@ -140,6 +155,8 @@ def fdb(device: str) -> str:
     return FDB.replace("{dev}", device)
 
 
+ETCD = "etcdctl --endpoints=http://172.20.255.254:2379"
+KEYS = "/coreos.com/network/subnets/"
 SIX = ("{pod1_6}", "{pod2_6}")
 WEB = ("pod1", "web:8080")
 SHOP = ("pod1", "shop")
@@ -180,7 +197,7 @@ OVERLAY: Mapping[str, Damage] = {
     ),
     "UDP 8472 filtered": rule(
         "node2", "ip", "input", "udp dport 8472 drop", ("foreign-rule", "node2", "firewall", "eth0"),
-        "before overlay flannel.1 of node2", "last at underlay eth0 of node2", "ip foe c (hook input)", "udp dport 8472 drop",
+        "ip foe c", "udp dport 8472 drop",
     ),
     "UDP 8472 filtered on the way": one(
         "fabric", "nft 'add table bridge foe; add chain bridge foe c { type filter hook forward priority 0; };"
@@ -233,36 +250,35 @@ NODE_FAULTS: Mapping[str, Damage] = {
         ("neighbour-wrong", "node2", "neighbour", "cni0"), "{mac_pod4} is pod default/pod4, but {pod2} is pod default/pod2",
     ),
     "foreign drop rule": rule(
-        "node2", "inet", "forward", "ip daddr {pod2} counter drop", ("foreign-rule", "node2", "firewall", "flannel.1"),
-        "before routing cni0 of node2", "inet foe c (hook forward)", "ip daddr {pod2} drop",
+        "node2", "inet", "forward", "ip daddr {pod2} drop", ("foreign-rule", "node2", "firewall", "cni0"),
+        "inet foe c", "ip daddr {pod2} drop",
     ),
     "foreign drop rule, IPv6": rule(
         "node2", "ip6", "forward", "meta l4proto ipv6-icmp ip6 daddr {pod2_6} drop",
-        ("foreign-rule", "node2", "firewall", "flannel-v6.1"), "ip6 foe c (hook forward)", "ip6 daddr {pod2_6} drop", words=SIX,
+        ("foreign-rule", "node2", "firewall", "cni0"), "ip6 foe c", "ip6 daddr {pod2_6} drop", words=SIX,
     ),
     "foreign drop rule of iptables": one(
         "node2", "iptables-nft -N FOE; iptables-nft -A FOE -p tcp --dport 8080 -j DROP;"
         " iptables-nft -A FORWARD -i flannel.1 -m comment --comment 'not us' -j FOE",
         "iptables-nft -D FORWARD -i flannel.1 -m comment --comment 'not us' -j FOE; iptables-nft -F FOE; iptables-nft -X FOE;"
         " nft delete table ip filter",
-        ("foreign-rule", "node2", "firewall", "flannel.1"), "ip filter FORWARD (hook forward)", "tcp dport 8080 drop", words=WEB,
+        ("foreign-rule", "node2", "firewall", "cni0"), "ip filter", "FO", "tcp dport 8080", "drop", words=WEB,
     ),
     "foreign policy of a chain": one(
         "node2", "iptables-nft -P FORWARD DROP", "iptables-nft -P FORWARD ACCEPT; nft delete table ip filter",
-        ("foreign-rule", "node2", "firewall", "flannel.1"), "ip filter FORWARD (hook forward)", "policy drop",
+        ("foreign-rule", "node2", "firewall", "cni0"), "ip filter FORWARD", "policy drop",
     ),
     "foreign drop rule for answers": rule(
         "node1", "ip", "forward", "ct state established ip saddr {pod2} drop",
-        ("foreign-rule", "node1", "firewall", "flannel.1"), "the answer vanishes before routing cni0 of node1",
-        "ct state established ip saddr {pod2} drop",
+        ("foreign-rule", "node1", "firewall", "cni0"), "the answer", "ip foe c", "ct state established ip saddr {pod2} drop",
     ),
     "foreign rule in a pod": rule(
         "pod2", "ip", "input", "icmp type echo-request drop", ("foreign-rule", "node2", "firewall", "eth0"),
-        "nobody gets it", "ip foe c (hook input)", "icmp type echo-request drop",
+        "ip foe c", "icmp type echo-request drop",
     ),
     "foreign rule of a bridge": rule(
-        "node1", "bridge", "forward", "ether type ip drop", ("foreign-rule", "node1", "firewall", "{port_pod1}"),
-        "bridge foe c (hook forward)", words=("pod1", "pod3"),
+        "node1", "bridge", "forward", "ether type ip drop", ("foreign-rule", "node1", "firewall", "{port_pod3}"),
+        "bridge foe c", "ether type ip drop", words=("pod1", "pod3"),
     ),
     "filter of traffic control": one(
         "node2", "tc qdisc add dev {port_pod2} clsact; tc filter add dev {port_pod2} egress bpf da bytecode '1,6 0 0 2'",
@@ -304,8 +320,8 @@ NODE_FAULTS: Mapping[str, Damage] = {
         ("asymmetric-return", "node2", "routing", "eth0"), "the answer comes by another way", "{pod1} via 172.20.0.1 dev eth0",
     ),
     "asymmetric return by a second underlay": Damage(
-        (("node1", "ip link add under2 type veth peer name under3; ip link set under3 netns {node2_ns};"
-          " ip addr add 172.21.0.1/24 dev under2; ip link set under2 up"),
+        (("node1", ("ip link add under2 type veth peer name under3; ip link set under3 netns {node2_ns};"
+          " ip addr add 172.21.0.1/24 dev under2; ip link set under2 up")),
          ("node2", "ip addr add 172.21.0.2/24 dev under3; ip link set under3 up; ip route add {pod1}/32 via 172.21.0.1")),
         (("node1", "ip link del under2"),),
         "asymmetric-return", "node2", "routing", "under3",
@@ -328,7 +344,7 @@ NODE_FAULTS: Mapping[str, Damage] = {
         "node2", "ip link set {port_pod2} nomaster", "ip link set {port_pod2} master cni0",
         ("port-missing", "node2", "neighbour", "cni0"), "{port_pod2}, at whose other end is pod default/pod2, is no port of cni0",
     ),
-    "bridge-nf-call off with policies": one(
+    "bridge-nf-call off with services": one(
         "node1", "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables", "echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables",
         ("answer-unknown", "node1", "socket", ""), "was expected", words=("pod1", "corner"),
     ),
@@ -360,7 +376,7 @@ POD_FAULTS: Mapping[str, Damage] = {
         ("gateway-wrong", "node1", "routing", "eth0"), "where default via {gw1} dev eth0 is wanted", "nobody on this link answers",
     ),
     "nobody listens": one(
-        "pod2", "true", "true", ("nobody-listens", "node2", "socket", ""), "nobody listens on tcp port 81", words=("pod1", "pod2:81"),
+        "pod2", "true", "true", ("nobody-listens", "node2", "socket", ""), "nobody listens on tcp port 81", words=("pod1", "pod2:81"), after="nobody-listens",
     ),
 }  # fmt: skip
 
@@ -373,22 +389,22 @@ PLAIN: Mapping[str, Damage] = {
     ),
     "duplicate address, IPv6": Damage(
         (("{twin}", "ip addr add {pod2_6}/64 dev eth0 nodad"),
-         ("pod2", "ip -6 route show default | sed 's/pref.*//' >{tmp}/route; ip addr del {pod2_6}/64 dev eth0;"
+         ("pod2", ("ip -6 route show default | sed 's/pref.*//' >{tmp}/route; ip addr del {pod2_6}/64 dev eth0;"
                   " ip addr add {pod2_6}/64 dev eth0;"
-                  " for i in $(seq 100); do ip -6 addr show dadfailed | grep -q {pod2_6} && exit 0; sleep 0.1; done; exit 1"),
+                  " for i in $(seq 100); do ip -6 addr show dadfailed | grep -q {pod2_6} && exit 0; sleep 0.1; done; exit 1")),
          ("node2", "ip neigh flush dev cni0")),
         (("{twin}", "ip addr del {pod2_6}/64 dev eth0"),
-         ("pod2", "ip addr del {pod2_6}/64 dev eth0; ip addr add {pod2_6}/64 dev eth0 nodad;"
-                  " ip -6 route replace $(cat {tmp}/route)"),
+         ("pod2", ("ip addr del {pod2_6}/64 dev eth0; ip addr add {pod2_6}/64 dev eth0 nodad;"
+                  " ip -6 route replace $(cat {tmp}/route)")),
          ("node2", "ip neigh flush dev cni0")),
         "address-duplicate", "node2", "neighbour", "cni0", ("pod default/{twin}", "dadfailed"), words=SIX,
     ),
     "ARP proxy": Damage(
-        (("{twin}", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/eth0/proxy_arp;"
-                    " ip route add {pod2}/32 dev lo"),
+        (("{twin}", ("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/eth0/proxy_arp;"
+                    " ip route add {pod2}/32 dev lo")),
          ("node2", "ip neigh replace {pod2} lladdr {mac_twin} nud stale dev cni0")),
-        (("{twin}", "echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/eth0/proxy_arp;"
-                    " ip route del {pod2}/32 dev lo"),
+        (("{twin}", ("echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/eth0/proxy_arp;"
+                    " ip route del {pod2}/32 dev lo")),
          ("node2", "ip neigh del {pod2} dev cni0")),
         "proxy-arp", "node2", "neighbour", "cni0", ("pod default/{twin} answers for {pod2}", "proxy_arp is on"),
     ),
@@ -417,5 +433,91 @@ PLAIN: Mapping[str, Damage] = {
         "pod2", "ip route show default >{tmp}/route; ip addr del {pod2}/24 dev eth0",
         "ip addr add {pod2}/24 dev eth0; ip route replace $(cat {tmp}/route)",
         ("address-missing", "node2", "interface", "eth0"), "pod default/pod2 does not have {pod2}, which was given to it",
+    ),
+}  # fmt: skip
+
+SERVICES: Mapping[str, Damage] = {
+    "policy that denies": one(
+        "pod1", "true", "true", ("policy-denied", "node2", "policy", ""), "no rule of NetworkPolicy default/closed allows it",
+        words=("pod1", "shut:8080"), after="policy-denied",
+    ),
+    "service without endpoints": one(
+        "pod1", "true", "true", ("service-without-endpoints", "node1", "service", ""), "the service has no endpoint to go to",
+        words=("pod1", "nobody"), after="service-without-endpoints",
+    ),
+    "endpoint that is nobody, called ready": one(
+        "pod1", "true", "true", ("endpoint-dead", "node2", "neighbour", "cni0"),
+        "nobody on this link answers for {unused}", "is called a ready endpoint of default/ghost", words=("pod1", "ghost"), after="endpoint-dead",
+    ),
+    "endpoint whose program is dead": one(
+        "pod1", "true", "true", ("endpoint-dead", "node2", "socket", ""),
+        "nobody listens on tcp port 9", "called a ready endpoint of default/silent", words=("pod1", "silent"), after="endpoint-dead",
+    ),
+    "translation lost": one(
+        "node1", "nft list map inet pycni_proxy services4 | grep -o '{vip_shop} [.] tcp [.] 80 counter[^,}}]*'"
+        " | sed 's/counter packets [0-9]* bytes [0-9]*//' >{tmp}/vip; test -s {tmp}/vip;"
+        " nft delete element inet pycni_proxy services4 '{{ {vip_shop} . tcp . 80 }}'",
+        'nft add element inet pycni_proxy services4 "{{ $(cat {tmp}/vip) }}"',
+        ("service-not-translated", "node1", "service", ""),
+        "default/shop should be translated to {web} here, and the asker gets a reset", words=SHOP,
+    ),
+    "policy not enforced": one(
+        "node2", "nft insert rule inet pycni_policy ingress accept",
+        "nft delete rule inet pycni_policy ingress handle"
+        " $(nft -a list chain inet pycni_policy ingress | awk '$1==\"accept\"{{print $NF; exit}}')",
+        ("policy-not-enforced", "node2", "policy", ""), "no rule of NetworkPolicy default/closed allows it",
+        "and yet an answer came back", words=("pod1", "shut:8080"), after="policy-denied",
+    ),
+    "bridge-nf-call off with policies": one(
+        "node2", "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables", "echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables",
+        ("policy-not-enforced", "node2", "policy", ""), "NetworkPolicy default/closed", "net.bridge.bridge-nf-call-iptables is 0",
+        words=("pod4", "shut:8080"), after="policy-denied",
+    ),
+    "masquerading lost": one(
+        "node1", "nft list table inet pycni_fabric >{tmp}/fabric; nft delete table inet pycni_fabric", "nft -f {tmp}/fabric",
+        ("masquerade-missing", "node1", "masquerade", "eth0"), "it leaves as {pod1} where 172.20.0.1 should hide it",
+        words=("pod1", "172.20.255.253"),
+    ),
+    "foreign translation": one(
+        "node1", RULE.replace("filter", "nat").replace("priority 0", "priority -110").replace("{f}", "ip").replace("{h}", "prerouting").replace("{r}", "ip daddr {web} tcp dport 8080 dnat to {near}:8080"),
+        "nft delete table ip foe", ("foreign-nat", "node1", "firewall", "cni0"), "ip foe c",
+        "dnat to {near}:8080", words=("pod1", "web:8080"),
+    ),
+    "foreign translation of iptables": one(
+        "node1", "iptables-nft -t nat -A PREROUTING -d {web} -p tcp --dport 8080 -j DNAT --to-destination {near}:8080",
+        "nft delete table ip nat", ("foreign-nat", "node1", "firewall", "cni0"),
+        "ip nat PREROUTING", "dnat to {near}:8080", words=("pod1", "web:8080"),
+    ),
+    "hairpin off": one(
+        "node2", "bridge link set dev {port_web} hairpin off", "bridge link set dev {port_web} hairpin on",
+        ("hairpin-off", "node2", "bridge", "{port_web}"), "does not send back where it came from", words=("web", "shop"),
+    ),
+    "connection tracking full": one(
+        "node2", "conntrack -F 2>/dev/null; {python} -m tests.lab.trace_tools fill", "conntrack -F 2>/dev/null",
+        ("conntrack-full", "node2", "underlay", "eth0"), "connection tracking has no room for it",
+    ),
+    "XDP program of somebody else": one(
+        "node2", "{python} -m tests.lab.trace_tools xdp eth0 on", "{python} -m tests.lab.trace_tools xdp eth0 off",
+        ("foreign-program", "node2", "firewall", "eth0"), "before underlay eth0 of node2", "foe on eth0 (xdp) of somebody else",
+    ),
+    "lease expired, its routes still there": one(
+        "fabric", f"k=$({ETCD} get --prefix {KEYS} --keys-only | grep ${{{{PART}}}}); echo $k >{{tmp}}/key;"
+        f" {ETCD} get $k --print-value-only >{{tmp}}/lease; {ETCD} del $k".replace("${{PART}}", "/{via2}-"),
+        f"{ETCD} put $(cat {{tmp}}/key) <{{tmp}}/lease",
+        ("lease-expired", "node2", "lease", "flannel.1"), "it has no lease", "routes to it may go at any time",
+    ),
+    "lease expired, its routes gone": Damage(
+        (("fabric", f"k=$({ETCD} get --prefix {KEYS} --keys-only | grep ${{{{PART}}}}); echo $k >{{tmp}}/key;"
+          f" {ETCD} get $k --print-value-only >{{tmp}}/lease; {ETCD} del $k".replace("${{PART}}", "/{via2}-")),
+         ("node1", "ip route show {net2} >{tmp}/route; ip route del {net2}")),
+        (("fabric", f"{ETCD} put $(cat {{tmp}}/key) <{{tmp}}/lease"), ("node1", "ip route add $(cat {tmp}/route) onlink")),
+        "lease-expired", "node2", "lease", "eth0", ("it has no lease",),
+    ),
+    "checksum broken": one(
+        "node2", "nft 'add table bridge foe; add chain bridge foe c {{ type filter hook forward priority 0; }};"
+        " add chain bridge foe d {{ type filter hook output priority 0; }};"
+        " add rule bridge foe d ip protocol tcp @th,16,16 8080 @th,112,16 set 0x1234'",
+        "nft delete table bridge foe", ("checksum-wrong", "node2", "bridge", "{port_web}"),
+        "its TCP checksum is wrong here and was right at", words=WEB,
     ),
 }  # fmt: skip
