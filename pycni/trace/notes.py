@@ -16,6 +16,7 @@ import msgspec
 from pycni.trace.model import ICMP, ICMPV6, Flow, Hop, Note
 from pycni.trace.said import decisive
 
+_BY_RULE = "netfilter_drop"
 MOST = 200
 """Notes of one hop."""
 _COMPONENTS = {
@@ -44,13 +45,19 @@ def attach(there: Sequence[Hop], back: Sequence[Hop], notes: Iterable[Note]) -> 
     split = len(there)
     found: dict[int, dict[tuple[str, ...], Note]] = {}
     rest: list[Note] = []
-    for note in sorted(notes, key=lambda item: item.time_ns):
+    ends: dict[tuple[str, str], int] = {}
+    # Rules have the time they were read at, drops the kernel's: the rule that dropped a packet comes before its drop.
+    for note in sorted(notes, key=lambda item: (item.kind != "rule", item.time_ns)):
         if note.kind == "limit":
             continue
         index = _place(hops, split, note)
+        if note.verdict == _BY_RULE:
+            index = ends.get((note.node, note.space), index)
         if index is None:
             rest.append(note)
             continue
+        if note.kind == "rule" and note.verdict == "drop":
+            ends.setdefault((note.node, note.space), index)
         key = (note.kind, note.place, note.detail, note.verdict, note.space)
         mine = found.setdefault(index, {})
         if len(mine) < MOST:

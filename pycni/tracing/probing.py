@@ -258,8 +258,8 @@ class _Pool:
                 continue
             if what.kind == "answer" and port:
                 return what, number
-            number, odd = divmod(what.token - order.token, STEP)
-            return (what, number) if not odd else (None, 0)
+            steps, odd = divmod(what.token - order.token, STEP)
+            return (what, steps) if not odd else (None, 0)
         return None, 0
 
     def _mine(self, number: int) -> list[tuple[Frame, Dissected]]:
