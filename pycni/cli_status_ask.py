@@ -17,6 +17,7 @@ from pycni.cli_status_text import paint
 
 T = TypeVar("T")
 AT_ONCE = 16
+_types = threading.Lock()
 
 
 class Silent(NamedTuple):
@@ -73,9 +74,12 @@ def _answer(ask: Callable[[Agent], T], agent: Agent) -> T | Silent:
 
 
 def decoded(raw: bytes, kind: type[T]) -> T:
-    """An agent's answer as a value. Raises AgentError."""
+    """An agent's answer as a value. Any thread. Raises AgentError."""
+    # msgspec 0.22 works out a type when it is first decoded, and two threads that do so at once end the process.
+    with _types:
+        decoder = msgspec.json.Decoder(kind)
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decoder.decode(raw)
     except msgspec.DecodeError as exc:
         raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
 
