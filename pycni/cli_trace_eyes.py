@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", default=SOCKET, help=f"the agent's control socket (default: {SOCKET})")
 
 
-def eyes(args: argparse.Namespace, words: Sequence[str]) -> Eyes:
-    """The eyes. ``words``: the ends of the trace, as typed. Raises LabError, AskError, NobodyError."""
-    name = args.name
+def lab_name(args: argparse.Namespace) -> str:
+    """The lab that is meant; "": the cluster of this node's agent. Raises NobodyError."""
+    name: str = args.name
     if not name and not os.path.exists(args.socket):
         if not os.path.isdir(f"{_LABS}/{DEFAULT}"):
             raise NobodyError(
@@ -50,9 +50,15 @@ def eyes(args: argparse.Namespace, words: Sequence[str]) -> Eyes:
                 "make one with `pycnictl lab up`, or trace on a node of the cluster"
             )
         name = DEFAULT
+    if not name and args.by_agents:
+        raise NobodyError("--by-agents goes with --name LAB: without a lab agents are asked anyway")
+    return name
+
+
+def eyes(args: argparse.Namespace, words: Sequence[str]) -> Eyes:
+    """The eyes. ``words``: the ends of the trace, as typed. Raises LabError, AskError, NobodyError."""
+    name = lab_name(args)
     if not name:
-        if args.by_agents:
-            raise NobodyError("--by-agents goes with --name LAB: without a lab agents are asked anyway")
         from pycni.tracing.ask import Door, unix  # noqa: PLC0415
         from pycni.tracing.cluster import of_agent  # noqa: PLC0415
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pycni import cli_trace_eyes
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--name", default="default", metavar="LAB", help="the lab (default: default)")
+    cli_trace_eyes.add_arguments(parser)
     parser.add_argument(
         "--listen",
         default="127.0.0.1",
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from pycni.trace.question import QuestionError, split  # noqa: PLC0415
     from pycni.ui.server import UiServer  # noqa: PLC0415
-    from pycni.ui.source import LabSource  # noqa: PLC0415
+    from pycni.ui.source import source  # noqa: PLC0415
     from pycni.ui.watch import Watch  # noqa: PLC0415
 
     try:
@@ -36,20 +38,21 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         address = ip_address(host)
     except (ValueError, QuestionError) as exc:
         parser.error(f"--listen {args.listen!r}: {exc}")
-    source = LabSource(args.name)
-    with UiServer(Watch(source), str(address), port) as server:
-        if not address.is_loopback:
-            print(
-                "pycnictl: warning: others can reach this, and HTTP hides neither the token nor what is shown; "
-                "safer: --listen 127.0.0.1 and ssh -L",
-                file=sys.stderr,
-            )
-        print(f"{source.title}: {server.url}", flush=True)
-        print("Ctrl-C ends it.", flush=True)
-        try:
-            server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            server.ended.set()
+    found = source(args)
+    try:
+        with UiServer(Watch(found), str(address), port) as server:
+            if not address.is_loopback:
+                print(
+                    "pycnictl: warning: others can reach this, and HTTP hides neither the token nor what is shown; "
+                    "safer: --listen 127.0.0.1 and ssh -L",
+                    file=sys.stderr,
+                )
+            print(f"{found.title}: {server.url}", flush=True)
+            print("Ctrl-C ends it.", flush=True)
+            try:
+                server.serve_forever(poll_interval=0.2)
+            finally:
+                server.ended.set()
+    except KeyboardInterrupt:
+        return 0
     return 0

@@ -37,7 +37,7 @@ ANSWER_S = 20.0
 LINGER_S = 0.5
 QUIET_S = 10.0
 """The same is not logged again so soon."""
-ROUTES = {speech.STATE, speech.OBJECTS}
+ROUTES = {speech.STATE, speech.OBJECTS, speech.COUNTERS}
 POSTS = {speech.WATCH, speech.SEND}
 
 
@@ -233,6 +233,7 @@ class TraceListener:
         work: dict[str, Callable[[], bytes]] = {
             speech.STATE: lambda: self._service.state(known, asked.query),
             speech.OBJECTS: lambda: self._service.objects(known, asked.query),
+            speech.COUNTERS: lambda: self._service.counters(known, asked.query),
             speech.SEND: lambda: self._service.send(known, body),
         }
         answer = Response(200, JSON, work[asked.path]().decode())

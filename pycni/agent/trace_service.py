@@ -6,6 +6,7 @@ connection's own for TLS (``trace_listen``).
 
     GET  /trace/state?end=SRC&end=DST[&pods=a,b]   this node and its pods, as they are and as wanted (speech.Told)
     GET  /trace/objects?end=SRC&end=DST            Services, endpoints, pods and policies the question is about
+    GET  /trace/counters                           of the node's interfaces, by name (kernel.linkcounts)
     GET  /trace/peers                              the other nodes and how they are asked; on the control socket only
     POST /trace/watch    speech.Watch              lines of JSON: ready, reports, the end
     POST /trace/send     speech.Send               one probe; eyes.Launched
@@ -30,7 +31,7 @@ from pycni.agent.httpd import REQUEST_SECONDS, AsyncHandler, PostHandler, Respon
 from pycni.agent.trace_state import Attachment, Known, attachments, inside, read
 from pycni.agent.trace_watch import WATCHES, Places, RefusedError, Running
 from pycni.errors import ConfigError, PycniError
-from pycni.kernel import spacestate
+from pycni.kernel import linkcounts, spacestate
 from pycni.kernel.capture import Enter
 from pycni.model.kube import ENDPOINT_SLICE
 from pycni.model.space import NODE
@@ -102,6 +103,10 @@ class TraceService:
         """See ``/trace/objects``."""
         return plain.encode(pick(known.objects, ends(speech.asked_of(query)[0])))
 
+    def counters(self, _known: Known, _query: str) -> bytes:
+        """See ``/trace/counters``. Raises KernelError."""
+        return msgspec.json.encode(linkcounts.read())
+
     def watch(self, known: Known, raw: bytes) -> Running:
         """Begin to watch; whoever gets it closes it. Raises RefusedError, KernelError, OSError."""
         asked = _asked(raw, Watch)
@@ -143,6 +148,7 @@ class TraceService:
         return {
             speech.STATE: self._answer(self.state),
             speech.OBJECTS: self._answer(self.objects),
+            speech.COUNTERS: self._answer(self.counters),
             speech.PEERS: self._tell_peers,
         }
 

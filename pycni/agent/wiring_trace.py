@@ -106,7 +106,7 @@ class Parts:
             return None
 
 
-ROUTES = ("/trace/state", "/trace/objects", "/trace/peers")
+ROUTES = ("/trace/state", "/trace/objects", "/trace/counters", "/trace/peers")
 POSTS = ("/trace/watch", "/trace/send")
 
 

@@ -16,6 +16,8 @@ from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
 from pycni.model.space import PodPlace
 from pycni.trace.cluster import Objects
 
+EVERYTHING = "*"
+"""The end that all objects have something to do with: for who draws the whole cluster."""
 KINDS = (SERVICE, ENDPOINT_SLICE, POD, NAMESPACE, NETWORK_POLICY, CLUSTER_NETWORK_POLICY, NODE)
 
 
@@ -47,6 +49,8 @@ def ends(words: Iterable[str]) -> Ends:
 
 def pick(objects: Objects, asked: Ends) -> dict[str, dict[str, Any]]:
     """The objects concerned, by kind and key."""
+    if EVERYTHING in asked.names:
+        return {kind: dict(objects.of(kind)) for kind in KINDS}
     services = {
         key: service
         for key, service in objects.of(SERVICE).items()

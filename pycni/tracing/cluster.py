@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from pycni.errors import ConfigError, PycniError
+from pycni.kernel.linkcounts import LinkCount
 from pycni.model.kube import ENDPOINT_SLICE, POD
 from pycni.model.space import NodePart, PodPlace
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.join import join
-from pycni.trace.pick import Ends, ends
+from pycni.trace.pick import EVERYTHING, Ends, ends
 from pycni.tracing import speech
 from pycni.tracing.ask import AskError, Door, Secure, context, said
 from pycni.tracing.eyes import Gathered
@@ -100,6 +102,31 @@ class ClusterEyes:
     def nodes(self) -> Mapping[str, RemoteNode]:
         """See ``eyes.Eyes``: those that answered."""
         return self._nodes
+
+    def everything(self) -> Picked:
+        """All objects one agent holds, the first that answers. Raises AskError, ConfigError."""
+        query = f"{speech.OBJECTS}?{urlencode({'end': EVERYTHING})}"
+        reasons = []
+        for far in (*self._doors, *self._others):
+            try:
+                return Picked([speech.read_objects(far.door.get(query))])
+            except AskError as error:
+                reasons.append(str(error))
+        raise AskError("; ".join(reasons) or "there is nobody to ask")
+
+    def counts(self) -> dict[str, LinkCount]:
+        """Of interfaces of the nodes that answer, by ``NODE/DEVICE``."""
+
+        def one(far: Far) -> dict[str, LinkCount]:
+            try:
+                told = speech.read(far.door.get(speech.COUNTERS), dict[str, LinkCount])
+            except (AskError, ConfigError):
+                return {}  # who looks at the world is told why
+            return {f"{far.peer.name}/{name}": count for name, count in told.items()}
+
+        fars = [*self._doors, *self._others]
+        with ThreadPoolExecutor(max(min(len(fars), AT_ONCE), 1)) as pool:
+            return {key: count for found in pool.map(one, fars) for key, count in found.items()}
 
     def _ask(self, fars: Sequence[Far]) -> list[Found]:
         if len(fars) == 1:

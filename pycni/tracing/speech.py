@@ -28,14 +28,14 @@ from pycni.model.kube import (
     Service,
 )
 from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY, ClusterNetworkPolicy, NetworkPolicy
-from pycni.model.space import NodePart
+from pycni.model.space import NodePart, SpaceState
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.model import Flow, Note
-from pycni.tracing.eyes import Order, Report
+from pycni.tracing.eyes import Launched, Order, Report
 from pycni.wire import plain
 
-STATE, OBJECTS, PEERS, WATCH, SEND = (
-    f"/trace/{name}" for name in ("state", "objects", "peers", "watch", "send")
+STATE, OBJECTS, COUNTERS, PEERS, WATCH, SEND = (
+    f"/trace/{name}" for name in ("state", "objects", "counters", "peers", "watch", "send")
 )
 PORT = 9475
 """Where agents listen for each other, unless they are told otherwise."""
@@ -167,7 +167,7 @@ def read_objects(raw: bytes) -> dict[str, dict[str, Any]]:
 def read(raw: bytes, kind: Any) -> Any:
     """A value of one of the types here. Raises ConfigError."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return _DECODERS[kind].decode(raw)
     except msgspec.DecodeError as exc:
         raise ConfigError("trace", "", raw[:60].decode(errors="replace"), str(exc)) from exc
 
@@ -180,3 +180,11 @@ def moved(note: Note, node: str, ahead_ns: int) -> Note:
 def line(report: Report) -> bytes:
     """A report as a line."""
     return msgspec.json.encode(Line(frames=report.frames, notes=report.notes)) + b"\n"
+
+
+_DECODERS: Mapping[Any, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (Told, Watch, Send, Line, Peers, Launched, SpaceState, dict[str, dict[str, Any]])
+}
+"""Made once, when this is imported: msgspec works out what a struct is made of when it first decodes one, and two
+threads that do so at the same time, for structs with parts in common, crash the process (seen with 0.22)."""

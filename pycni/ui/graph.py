@@ -31,10 +31,10 @@ def graph(world: World, objects: Objects, peers: Sequence[Peer] = (), trouble: s
     policies = _policies(objects)
     compared = [Compared(part) for part in parts]
     for one in compared:
-        found, ways = NodeGraph(one, objects, policies).parts()
+        found, ways = NodeGraph(one, objects, policies, world.silent.get(one.part.name, "")).parts()
         items += found
         edges += ways
-    for name in natural(world.silent):
+    for name in natural(world.silent.keys() - world.nodes.keys()):
         items.append(Item(id=f"node:{name}", kind="node", name=name, state=BAD, note=world.silent[name]))
     edges += _tunnels(compared)
     for peer in sorted(peers, key=lambda item: item.address):
@@ -54,7 +54,7 @@ def _underlay(parts: Sequence[NodePart]) -> Item:
     for part in parts:
         state = part.actual.get(NODE, SpaceState())
         for item in state.of(part.underlay):
-            if item.address in part.addresses:
+            if item.address in part.addresses and item.address[:2] != b"\xfe\x80":
                 networks.add(str(ip_interface((item.address, item.prefix_len)).network))
         if part.underlay in state.links:
             sizes.add(state.links[part.underlay].mtu)

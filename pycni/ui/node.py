@@ -16,9 +16,16 @@ from pycni.ui.model import BAD, OK, UNDERLAY, WARN, Edge, Item, natural, natural
 class NodeGraph:
     """One node's part of the graph."""
 
-    def __init__(self, compared: Compared, objects: Objects, policies: Mapping[str, tuple[str, ...]]) -> None:
-        """``policies``: names of those about each pod."""
+    def __init__(
+        self,
+        compared: Compared,
+        objects: Objects,
+        policies: Mapping[str, tuple[str, ...]],
+        silent: str = "",
+    ) -> None:
+        """``policies``: names of those about each pod. ``silent``: why nothing is known of the node."""
         self._part, self._compared, self._policies = compared.part, compared, policies
+        self._silent = silent
         part = self._part
         self._pods: Mapping[str, Pod] = objects.of(POD)
         self._own = part.actual.get(NODE, SpaceState())
@@ -47,7 +54,7 @@ class NodeGraph:
     def _node(self) -> Item:
         part = self._part
         missing = self._compared.missing(NODE)
-        notes = [text for text in (part.agent, *missing) if text]
+        notes = [text for text in (self._silent, part.agent, *missing) if text]
         addresses = ", ".join(show(item) for item in part.addresses)
         track = self._own.conntrack
         return Item(
@@ -56,13 +63,13 @@ class NodeGraph:
             name=part.name,
             label=self._subnets(),
             node=part.name,
-            state=BAD if missing else WARN if notes else OK,
+            state=BAD if missing or self._silent else WARN if notes else OK,
             note="; ".join(notes),
             facts=(
                 ("addresses", addresses),
                 ("pod network", self._subnets()),
                 ("backend", part.backend),
-                ("agent", part.agent or "ready"),
+                ("agent", self._silent or part.agent or "ready"),
                 ("pods", str(len(part.pods))),
                 ("connections", f"{track.count} of {track.limit}" if track.limit else ""),
             ),
@@ -90,7 +97,7 @@ class NodeGraph:
 
     def _device(self, name: str, kind: str) -> Item:
         link = self._links.get(name)
-        trouble = link_trouble(self._own.links.get(name))
+        trouble = "" if self._silent else link_trouble(self._own.links.get(name))
         addresses = [show(item.address) for item in self._own.of(name) if item.address[:2] != b"\xfe\x80"]
         label = " ".join(addresses[:1])
         if kind == "tunnel" and link is not None:
@@ -183,7 +190,7 @@ class NodeGraph:
             begin = f"dev:{name}/{self._part.underlay}"
         device = place.host_interface
         link = self._own.links.get(device) if device else None
-        trouble = link_trouble(link) if device else ""
+        trouble = link_trouble(link) if device and not self._silent else ""
         if device and link is not None and not trouble:
             trouble = _port_trouble(link, place.bridge)
         return Edge(

@@ -42,7 +42,8 @@ CONNECTIONS, STREAMS = 48, 12
 REQUEST_S = 15.0
 BEAT_S = 1.0
 """Between two server-sent events."""
-JSON, TEXT = "application/json", "text/plain; charset=utf-8"
+JSON = "application/json"
+BROKEN = "the server failed; its output tells more"
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -225,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             self._error(503, str(error))
         except Exception:
             log.exception("answering failed")
-            self._error(500, "the server failed; its output tells more")
+            self._error(500, BROKEN)
 
     def _route(self, method: str) -> None:
         self._check_host()
@@ -337,8 +338,14 @@ class Handler(BaseHTTPRequestHandler):
                 if rows:
                     self._event("denied", rows)
                 watch.denied.look()
-            except PycniError as error:
+            except (ConnectionError, TimeoutError):
+                raise
+            except (PycniError, OSError) as error:
                 self._event("trouble", {"error": str(error)})
+            except Exception:
+                log.exception("looking failed")
+                self._event("trouble", {"error": BROKEN})
+                return  # the page asks again
             self.server.ended.wait(max(BEAT_S - (time.monotonic() - began), 0.1))
 
     def _event(self, name: str, value: object) -> None:

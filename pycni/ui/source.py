@@ -5,19 +5,25 @@ Life: one ``Source`` for one ``pycnictl ui``. Each call looks anew, from whateve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from pycni import cli_trace_eyes
 from pycni.cli_agent import Agent, AgentError, of_lab
 from pycni.kernel import linkcounts
 from pycni.kernel.linkcounts import LinkCount
 from pycni.lab import netns, topology
 from pycni.lab.run import Lab
-from pycni.lab.tracing import LabEyes
-from pycni.tracing.eyes import Eyes
+from pycni.lab.tracing import LabEyes, by_agents
+from pycni.tracing import speech
+from pycni.tracing.ask import Door, unix
+from pycni.tracing.cluster import ClusterEyes, of_agent
+from pycni.tracing.eyes import Eyes, Gathered, NodeEyes
 from pycni.ui.model import Peer
 
 T = TypeVar("T")
@@ -83,6 +89,63 @@ class LabSource:
         addresses = [str(topology.client_address(family).ip) for family in spec.families]
         facts = (("addresses", ", ".join(addresses)), ("what", "somebody outside the cluster"))
         return [Peer(address=addresses[0], name=topology.CLIENT, facts=facts)]
+
+
+class AgentsSource:
+    """A cluster, or a lab, through its agents; nothing is looked at here."""
+
+    def __init__(
+        self, title: str, eyes: Callable[[Sequence[str]], ClusterEyes], agents: Sequence[Agent]
+    ) -> None:
+        """``eyes``: for a trace between two ends, none: all. ``agents``: whose control sockets can be asked."""
+        self.title = title
+        self._eyes, self._agents = eyes, agents
+
+    def eyes(self, words: Sequence[str] = ()) -> Eyes:
+        """See ``Source``."""
+        eyes = self._eyes(words)
+        return eyes if words else Whole(eyes)
+
+    def agents(self) -> Sequence[Agent]:
+        """See ``Source``: policies, denied packets and BGP are known of these only."""
+        return self._agents
+
+    def counts(self) -> Mapping[str, LinkCount]:
+        """See ``Source``."""
+        return self._eyes(()).counts()
+
+    def outside(self) -> Sequence[Peer]:
+        """See ``Source``: nobody is known without asking."""
+        return []
+
+
+class Whole:
+    """Eyes for everything, where others see what a question is about."""
+
+    def __init__(self, eyes: ClusterEyes) -> None:
+        self._eyes = eyes
+
+    def gather(self) -> Gathered:
+        """See ``tracing.eyes.Eyes``."""
+        return self._eyes.gather()._replace(objects=self._eyes.everything())
+
+    @property
+    def nodes(self) -> Mapping[str, NodeEyes]:
+        """See ``tracing.eyes.Eyes``."""
+        return self._eyes.nodes
+
+
+def source(args: argparse.Namespace) -> Source:
+    """By the arguments of ``cli_trace_eyes``. Raises PycniError: there is no such lab, or nobody to ask."""
+    name = cli_trace_eyes.lab_name(args)
+    if not name:
+        local = Door("this node's agent", unix(args.socket))
+        node: str = speech.read(local.get(speech.PEERS), speech.Peers).node
+        return AgentsSource(f"cluster of {node}", partial(of_agent, local), [Agent(node, args.socket)])
+    lab = LabSource(name)
+    if not args.by_agents:
+        return lab
+    return AgentsSource(lab.title, lambda words: by_agents(Lab.open(name), words), lab.agents())
 
 
 def ask(agents: Sequence[Agent], target: str, kind: type[T]) -> tuple[dict[str, T], dict[str, str]]:

@@ -188,6 +188,18 @@ def test_an_agent_that_is_dead_warns_and_a_silent_node_is_there_all_the_same() -
     assert (item(found, "node:node9").state, item(found, "node:node9").note) == ("bad", "does not answer")
 
 
+def test_of_a_node_that_is_silent_only_that_is_told() -> None:
+    here = world(nodes=2)
+    name = "node2"
+    nothing = msgspec.structs.replace(here.nodes[name], actual={}, wanted={})
+    here = msgspec.structs.replace(
+        here, nodes={**here.nodes, name: nothing}, silent={name: "does not answer"}
+    )
+    found = graph(here, Objects())
+    assert wrong(found) == {"node:node2"}
+    assert item(found, "node:node2").note == "does not answer"
+
+
 def test_pods_whose_inside_nobody_has_looked_at_are_not_called_broken() -> None:
     whole = part(1, 1, 2)
     unread = msgspec.structs.replace(whole, actual={NODE: whole.actual[NODE]}, wanted={})

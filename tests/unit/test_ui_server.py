@@ -365,6 +365,17 @@ def test_events_come_until_the_server_ends(server: UiServer) -> None:
             pass
 
 
+def test_a_mistake_of_ours_ends_the_stream_with_a_word(
+    server: UiServer, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.trouble = KeyError("secret")
+    answer = ask(server, "GET", "/api/events")
+    assert answer.body.count(b"HTTP/1.1") == 0
+    assert b'event: trouble\ndata: {"error":"the server failed' in answer.body
+    assert b"secret" not in answer.body
+    assert caplog.records
+
+
 def test_trouble_is_an_event_and_the_stream_goes_on(server: UiServer, source: Source) -> None:
     source.trouble = LabError("no lab x")
     with socket.create_connection(("127.0.0.1", server.port), 20) as sock:
