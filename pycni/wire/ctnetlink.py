@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pycni.model.family import Family
 from pycni.wire.netlink import (
+    NLA_TYPE_MASK,
     NLM_F_CREATE,
     NLM_F_EXCL,
     MalformedError,
@@ -190,16 +191,22 @@ def entry(payload: bytes) -> Entry:
         family = Family(payload[0])
     except (ValueError, IndexError) as exc:
         raise MalformedError(f"entry of {len(payload)} bytes: no known family") from exc
-    quick = _LAYOUTS[family]
-    at = quick.reply_at
-    if payload[4:8] == quick.original and payload[at : at + 4] == quick.reply and len(payload) >= quick.end:
-        found = quick.fields.unpack_from(payload, 4)
-        protocol, original = found[2], Tuple(found[0], found[1], found[3], found[4])
-        reply = Tuple(found[5], found[6], found[8], found[9])
-        if protocol in {ICMP, ICMPV6} or _misplaced(payload, quick):
-            return _slow(family, payload)
-        attrs = parse_attrs(payload, quick.end)
-        return _entry(family, protocol, original, reply, attrs)
+    layout = _LAYOUTS[family]
+    at = layout.reply_at
+    if (
+        payload[4:8] == layout.original
+        and payload[at : at + 4] == layout.reply
+        and len(payload) >= layout.end
+    ):
+        source, target, protocol, one, port, two, port2, source2, target2, _, three, port3, four, port4 = (
+            layout.fields.unpack_from(payload, 4)
+        )
+        if one == three == _FIRST and two == four == _SECOND:
+            return _quick(
+                payload,
+                layout.end,
+                (family, protocol, Tuple(source, target, port, port2), Tuple(source2, target2, port3, port4)),
+            )
     return _slow(family, payload)
 
 
@@ -232,38 +239,70 @@ class _Layout(NamedTuple):
     reply_at: int
     end: int
     fields: struct.Struct
-    """Of each tuple source, target, protocol, source port, target port; from the first tuple's header on."""
-    inner: tuple[tuple[int, bytes], ...]
-    """Where the headers of ports have to stand, and how they look."""
+    """Of each tuple source, target, protocol, header and value of both ports; from the first tuple's header on."""
 
 
 def _layout(family: Family) -> _Layout:
     size = family.bits // 8
     # nested tuple, nested IP | source | destination | nested proto, number | source port | destination port
-    address = 4 + size
-    one = 4 + 4 + address * 2 + 4 + 8 + 8 + 8
-    side = f"4x4x4x{size}s4x{size}s4x4xB3x4xH2x4xH2x"
-    port_at = 4 + 4 + address * 2 + 4 + 8
-    headers = tuple(
-        (4 + start + port_at + 8 * index, _HEADER.pack(6, kind))
-        for start in (0, one)
-        for index, kind in enumerate((_SOURCE_PORT, _TARGET_PORT))
-    )
+    one = 4 + 4 + (4 + size) * 2 + 4 + 8 + 8 + 8
+    side = f"4x4x4x{size}s4x{size}s4x4xB3x4sH2x4sH2x"
     return _Layout(
         _HEADER.pack(one, TUPLE_ORIG | 0x8000),
         _HEADER.pack(one, TUPLE_REPLY | 0x8000),
         4 + one,
         4 + one * 2,
         struct.Struct(f">{side}{side}"),
-        headers,
     )
 
 
 _LAYOUTS = {family: _layout(family) for family in Family}
+_FIRST, _SECOND = _HEADER.pack(6, _SOURCE_PORT), _HEADER.pack(6, _TARGET_PORT)
+_COUNTS = struct.Struct(">4sQ4sQ")
+_COUNTED = (_HEADER.pack(12, _PACKETS), _HEADER.pack(12, _BYTES))
+_TCP_HEADS = (PROTOINFO_TCP | 0x8000, 5, TCP_STATE)
+_STATE = struct.Struct("=2xHHHB")
 
 
-def _misplaced(payload: bytes, layout: _Layout) -> bool:
-    return any(payload[at : at + 4] != header for at, header in layout.inner)
+def _quick(payload: bytes, offset: int, ends: tuple[Family, int, Tuple, Tuple]) -> Entry:
+    """The attributes behind both tuples, in one pass; whatever is laid out otherwise is left to ``_slow``."""
+    found: dict[int, int] = {}
+    sent = answered = None
+    state, end = -1, len(payload)
+    try:
+        while offset + 4 <= end:
+            size, kind = _HEADER.unpack_from(payload, offset)
+            if size < 4 or offset + size > end:
+                raise MalformedError(f"attribute at {offset}: length {size} in {end} bytes")
+            kind &= NLA_TYPE_MASK
+            if kind in _NUMBERS:
+                found[kind] = _NUMBERS[kind].unpack_from(payload, offset + 4)[0]
+            elif kind in _COUNTERS and size == 28:
+                one, packets, two, octets = _COUNTS.unpack_from(payload, offset + 4)
+                if (one, two) != _COUNTED:
+                    return _slow(ends[0], payload)
+                if kind == COUNTERS_ORIG:
+                    sent = Count(packets, octets)
+                else:
+                    answered = Count(packets, octets)
+            elif kind == PROTOINFO:
+                *heads, state = _STATE.unpack_from(payload, offset + 4)
+                if (*heads,) != _TCP_HEADS:
+                    return _slow(ends[0], payload)
+            elif kind in _RARE:
+                return _slow(ends[0], payload)
+            offset += (size + 3) & ~3
+    except struct.error as exc:
+        raise MalformedError(f"entry of protocol {ends[1]}: {exc}") from exc
+    get = found.get
+    return Entry(
+        *ends, get(ZONE, 0), get(STATUS, 0), state, get(TIMEOUT, -1), get(MARK, 0), get(ID, 0), sent, answered,
+    )  # fmt: skip
+
+
+_NUMBERS = {ZONE: _U16, STATUS: _U32, TIMEOUT: _U32, MARK: _U32, ID: _U32}
+_COUNTERS = frozenset({COUNTERS_ORIG, COUNTERS_REPLY})
+_RARE = _COUNTERS | {TIMESTAMP}
 
 
 def _slow(family: Family, payload: bytes) -> Entry:

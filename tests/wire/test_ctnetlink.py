@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycni.model.family import Family
@@ -49,8 +49,7 @@ def entries(draw):
         draw(U32),
         draw(COUNT),
         draw(COUNT),
-        draw(st.integers(0, 2**63)),
-        draw(st.integers(0, 2**63)),
+        *draw(st.just((0, 0)) | st.tuples(st.integers(1, 2**63), st.integers(0, 2**63))),
     )
 
 
@@ -75,17 +74,21 @@ def encode(entry, *, zone_first=False, event_time=0):
     if entry.answered is not None:
         out += ctnetlink.counters(ctnetlink.COUNTERS_REPLY, entry.answered)
     times = attr(1, struct.pack(">Q", entry.started_ns)), attr(2, struct.pack(">Q", entry.stopped_ns))
-    out += nested(ctnetlink.TIMESTAMP, *times) + u32(ctnetlink.MARK, entry.mark)
+    if entry.started_ns:
+        out += nested(ctnetlink.TIMESTAMP, *times)
+    out += u32(ctnetlink.MARK, entry.mark)
     if event_time:
         out += attr(ctnetlink.TIMESTAMP_EVENT, struct.pack(">Q", event_time))
     return out
 
 
 @given(entries(), st.booleans())
+@settings(max_examples=60)
 def test_an_entry_is_read_as_it_was_written_by_either_way(entry, zone_first):
     assert ctnetlink.entry(encode(entry, zone_first=zone_first)) == entry
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(entries(), st.sampled_from([1, 2, 3]), st.integers(0, 2**63)), max_size=5))
 def test_events_come_in_their_order_with_kind_and_time(some):
     types = {
@@ -106,6 +109,21 @@ def test_bytes_that_are_no_entry_raise_one_error_only(entry, noise):
             ctnetlink.entry(cut)
         except MalformedError:
             continue
+
+
+ODD = [
+    pytest.param(nested(ctnetlink.COUNTERS_ORIG, attr(2, b"\0" * 7 + b"\x05"), attr(1, b"\0" * 7 + b"\x04")), {"sent": Count(4, 5)}, id="counters the other way round"),
+    pytest.param(nested(ctnetlink.COUNTERS_ORIG, attr(1, b"\0" * 8)), {"sent": None}, id="half a counter"),
+    pytest.param(nested(ctnetlink.PROTOINFO, nested(1, attr_u8(2, 7), attr_u8(1, 3))), {"state": 3}, id="state behind a scale"),
+    pytest.param(nested(ctnetlink.PROTOINFO, nested(3, attr_u8(1, 3), attr_u8(1, 3))), {"state": -1}, id="a state of SCTP"),
+    pytest.param(attr(99, b"x"), {}, id="something new"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("odd", "expected"), ODD)
+def test_attributes_that_are_laid_out_otherwise_are_read_all_the_same(odd, expected):
+    plain = Entry(Family.V4, 6, Tuple(bytes(4), bytes(4), 1, 2), Tuple(bytes(4), bytes(4), 2, 1), status=8)
+    assert ctnetlink.entry(encode(plain) + odd) == plain._replace(**expected)
 
 
 def test_ports_that_stand_elsewhere_are_found_all_the_same():
