@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ from pycni.model.space import ForeignProgram
 from pycni.wire import rtlink, tc
 from pycni.wire.netlink import Message, parse_attrs
 
-OURS = frozenset({"pod_in", "pod_out", "uplink_in", "uplink_out", "pycni_xdp"})
-"""Names of our programs in the kernel."""
+OURS = re.compile(r"(pod_in|pod_out|uplink_i|uplink_o|pycni_xd)_[0-9a-f]{6}")
+"""Names of our programs in the kernel (``BpfObject``): the function, cut, and a digest."""
 _GET_FD_BY_ID = 13
 """BPF_PROG_GET_FD_BY_ID."""
 _IFLA_XDP = 43
@@ -50,7 +51,7 @@ def _xdp(device: str, msg: Message) -> Iterable[ForeignProgram]:
     found = {int.from_bytes(attrs[kind], sys.byteorder): kind for kind in _XDP_IDS if kind in attrs}
     for number, kind in found.items():
         name = _name(number) if number else ""
-        if number and name not in OURS:
+        if number and not OURS.fullmatch(name):
             words = f"{_XDP_IDS[kind]} prog id {number} {name}".rstrip()
             yield ForeignProgram(device=device, where="xdp", words=words)
 
@@ -74,7 +75,7 @@ def _filters(sock: NetlinkSocket, device: str, index: int) -> Iterable[ForeignPr
             if found is None or found.action == "mirred":
                 continue  # what shapes pods leads on, and drops nothing
             name = _name(found.program) if found.program else ""
-            if name in OURS:
+            if OURS.fullmatch(name):
                 continue
             words = f"tc filter {found.kind} pref {found.priority} {found.action} {name}".rstrip()
             yield ForeignProgram(
@@ -92,7 +93,7 @@ def _tcx(device: str, index: int) -> Iterable[ForeignProgram]:
             return
         for number in numbers:
             name = _name(number)
-            if name not in OURS:
+            if not OURS.fullmatch(name):
                 yield ForeignProgram(
                     device=device, where=where, words=f"tcx prog id {number} {name}".rstrip()
                 )

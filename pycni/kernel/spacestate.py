@@ -15,6 +15,7 @@ from pycni.kernel import ethtool, sysctl
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.spacefirewall import foreign_hooks
 from pycni.kernel.spaceprograms import foreign_programs
+from pycni.kernel.spacewireguard import peers
 from pycni.model.family import Family
 from pycni.model.space import (
     AddressState,
@@ -56,17 +57,18 @@ _PER_DEVICE = (
 _IFLA_BRPORT_STATE = 1
 
 
-def read(*, firewall: bool = True, devices: Iterable[str] | None = None) -> SpaceState:
+def read(*, firewall: bool = True, devices: Iterable[str] | None = None, wireguard: str = "") -> SpaceState:
     """The namespace of the calling thread. Raises KernelError.
 
     ``firewall``: look for rules of others, which takes longest. ``devices``: whose own switches are read; None: all.
+    ``wireguard``: folder of wireguard-go's sockets.
     """
     with NetlinkSocket() as sock:
         answers = list(sock.dump(rtlink.dump_links()))
         found = [(rtlink.parse_link(msg), _port_state(msg)) for msg in answers]
         names = {link.ifindex: link.name for link, _ in found}
         masters = {link.ifindex: names.get(link.master, "") for link, _ in found}
-        links = {link.name: _link(link, names, state) for link, state in found}
+        links = {link.name: _link(link, names, state, wireguard) for link, state in found}
         return SpaceState(
             links=links,
             addresses=tuple(_addresses(sock, names)),
@@ -82,7 +84,7 @@ def read(*, firewall: bool = True, devices: Iterable[str] | None = None) -> Spac
         )
 
 
-def _link(link: rtlink.Link, names: Mapping[int, str], state: str) -> LinkState:
+def _link(link: rtlink.Link, names: Mapping[int, str], state: str, wireguard: str) -> LinkState:
     overlay = link.vxlan or link.ipip
     return LinkState(
         name=link.name,
@@ -102,6 +104,7 @@ def _link(link: rtlink.Link, names: Mapping[int, str], state: str) -> LinkState:
         port=link.vxlan.port if link.vxlan is not None else 0,
         local=overlay.local if overlay is not None else b"",
         checksum=_checksum(link),
+        peers=peers(link.name, link.kind, wireguard),
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,12 +25,10 @@ T = TypeVar("T")
 _places = Places()
 
 
-def space_states(namespaces: Mapping[str, str]) -> dict[str, SpaceState]:
-    """The states of namespaces, by space. Raises KernelError."""
-    found = {}
-    for space, name in namespaces.items():
-        found[space] = netns.inside(name, spacestate.read)
-    return found
+def space_states(namespaces: Mapping[str, str], wireguard: str = "") -> dict[str, SpaceState]:
+    """The states of namespaces, by space. ``wireguard``: folder of wireguard-go's sockets. Raises KernelError."""
+    read = partial(spacestate.read, wireguard=wireguard)
+    return {space: netns.inside(name, read) for space, name in namespaces.items()}
 
 
 def launch(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from pycni.agent.wireguard_key import SOCKETS
 from pycni.backends.masq import Masquerade
 from pycni.errors import ConfigError, KernelError
 from pycni.lab import netns, topology
@@ -75,7 +76,8 @@ def _part(
     node: LabNode, pods: Sequence[PodRecord], shared: _Etcd | None, spec: LabSpec, *, alive: bool
 ) -> NodePart:
     where = Where(node.name, netns.UPLINK, tuple(item.ip.packed for item in node.addresses.values()))
-    actual = node.driver.call(node.name, space_states, namespaces(node, pods))
+    sockets = str(node.home / "state" / SOCKETS)
+    actual = node.driver.call(node.name, space_states, namespaces(node, pods), sockets)
     mine = [(_wanted_pod(pod), pod) for pod in pods if pod.network == "cluster"]
     return NodePart(
         name=node.name,

@@ -54,10 +54,8 @@ class LinkState(msgspec.Struct, frozen=True, kw_only=True):
     """Underlay address of an overlay device."""
     checksum: bool = True
     """``tx-checksum-ip-generic``, where it matters (overlay devices)."""
-    key: bytes = b""
-    """Own public key of a WireGuard device; empty: it is none, or could not be read."""
-    peers: tuple[PeerState, ...] = ()
-    """Of a WireGuard device."""
+    peers: tuple[PeerState, ...] | None = None
+    """Of a WireGuard device; None: it is none, or they could not be read."""
 
 
 class AddressState(msgspec.Struct, frozen=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pycni.model.family import show, show_mac
-from pycni.model.space import NODE, LinkState, SpaceState, World
+from pycni.model.space import NODE, LinkState, PeerState, SpaceState, World
 from pycni.trace import lookup
 from pycni.trace.lookup import Query
 from pycni.trace.model import UDP, Flow
@@ -59,6 +60,12 @@ def aim(world: World, node: str, link: LinkState, gateway: bytes, destination: b
             reason = f"no forwarding entry of {link.name} for {show_mac(mac)}"
             return Lost("overlay", "fdb-missing", f"fdb {show_mac(mac)} dev {link.name}", reason)
         remote = row.remote
+    if link.peers is not None:
+        peer = _peer(link.peers, destination)
+        if peer is None:
+            reason = f"no peer of {link.name} has {show(destination)} among its allowed IPs"
+            return Lost("overlay", "wireguard-peer-missing", f"allowed-ips of {link.name}", reason)
+        remote = peer.endpoint or remote
     far = _far_node(world, remote, destination)
     if not far or far == node:
         reason = f"no node is known at {show(remote)}" if remote else "no node is known for this address"
@@ -89,6 +96,25 @@ def _far_node(world: World, remote: bytes, destination: bytes) -> str:
     return owner[0] if owner is not None else ""
 
 
+def _peer(peers: Sequence[PeerState], address: bytes) -> PeerState | None:
+    """Whose allowed networks have an address, the longest prefix first (cryptokey routing)."""
+    found = [
+        (length, item)
+        for item in peers
+        for network, length in item.allowed
+        if len(network) == len(address) and lookup.inside(address, network, length)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def refused(item: LinkState, there: Aim, source: bytes) -> Lost | None:
+    """Why a WireGuard device takes nothing from this source."""
+    if item.peers is None or _peer(item.peers, source) is not None:
+        return None
+    reason = f"no peer of {item.name} may send from {show(source)} (allowed IPs)"
+    return Lost("overlay", "wireguard-peer-missing", there.words, reason, item.name)
+
+
 def opening(world: World, there: Aim, link: LinkState) -> LinkState | Lost:
     """The far node's device that takes out what this device has sent."""
     for item in _space(world, there.far).links.values():
@@ -98,6 +124,9 @@ def opening(world: World, there: Aim, link: LinkState) -> LinkState | Lost:
     else:
         reason = f"this node has no {link.kind} device like {link.name} of the sender"
         return Lost("overlay", "vtep-missing", there.words, reason)
+    if item.kind == "tun" and not item.carrier:
+        reason = f"{item.name} is without carrier: the program that serves it is not running"
+        return Lost("overlay", "forwarder-dead", there.words, reason, item.name)
     if there.mac and item.mac != there.mac:
         reason = f"{item.name} has {show_mac(item.mac)}, the sender believes {show_mac(there.mac)}"
         return Lost("overlay", "vtep-mac-wrong", f"to {show_mac(there.mac)}", reason, item.name)

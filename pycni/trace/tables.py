@@ -36,6 +36,8 @@ COMMANDS = {
     "neighbour-missing": "ip neigh show dev {interface}",
     "neighbour-wrong": "ip neigh show dev {interface}",
     "nobody-answers": "ip neigh show dev {interface}",
+    "wireguard-peer-missing": "wg show {interface} allowed-ips",
+    "forwarder-dead": "pycnictl status",
     "vtep-missing": "ip -d link show type vxlan",
     "vtep-mac-wrong": "ip -d link show dev {interface}",
     "peer-unknown": "bridge fdb show dev {interface}",

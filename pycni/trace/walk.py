@@ -238,7 +238,10 @@ class _Walker(Steps):
         self._hop("routing", "forwarded", link.name, detail=text, mtu=mtu, optional=bridged)
         if not (link.up and link.carrier):
             what = "down" if not link.up else "without carrier"
-            self._hop("interface", "dropped", link.name, reason=f"{link.name} is {what}", kind="device-down")
+            kind, why = "device-down", ""
+            if link.up and link.kind == "tun":
+                kind, why = "forwarder-dead", ": the program that serves it is not running"
+            self._hop("interface", "dropped", link.name, reason=f"{link.name} is {what}{why}", kind=kind)
             return
         if self._space == NODE:
             self._hide(link.name)
@@ -365,6 +368,8 @@ class _Walker(Steps):
         if not self._unwrapped(there, hidden=link.kind in overlay.SECRET):
             return
         opened = overlay.opening(self._world, there, link)
+        if not isinstance(opened, Lost):
+            opened = overlay.refused(opened, there, self._flow.source) or opened
         if isinstance(opened, Lost):
             self._lose(opened)
             return

@@ -28,6 +28,7 @@ from pycni.model.space import (
     FdbState,
     LinkState,
     NeighbourState,
+    PeerState,
     RouteState,
     SpaceState,
 )
@@ -131,6 +132,9 @@ def node_space(
     routes = [item for item in state.routes if not _replaced(item, ours, networks)]
     routes += [_route(key, value) for key, value in want.routes.items()]
     links = {**state.links, **{name: _link(state, link) for name, link in want.links.items()}}
+    for name, link in want.links.items():
+        if isinstance(link, WireguardLink):
+            links[name] = msgspec.structs.replace(links[name], peers=_peers(name, want))
     for pod in pods:
         if pod.host_interface and pod.host_interface in links:
             links[pod.host_interface] = _host_end(links[pod.host_interface], pod)
@@ -189,6 +193,15 @@ def _link(state: SpaceState, link: Link) -> LinkState:
     if isinstance(link, IpipLink):
         return msgspec.structs.replace(found, local=link.local)
     return found
+
+
+def _peers(device: str, want: FabricState) -> tuple[PeerState, ...]:
+    found = want.wireguard.items()
+    return tuple(
+        PeerState(key=key.public_key, endpoint=peer.endpoint, port=peer.port, allowed=peer.allowed)
+        for key, peer in found
+        if key.device == device
+    )
 
 
 def _kind(link: Link, there: LinkState | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,7 @@ from pycni.tracing.course import Asked, trace
 
 from . import trace_faults
 from .conftest import unique_name
-from .lab_tools import ctl
+from .lab_tools import PATIENCE_S, ctl, within
 from .trace_faults import Damage, names_of
 
 
@@ -44,6 +46,26 @@ def plain() -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture(scope="module")
+def secret() -> Iterator[Lab]:
+    """Two nodes that speak WireGuard, with policies by eBPF."""
+    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, family="dual", backend="wireguard", policy="ebpf"))
+    try:
+        apply(lab, trace_faults.DENIED)
+        kill_agents(lab)
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="module")
+def living() -> Iterator[Lab]:
+    """Two nodes whose agents live, and carry packets in UDP."""
+    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, backend="udp", pods=1))
+    yield lab
+    lab.down()
 
 
 def kill_agents(lab: Lab) -> None:
@@ -106,5 +128,57 @@ def test_a_damage_is_named_without_an_overlay(plain: Lab, damage: Damage, tmp_pa
     named(plain, damage, tmp_path)
 
 
+@pytest.mark.parametrize("damage", trace_faults.SECRET.values(), ids=trace_faults.SECRET)
+def test_a_damage_is_named_inside_of_wireguard(secret: Lab, damage: Damage, tmp_path: Path) -> None:
+    named(secret, damage, tmp_path)
+
+
+def beside(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(item["kind"], item["node"]) for item in found["suspicions"]]
+
+
+def test_a_dead_agent_is_told_beside(living: Lab) -> None:
+    found = ask(living, "pod1", "pod2")
+    assert (found["fault"], beside(found)) == (None, [])
+    living.signal_agent("node2", signal.SIGKILL)
+    try:
+        found = ask(living, "pod1", "pod2")
+    finally:
+        living.start_agent("node2")
+    assert (found["fault"], beside(found)) == (None, [("agent-dead", "node2")])
+    assert within(PATIENCE_S, lambda: beside(ask(living, "pod1", "pod2")) == [])
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_dead_forwarder_is_named(living: Lab, node: str) -> None:
+    living.signal_agent(node, signal.SIGSTOP)  # else it starts another one
+    try:
+        os.kill(forwarder(living, node), signal.SIGKILL)
+        assert within(
+            PATIENCE_S, lambda: "NO-CARRIER" in living.exec(node, ["ip", "link", "show", "flannel0"]).stdout
+        )
+        found = ask(living, "pod1", "pod2")
+    finally:
+        living.signal_agent(node, signal.SIGCONT)
+    fault = found["fault"]
+    component = "interface" if node == "node1" else "overlay"
+    assert (fault["kind"], fault["node"], fault["component"], fault["interface"]) == (
+        "forwarder-dead", node, component, "flannel0",
+    )  # fmt: skip
+    assert "the program that serves it is not running" in fault["cause"]
+    assert within(30, lambda: ask(living, "pod1", "pod2")["ok"])
+
+
+def forwarder(lab: Lab, node: str) -> int:
+    """Process that carries a node's packets."""
+    folder = str(lab.state.node_folder(node))
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if b"pycni.forwarder" in words and any(word.decode().startswith(folder) for word in words):
+                return int(entry.parent.name)
+    raise AssertionError("no forwarder")
+
+
 def test_there_are_as_many_as_there_should_be() -> None:
-    assert len(IN_WORLD) + len(trace_faults.PLAIN) >= 60
+    assert len(IN_WORLD) + len(trace_faults.PLAIN) + len(trace_faults.SECRET) >= 75

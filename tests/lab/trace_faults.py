@@ -108,7 +108,7 @@ def names_of(lab: Lab, folder: str) -> Mapping[str, str]:
     """What commands call by name: addresses, ports of bridges, subnets, MACs."""
     found = {
         "tmp": folder,
-        "python": f"env PYTHONPATH={ROOT} {sys.executable}",
+        "state": str(lab.state.folder / "nodes"), "python": f"env PYTHONPATH={ROOT} {sys.executable}",
         **{f"{node.name}_ns": node.namespace for node in lab.nodes()},
     }
     for pod in lab.pods():
@@ -519,5 +519,48 @@ SERVICES: Mapping[str, Damage] = {
         " add rule bridge foe d ip protocol tcp @th,16,16 8080 @th,112,16 set 0x1234'",
         "nft delete table bridge foe", ("checksum-wrong", "node2", "bridge", "{port_web}"),
         "its TCP checksum is wrong here and was right at", words=WEB,
+    ),
+}  # fmt: skip
+
+DENIED = """
+apiVersion: v1
+kind: Pod
+metadata: {name: shut, labels: {app: shut}}
+spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
+"""
+PEER = "{python} -m tests.lab.trace_tools peer {state}/"
+SECRET: Mapping[str, Damage] = {
+    "peer without allowed IPs": one(
+        "node1", f"{PEER}node1/state/wireguard flannel-wg allowed 192.0.2.0/24",
+        f"{PEER}node1/state/wireguard flannel-wg allowed {{net2}}",
+        ("wireguard-peer-missing", "node1", "overlay", "flannel-wg"), "no peer of flannel-wg has {pod2} among its allowed IPs",
+    ),
+    "peer that may not send": one(
+        "node2", f"{PEER}node2/state/wireguard flannel-wg allowed 192.0.2.0/24",
+        f"{PEER}node2/state/wireguard flannel-wg allowed {{net1}}",
+        ("wireguard-peer-missing", "node2", "overlay", "flannel-wg"), "no peer of flannel-wg may send from {pod1}",
+    ),
+    "peer without allowed IPs, IPv6": one(
+        "node1", f"{PEER}node1/state/wireguard flannel-wg-v6 allowed 2001:db8::/64",
+        f"{PEER}node1/state/wireguard flannel-wg-v6 allowed {{net2_6}}",
+        ("wireguard-peer-missing", "node1", "overlay", "flannel-wg-v6"), "has {pod2_6} among its allowed IPs", words=SIX,
+    ),
+    "peer at a wrong endpoint": one(
+        "node1", f"{PEER}node1/state/wireguard flannel-wg endpoint 172.20.0.99",
+        f"{PEER}node1/state/wireguard flannel-wg endpoint 172.20.0.2",
+        ("peer-unknown", "node1", "overlay", "flannel-wg"), "no node is known at 172.20.0.99",
+    ),
+    "policy that denies, by eBPF": one(
+        "pod1", "true", "true", ("policy-denied", "node2", "policy", ""), "no rule of NetworkPolicy default/closed allows it",
+        words=("pod1", "shut:8080"), after="policy-denied",
+    ),
+    "foreign drop rule beside eBPF": rule(
+        "node2", "inet", "forward", "ip daddr {pod2} drop", ("foreign-rule", "node2", "firewall", "cni0"), "inet foe c",
+        "ip daddr {pod2} drop",
     ),
 }  # fmt: skip

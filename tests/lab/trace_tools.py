@@ -1,4 +1,4 @@
-"""Damages that no command makes: a full table of connections, an XDP program that drops. Run inside a namespace.
+"""Damages that no command makes: a full table of connections, an XDP program that drops, a peer of wireguard-go. Run inside a namespace.
 
 python -m tests.lab.trace_tools fill
 python -m tests.lab.trace_tools xdp DEVICE on|off
@@ -10,13 +10,15 @@ import os
 import socket
 import struct
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from pycni.kernel import bpf
+from pycni.kernel import bpf, wireguard_go
 from pycni.kernel.conntrack_new import Connection, _creation
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.wire import rtlink
 from pycni.wire.netlink import NLM_F_REQUEST, attr_u32, nested
+from pycni.wire.wireguard import set_peer_text
 
 COUNT, LIMIT = (Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}") for name in ("count", "max"))
 LONGEST = 4_000_000
@@ -72,8 +74,21 @@ def xdp(device: str, *, on: bool) -> None:
         os.close(program)
 
 
+def peer(folder: str, device: str, what: str, value: str) -> None:
+    """Give the only peer of wireguard-go's device other allowed IPs, or another endpoint."""
+    [there] = wireguard_go.read(folder, device).peers
+    if what == "allowed":
+        net = ip_network(value)
+        there = there._replace(allowed=((net.network_address.packed, net.prefixlen),))
+    else:
+        there = there._replace(endpoint=ip_address(value).packed)
+    assert wireguard_go.send(folder, device, [set_peer_text(there, replace=True)]) == [None]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "fill":
         fill()
+    elif sys.argv[1] == "peer":
+        peer(*sys.argv[2:])
     else:
         xdp(sys.argv[2], on=sys.argv[3] == "on")
