@@ -23,6 +23,7 @@ from .conftest import LabMaker, unique_name
 from .lab_tools import ctl, within
 
 PATIENCE_S = 30.0
+DUMP = ("dump", "--json", "--name")
 PSK = base64.b64encode(b"shared in advance, told nobody.".ljust(32)).decode()
 
 
@@ -30,7 +31,15 @@ PSK = base64.b64encode(b"shared in advance, told nobody.".ljust(32)).decode()
 def lab() -> Iterator[Lab]:
     """Two nodes with everything a node can have, a pod each and one to lose."""
     made = Lab.up(
-        LabSpec(name=unique_name(), nodes=2, family="dual", pods=1, proxy="nftables", policy="nftables")
+        LabSpec(
+            name=unique_name(),
+            nodes=2,
+            family="dual",
+            pods=1,
+            proxy="nftables",
+            policy="ebpf",
+            bgp="exabgp",
+        )
     )
     try:
         yield made
@@ -124,13 +133,19 @@ def test_drift_that_was_found_and_repaired_is_told(lab: Lab) -> None:
 
 
 def test_dump_agrees_on_a_healthy_node_and_names_what_differs_in_a_pod(lab: Lab) -> None:
+    assert within(PATIENCE_S, lambda: bool(json.loads(ctl(*DUMP, lab.spec.name).stdout)["same"]))
     found = ask(lab, "dump")
     assert found["same"]
-    assert {item["part"] for node in found["nodes"] for item in node["sections"]} == {
-        "fabric",
-        "pods",
-        "services",
-        "policies",
+    names = {(item["part"], item["name"]) for node in found["nodes"] for item in node["sections"]}
+    assert {name for name in names if name[0] != "pods"} == {
+        ("fabric", "kernel"),
+        ("services", "nftables"),
+        ("policies", "nftables"),
+        ("policies", "ebpf"),
+        ("policies", "table bridge pycni_guard"),
+        ("bgp", "sessions"),
+        ("bgp", "announced"),
+        ("bgp", "routes"),
     }
     pod = next(item for item in lab.pods() if item.node == "node1" and item.name == "pod1")
     inside(pod.namespace, "ip", "route", "del", "default")
@@ -156,6 +171,10 @@ def test_dump_writes_the_state_of_a_node_in_its_tools_notation(lab: Lab, side: s
         "addr ",
         "table inet pycni_proxy {",
         "table inet pycni_policy {",
+        "program pod_in dev veth",
+        "element bridge pycni_guard own4 {",
+        "neighbour 172.20.0.2 as 64512 Established",
+        " via 172.20.0.2 proto 113",
     ):
         assert words in text
 
