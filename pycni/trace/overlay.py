@@ -117,7 +117,9 @@ def refused(item: LinkState, there: Aim, source: bytes) -> Lost | None:
 
 def opening(world: World, there: Aim, link: LinkState) -> LinkState | Lost:
     """The far node's device that takes out what this device has sent."""
-    for item in _space(world, there.far).links.values():
+    links = _space(world, there.far).links.values()
+    # Those of other programs have nothing to be told by but their names, which are the same everywhere.
+    for item in sorted(links, key=lambda item: item.name != link.name):
         same = (item.kind, item.vni, item.port) == (link.kind, link.vni, link.port)
         if same and item.up and len(item.local) == len(link.local):
             break
