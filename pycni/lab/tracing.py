@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from pycni.kernel.capture import Enter
 from pycni.lab import netns, topology, trace_tls
 from pycni.lab.inside_trace import enter
+from pycni.lab.node import LabNode
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabError
 from pycni.lab.trace_world import gather, namespaces
@@ -52,8 +53,15 @@ class LabEyes:
                 found[node.name] = GuestNode(node.name, cast("UmlDriver", node.driver), spaces)
             else:
                 entered: dict[str, Enter] = {name: enter(where) for name, where in spaces.items()}
-                found[node.name] = LocalNode(node.name, entered)
+                # Policies by eBPF have no rules that could be traced: their agent tells what they deny.
+                fast = self._lab.spec.policy == "ebpf"
+                found[node.name] = LocalNode(node.name, entered, _door(node) if fast else None)
         return found
+
+
+def _door(node: LabNode) -> Door:
+    """To a node's agent, by its control socket."""
+    return Door(node.name, unix(os.path.join(os.path.dirname(node.socket), SOCKET)))
 
 
 def by_agents(lab: Lab, words: Sequence[str]) -> ClusterEyes:
@@ -66,8 +74,7 @@ def by_agents(lab: Lab, words: Sequence[str]) -> ClusterEyes:
     if not spec.trace_tls:
         if spec.driver != "netns":
             raise LabError("--by-agents: guests' agents are asked by TLS: lab up --trace-tls", usage=True)
-        doors = {node.name: os.path.join(os.path.dirname(node.socket), SOCKET) for node in lab.nodes()}
-        return ClusterEyes([Far(peers[name], Door(name, unix(path))) for name, path in doors.items()], words)
+        return ClusterEyes([Far(peers[node.name], _door(node)) for node in lab.nodes()], words)
     files = trace_tls.client(lab.state.folder)
     fabric = topology.fabric_namespace(spec.name)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from pycni.trace.model import ICMP, ICMPV6, Flow, Hop, Note
-from pycni.trace.said import decisive
+from pycni.trace.said import BY_POLICY, decisive
 
 _BY_RULE = "netfilter_drop"
 MOST = 200
@@ -90,8 +90,8 @@ def _place(hops: Sequence[Hop], split: int, note: Note) -> int | None:
         return None
     if note.kind == "connection":
         return next((index for index in here if hops[index].action == "translated"), here[0])
-    wanted = _COMPONENTS.get(_table(note), ())
-    if note.kind == "rule" and wanted:
+    wanted = ("policy",) if note.verdict == BY_POLICY else _COMPONENTS.get(_table(note), ())
+    if wanted:
         mine = [index for index in here if hops[index].component in wanted]
         if mine:
             return mine[0]

@@ -19,6 +19,15 @@ GUESSES = frozenset(
     {"vanished", "no-answer", "not-sent", "lost", "foreign-rule", "conntrack-full", "mtu-too-small"}
 )
 """Kinds of verdicts that only say what is likely."""
+BY_POLICY = "policy"
+"""Instead of a kernel's reason: a policy of ours that has no rules denied it."""
+_IS_SAID_BY = {
+    "netfilter_drop": "drop",
+    "tc_ingress": BY_POLICY,
+    "tc_egress": BY_POLICY,
+    "xdp": BY_POLICY,
+}
+"""The verdict of what says more of a drop: the rule of a firewall's hook, the policy of a program."""
 _QUIET = frozenset({"otherhost", "skb_consumed", "consumed", "not_dropped_yet"})
 """Reasons that say nothing of a packet's way: copies for others."""
 
@@ -96,7 +105,12 @@ def cause(there: Sequence[Hop], back: Sequence[Hop], *, full: bool = False) -> F
             found = _ended(hops, index, note, hop.notes[:at])
             if found is None or _own_doing(hops, len(there), index, note):
                 continue
-            if full and note.kind == "drop" and note.verdict == "netfilter_drop" and not _rule_at(hops, note):
+            if (
+                full
+                and note.kind == "drop"
+                and note.verdict == "netfilter_drop"
+                and not _at_the_same(hops, note, "drop")
+            ):
                 words = f"connection tracking has no room for it ({note.verdict} {note.detail})".replace(
                     " )", ")"
                 )
@@ -155,9 +169,19 @@ def _ended(hops: Sequence[Hop], index: int, note: Note, before: Sequence[Note]) 
         return None
     if note.kind == "rule":
         return _ruled(hop, index, note, before)
-    by = _rule_at(hops, note) if note.verdict == "netfilter_drop" else None
+    if note.verdict == BY_POLICY:
+        return Fault(
+            kind="policy-denied",
+            node=note.node,
+            space=note.space,
+            component="policy",
+            hop=index,
+            cause=note.detail,
+            command="pycnictl drops",
+        )
+    by = _at_the_same(hops, note, _IS_SAID_BY[note.verdict]) if note.verdict in _IS_SAID_BY else None
     if by is not None:
-        return _ruled(hops[by[0]], *by, hops[by[0]].notes)
+        return _ended(hops, *by, hops[by[0]].notes)
     known = _REASONS.get(note.verdict, _Kind("kernel-drop", f"reason {note.verdict}"))
     where = f" ({note.verdict}, {note.detail})" if note.detail else f" ({note.verdict})"
     return Fault(
@@ -201,15 +225,11 @@ def _policy(note: Note, before: Sequence[Note]) -> str:
     return ""
 
 
-def _rule_at(hops: Sequence[Hop], drop: Note) -> tuple[int, Note] | None:
-    """The rule that dropped a packet which the kernel says a firewall hook dropped, with its hop's index."""
+def _at_the_same(hops: Sequence[Hop], drop: Note, verdict: str) -> tuple[int, Note] | None:
+    """What says more of a drop at the same place, with its hop's index."""
     for index, hop in enumerate(hops):
         for note in hop.notes:
-            if (
-                note.kind == "rule"
-                and note.verdict == "drop"
-                and (note.node, note.space) == (drop.node, drop.space)
-            ):
+            if note.verdict == verdict and (note.node, note.space) == (drop.node, drop.space):
                 return index, note
     return None
 

@@ -58,6 +58,10 @@ class Door:
         with self._asked("POST", target, msgspec.json.encode(value)) as stream:
             return stream.whole()
 
+    def follow(self, target: str) -> Stream:
+        """An answer to a question that goes on; the caller closes it. Raises AskError."""
+        return self._asked("GET", target, None)
+
     def lines(self, target: str, value: Any) -> Stream:
         """An answer that goes on; the caller closes it. Raises AskError."""
         return self._asked("POST", target, msgspec.json.encode(value))

@@ -13,6 +13,9 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
 
 from pycni.errors import KernelError
 from pycni.kernel import nfttrace
@@ -25,6 +28,8 @@ from pycni.model.space import NODE
 from pycni.model.spot import Spot
 from pycni.trace.frames import flow_of, inside, split_ip
 from pycni.trace.model import ICMP, ICMPV6, Flow, Note
+from pycni.tracing.ask import AskError, Door
+from pycni.tracing.denials import Denials
 from pycni.tracing.eyes import Order
 from pycni.wire.ctnetlink import ASSURED, SEEN_REPLY, TCP_STATES, Entry, Tuple
 
@@ -36,22 +41,25 @@ _ECHO = {ICMP: 8 << 8, ICMPV6: 128 << 8}
 _ECHO_ANSWER = {ICMP: 0, ICMPV6: 129 << 8}
 
 
+class Place(NamedTuple):
+    """A node."""
+
+    name: str
+    spaces: Mapping[str, Enter]
+    agent: Door | None = None
+    """Whose agent tells what a fast path of policies denies; None: the node has no such plane."""
+
+
 class Deep:
     """One watch of one node."""
 
-    def __init__(
-        self,
-        name: str,
-        spaces: Mapping[str, Enter],
-        order: Order,
-        marks: Sequence[Spot],
-        drops: Sequence[Spot],
-    ) -> None:
+    def __init__(self, node: Place, order: Order, marks: Sequence[Spot], drops: Sequence[Spot]) -> None:
         """``marks``: what packets are known by whose rules are told, (): none; ``drops``: whose drops are.
 
         Raises OSError, KernelError when a namespace cannot be entered.
         """
-        self._name, self._spaces, self._own = name, spaces, order.flow
+        self._name, self._spaces, self._own = node.name, node.spaces, order.flow
+        self._denials: Denials | None = None
         self._rules: dict[str, RuleTrace] = {}
         self._askers: dict[str, ConnectionAsker] = {}
         self._drops: _Listener | None = None
@@ -61,7 +69,7 @@ class Deep:
         self._by_packet: dict[tuple[str, int], tuple[Flow | None, int, int]] = {}
         self._interfaces: dict[tuple[str, int], str] = {}
         try:
-            for space, enter in spaces.items():
+            for space, enter in node.spaces.items():
                 ruled = bool(enter(nfttrace.tables))
                 if ruled and marks:
                     self._trace(space, enter, order.token, marks)
@@ -69,6 +77,8 @@ class Deep:
                     self._ask(space, enter)
             if drops:
                 self._hear(order.token, drops)
+            if node.agent is not None:
+                self._listen(node.agent)
         except BaseException:
             self.close()
             raise
@@ -76,7 +86,8 @@ class Deep:
     def filenos(self) -> list[int]:
         """To poll for reading."""
         found = [trace.fileno() for trace in self._rules.values()]
-        return found + ([self._drops.fileno()] if self._drops is not None else [])
+        others = (self._drops, self._denials)
+        return found + [item.fileno() for item in others if item is not None]
 
     def read(self) -> list[Note]:
         """What came since the last call. Raises KernelError."""
@@ -85,6 +96,8 @@ class Deep:
             found += [self._rule(space, told) for told in trace.read()]
         if self._drops is not None:
             found += [note for space, drop in self._drops.read() if (note := self._drop(space, drop))]
+        if self._denials is not None:
+            found += self._denials.read(self._mine)
         return found
 
     def connections(self, flows: Sequence[tuple[str, Flow]]) -> list[Note]:
@@ -109,6 +122,9 @@ class Deep:
         if self._drops is not None:
             self._drops.close()
             self._drops = None
+        if self._denials is not None:
+            self._denials.close()
+            self._denials = None
         for trace in self._rules.values():
             trace.close()
         for asker in self._askers.values():
@@ -139,6 +155,24 @@ class Deep:
             self._drops = _Listener(token, drops, numbers)
         except KernelError as error:
             self._limit(NODE, f"drop reasons are not told: {error}")
+
+    def _listen(self, agent: Door) -> None:
+        try:
+            self._denials = Denials(self._name, agent)
+        except AskError as error:
+            self._limit(NODE, f"denials of the fast path are not told: {error}")
+
+    def _mine(self, flow: Flow) -> bool:
+        """Whether a denied packet is the probe or its answer, behind a translation of either end too."""
+        own = (
+            self._own
+            if self._own.protocol not in _ECHO
+            else msgspec.structs.replace(self._own, source_port=0)
+        )
+        ends = {(own.source, own.source_port), (own.destination, own.destination_port)}
+        return flow.protocol == own.protocol and not ends.isdisjoint(
+            {(flow.source, flow.source_port), (flow.destination, flow.destination_port)}
+        )
 
     def _limit(self, space: str, detail: str) -> None:
         self._notes.append(

@@ -20,7 +20,8 @@ from pycni.model.spot import Spot
 from pycni.trace.frames import answer_port, dissect, probe, socket_filter, spots
 from pycni.trace.live import drop_spots, program
 from pycni.trace.model import UDP, Flow
-from pycni.tracing.deep import Deep
+from pycni.tracing.ask import Door
+from pycni.tracing.deep import Deep, Place
 from pycni.tracing.eyes import Launched, Order, Report
 
 WAITING = 64
@@ -35,9 +36,10 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE = 10, 23, 3
 class LocalNode:
     """See ``eyes.NodeEyes``."""
 
-    def __init__(self, name: str, spaces: Mapping[str, Enter]) -> None:
-        """``spaces``: how to run something in each of its namespaces."""
+    def __init__(self, name: str, spaces: Mapping[str, Enter], agent: Door | None = None) -> None:
+        """``spaces``: how to run something in each of its namespaces; ``agent``: see ``deep.Place``."""
         self.name = name
+        self._agent = agent
         self.apart = False
         self._spaces = spaces
 
@@ -49,7 +51,9 @@ class LocalNode:
             deep = None
             if order.deep:
                 deep = stack.enter_context(
-                    contextlib.closing(Deep(self.name, self._spaces, order, marks, dropped))
+                    contextlib.closing(
+                        Deep(Place(self.name, self._spaces, self._agent), order, marks, dropped)
+                    )
                 )
             capture = stack.enter_context(self._capture(order, marks))
             stack.pop_all()
