@@ -47,14 +47,23 @@ def explained(case: Case, reason: str, trace: Trace | None) -> Failure:
         return msgspec.structs.replace(failure, cause=_not_enforced(trace), kind="policy-not-enforced",
                                        node=found.node if found else "", command="pycnictl status")  # fmt: skip
     if found is None:
-        said = "a single packet gets through and comes back"
-        return msgspec.structs.replace(
-            failure,
-            cause=f"{said}: only larger ones do not, or it passes" if case.task.kind in SIZES else said,
-        )
+        return msgspec.structs.replace(failure, cause=_passes(case), command=_remembered(case))
     return msgspec.structs.replace(
         failure, kind=found.kind, node=found.node, cause=found.cause, command=found.command
     )
+
+
+def _passes(case: Case) -> str:
+    """What is left where a trace finds nothing wrong."""
+    if case.task.kind in SIZES:
+        return "a small packet gets through: a smaller path MTU may be remembered, for up to ten minutes"
+    if case.target.startswith("Service"):
+        return "a single packet gets through, by one of the Service's endpoints"
+    return "a single packet gets through and comes back"
+
+
+def _remembered(case: Case) -> str:
+    return f"ip route get {case.task.host}" if case.task.kind in SIZES else ""
 
 
 def _likeliest(case: Case, trace: Trace) -> Fault | None:

@@ -251,12 +251,12 @@ def _sizes(made: _Cases) -> list[Test]:
     return [
         _test(
             "mtu-same-node",
-            "packets as large as the pod's interface takes arrive whole",
+            "packets as large as a pod may send arrive whole on its node",
             lambda: made.each([(made.a, made.b)], ("mtu",)),
         ),
         _test(
             "mtu-other-node",
-            "so they do between nodes: nothing on the way is too small",
+            "packets as large as a pod may send arrive whole on other nodes",
             lambda: made.each(made.between_nodes(), ("mtu",)),
             other,
         ),

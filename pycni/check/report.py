@@ -62,7 +62,7 @@ def said(item: Result) -> str:
     """What is told of a test behind its name."""
     if item.status == "skipped":
         return f"skipped: {item.note}"
-    figures = item.note or f"{item.tried} tries"
+    figures = item.note or (f"{item.tried} tries" if item.tried != 1 else "1 try")
     slowest = f", slowest {item.slowest_ms:.1f} ms" if item.slowest_ms and not item.note else ""
     if item.failures:
         return f"{len(item.failures)} of {item.tried} FAILED: {item.about}"

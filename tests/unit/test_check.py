@@ -133,7 +133,7 @@ POLICY = Hop(node="n2", space="", component="policy", action="dropped", detail="
         ("tcp", trace(FDB, DEAD), ("fdb-missing", "n1", "no entry")),
         ("mtu", trace(None, DEAD, SMALL), ("mtu-too-small", "n2", "too small")),
         ("tcp", trace(None, SMALL), ("mtu-too-small", "n2", "too small")),
-        ("mtu", trace(None), ("", "", "a single packet gets through and comes back: only larger ones do not, or it passes")),
+        ("mtu", trace(None), ("", "", "a small packet gets through: a smaller path MTU may be remembered, for up to ten minutes")),
         ("tcp", None, ("", "", "")),
     ],
     ids=["fault", "size", "suspicion", "nothing", "no trace"],
