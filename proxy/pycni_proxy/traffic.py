@@ -22,13 +22,11 @@ from pycni.errors import PycniError
 from pycni.model.family import show
 from pycni.model.kube import PROTOCOL_NAMES
 from pycni.model.service import Frontend
-from pycni.traffic.model import ServiceCount, ServiceName, ServiceNames, Services
+from pycni.traffic.model import EARLY, ServiceCount, ServiceName, ServiceNames, Services
 from pycni_proxy.engine import Engine
 from pycni_proxy.status import counters
 
 T = TypeVar("T")
-EARLY = ("ebpf",)
-"""Data planes that translate before connection tracking looks."""
 
 
 class Work(Protocol):

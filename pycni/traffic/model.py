@@ -13,6 +13,9 @@ import msgspec
 
 NOT_COUNTED = -1
 
+EARLY = ("ebpf",)
+"""Data planes of services that translate before connection tracking looks."""
+
 ALLOWED, DENIED, UNTRANSLATED = "allowed", "denied", "untranslated"
 VERDICTS = (ALLOWED, DENIED, UNTRANSLATED)
 NEW, CHANGED, ENDED, PRESENT = "new", "changed", "ended", "present"

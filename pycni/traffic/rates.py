@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pycni.traffic.model import Counted, PodCount, PolicyCount, Sample, ServiceCount, Tally, Tracked
+from pycni.traffic.model import EARLY, Counted, PodCount, PolicyCount, Sample, ServiceCount, Tally, Tracked
 
 _NANO = 1_000_000_000
 
@@ -240,6 +240,9 @@ def _new(part: _Part, key: str) -> float | None:
 def _services(name: str, counted: Counted, node: _Node, tracked: Tracked | None) -> Iterable[ServiceRate]:
     """Every service that is counted somewhere. The data plane's own counters go before connection tracking's."""
     tallies = tracked.services if tracked is not None else {}
+    if set(EARLY).intersection(counted.services.planes):
+        # Connection tracking sees endpoints' addresses only: what it has of services is from outside, not the whole.
+        tallies, tracked = {}, None
     # A service that no connection is known of has none: nothing passes, rather than nobody counts.
     quiet: tuple[float | None, ...] = (None,) * 5
     if tracked is not None and node.tracked_services.ready:

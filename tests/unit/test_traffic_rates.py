@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pycni.errors import KernelError
 from pycni.kernel import linkcounts
@@ -138,6 +139,25 @@ def test_a_service_without_any_connection_has_none_rather_than_unknown():
     rounds = [sample(at, services=[ServiceCount("a/s", 0)], tracked=tracked(at)) for at in (1, 2)]
     (row,) = feed(*rounds).services
     assert (row.bytes_in, row.new, row.active) == (0, 0, 0)
+
+
+def test_where_sockets_are_translated_connection_tracking_knows_too_little_of_services():
+    tallies = {"a/s": Tally(1, 0, 0, 0, 0, 0)}
+    rounds = [
+        sample(at, services=[ServiceCount("a/s", at * 2)], tracked=tracked(at, services=tallies))
+        for at in (1, 2)
+    ]
+    rounds = [
+        structs.replace(
+            item,
+            counted=structs.replace(
+                item.counted, services=structs.replace(item.counted.services, planes=("ebpf", "nftables"))
+            ),
+        )
+        for item in rounds
+    ]
+    (row,) = feed(*rounds).services
+    assert (row.new, row.bytes_in, row.active) == (2, None, None)
 
 
 def test_services_of_several_nodes_are_added_up_unless_wanted_apart():
