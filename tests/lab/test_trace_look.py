@@ -134,6 +134,32 @@ def test_the_rule_of_a_policy_that_denies_is_told_with_table_chain_and_words(wor
     assert "ingress is denied by NetworkPolicy default/closed" in found["fault"]["cause"]
 
 
+FAST = """
+apiVersion: v1
+kind: Pod
+metadata: {name: shut, labels: {app: shut}}
+spec: {nodeName: node1, containers: [{name: c, ports: [{containerPort: 8080}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
+"""
+
+
+def test_a_policy_that_denies_without_rules_is_named_too() -> None:
+    lab = Lab.up(LabSpec(name=unique_name(), nodes=1, family="ipv4", proxy="nftables", policy="ebpf"))
+    try:
+        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=FAST)
+        assert done.returncode == 0, done.stderr
+        code, found = trace(lab, "pod1", "shut:8080")
+    finally:
+        lab.down()
+    assert (code, found["fault"]["kind"]) == (1, "policy-denied"), found["fault"]
+    assert {"policy", "tc_ingress"} <= {note["verdict"] for note in notes(found, "drop")}
+    assert "the kernel says: ingress is denied by NetworkPolicy default/closed" in found["fault"]["cause"]
+
+
 class Foe(NamedTuple):
     """Somebody else's rules, as commands of nft, and what is said of them."""
 
