@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pycni.errors import KernelError
@@ -34,6 +34,8 @@ GENERATION = "pycni shut 1"
 REASON = "pods without their policies yet"
 """As denials name it."""
 _ROW, _CHAINS = "table", "chains"
+Rows = Mapping[str, set[bytes]]
+"""Addresses by the name of the set that has them; {}: there is no table."""
 
 
 class Shut:
@@ -44,14 +46,14 @@ class Shut:
         self._table = NftTable(_schema())
         self._lock = threading.Lock()
         self._wanted: set[bytes] = set()
-        self._actual: set[bytes] | None = None
+        self._actual: Rows | None = None
         """None: not known. An empty one: there is no table."""
 
     def held(self) -> frozenset[bytes]:
         """Addresses that are shut, also by an earlier agent. Raises KernelError."""
         with self._lock:
             if self._actual is None:
-                self._wanted |= self._read()
+                self._wanted.update(*self._read().values())
             return frozenset(self._wanted)
 
     def sides(self) -> tuple[Sequence[str], Sequence[str]]:
@@ -62,8 +64,7 @@ class Shut:
             wanted = (
                 {key for name in self._table.schema.sets for key in tables[name]} if unknown else self._wanted
             )
-        both = [f"closed_{side}{version}" for side in SIDES.values() for version in VERSIONS]
-        rows = [(name, item) for item in wanted for name in both if name.endswith(str(version_of(item)))]
+        rows = [(name, item) for name, items in _rows(wanted).items() for item in items]
         there = [(name, item) for name in self._table.schema.sets for item in tables[name]]
         return _lines(rows, bool(wanted)), _lines(there, bool(tables[_ROW]))
 
@@ -97,12 +98,9 @@ class Shut:
         with self._lock:
             self._table.close()
 
-    def _read(self) -> set[bytes]:
+    def _read(self) -> Rows:
         tables = self._table.read()
-        found = {key for name in self._table.schema.sets for key in tables[name]}
-        if not tables[_ROW]:
-            found = set()
-        return found
+        return {name: set(tables[name]) for name in self._table.schema.sets} if tables[_ROW] else {}
 
     def _bring(self) -> None:
         """Have the kernel hold what is wanted. What somebody else took away meanwhile is put back."""
@@ -115,17 +113,18 @@ class Shut:
                 before = None
         if before is None:
             self._change(self._read())
-        self._actual = set(self._wanted)
+        self._actual = _rows(self._wanted)
 
-    def _change(self, before: set[bytes]) -> None:
-        if not self._wanted:
+    def _change(self, before: Rows) -> None:
+        wanted = _rows(self._wanted)
+        if not wanted:
             self._table.remove()
-        elif self._wanted != before:
+        elif wanted != before:
             nothing: dict[str, str] = {}
             changes: dict[str, Delta[Any, Any]] = {}
             if not before:
                 changes[_ROW] = Delta({"generation": GENERATION}, nothing, nothing)
-            self._table.apply({**changes, **_rows(self._wanted - before, before - self._wanted)})
+            self._table.apply({**changes, **_changes(wanted, before)})
 
 
 def _lines(rows: Iterable[tuple[str, bytes]], there: bool) -> list[str]:
@@ -133,13 +132,22 @@ def _lines(rows: Iterable[tuple[str, bytes]], there: bool) -> list[str]:
     return [f'table inet {TABLE} comment "{GENERATION}"', *sorted(names)] if there else []
 
 
-def _rows(add: set[bytes], remove: set[bytes]) -> dict[str, Delta[bytes, None]]:
+def _rows(addresses: Iterable[bytes]) -> Rows:
+    """What the sets hold for these; {} for none."""
+    found: dict[str, set[bytes]] = {}
+    for item in addresses:
+        for side in SIDES.values():
+            found.setdefault(f"closed_{side}{version_of(item)}", set()).add(item)
+    every = [f"closed_{side}{version}" for side in SIDES.values() for version in VERSIONS]
+    return {name: found.get(name, set()) for name in every} if found else {}
+
+
+def _changes(wanted: Rows, before: Rows) -> dict[str, Delta[bytes, None]]:
     found = {}
-    for side in SIDES.values():
-        for version in VERSIONS:
-            come, go = ([item for item in some if version_of(item) == version] for some in (add, remove))
-            if come or go:
-                found[f"closed_{side}{version}"] = Delta(dict.fromkeys(come), {}, dict.fromkeys(go))
+    for name, rows in wanted.items():
+        there = before.get(name, set())
+        if rows != there:
+            found[name] = Delta(dict.fromkeys(rows - there), {}, dict.fromkeys(there - rows))
     return found
 
 

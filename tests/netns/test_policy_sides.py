@@ -90,6 +90,10 @@ def test_addresses_that_are_shut(netns: str) -> None:
             assert "element inet pycni_shut closed_egress4 { 10.5.1.7 }" in wanted
             run(netns, "nft delete element inet pycni_shut closed_egress4 { 10.5.1.7 }")
             assert difference(*shut.sides()) == (("element inet pycni_shut closed_egress4 { 10.5.1.7 }",), ())
+            run(netns, "nft add element inet pycni_shut closed_ingress4 { 10.9.9.9 }")
+            shut.repair()
+            wanted_again, there = shut.sides()
+            assert sorted(there) == sorted(wanted_again) == sorted(wanted), "one set's alone is put back too"
         finally:
             shut.close()
 
