@@ -106,6 +106,38 @@ def inside(address: bytes, network: bytes, length: int) -> bool:
     return int.from_bytes(address, "big") >> shift == int.from_bytes(network, "big") >> shift
 
 
+def source(space: SpaceState, device: str, destination: bytes) -> bytes:
+    """The address the kernel gives what leaves by a device (inet_select_addr, ipv6_dev_get_saddr); empty: it has none.
+
+    Where the device has only addresses of its link, one of another device is taken: of IPv4 the first, of IPv6 the one
+    nearest to the destination (RFC 6724, rules 5 and 8).
+    """
+    right = [item for item in space.addresses if len(item.address) == len(destination) and not item.trouble]
+    wide = [item for item in right if not _of_link(item.address)]
+    found = [item.address for item in wide if item.device == device]
+    if not found:
+        order = {name: link.index for name, link in space.links.items()}
+        found = [item.address for item in sorted(wide, key=lambda item: order.get(item.device, 0))]
+    if not found:
+        found = [item.address for item in right if item.device == device]
+    if len(destination) == 16:
+        found.sort(key=lambda address: -_common(address, destination))
+    return found[0] if found else b""
+
+
+def _of_link(address: bytes) -> bool:
+    """Whether an address means something on its link or its machine only."""
+    if len(address) == 4:
+        return address[:2] == b"\xa9\xfe" or address[0] == 127
+    return (address[0] == 0xFE and address[1] & 0xC0 == 0x80) or address == bytes(15) + b"\x01"
+
+
+def _common(one: bytes, two: bytes) -> int:
+    """Bits two addresses begin with alike."""
+    differs = int.from_bytes(one, "big") ^ int.from_bytes(two, "big")
+    return len(one) * 8 - differs.bit_length()
+
+
 def entry(space: SpaceState, device: str, address: bytes) -> NeighbourState | None:
     """The neighbour entry the kernel would use; None: it has to ask."""
     found = (item for item in space.neighbours if (item.device, item.address) == (device, address))

@@ -28,10 +28,10 @@ LONGEST = 64
 """Hops; a packet that needs more goes in circles."""
 
 
-def walk(world: World, ways: Ways, node: str, space: str, flow: Flow) -> Path:
-    """The first packet of a connection, from a socket in a space."""
+def walk(world: World, ways: Ways, node: str, space: str, flow: Flow, *, early: bool = False) -> Path:
+    """The first packet of a connection, from a socket in a space. ``early``: Services translate at any socket."""
     walker = _Walker(world, ways, flow, ())
-    walker.send(node, space)
+    walker.send(node, space, early=early)
     return walker.path
 
 
@@ -64,11 +64,11 @@ class _Walker(Steps):
 
     # --- where it begins ------------------------------------------------------------------------------------
 
-    def send(self, node: str, space: str) -> None:
+    def send(self, node: str, space: str, *, early: bool = False) -> None:
         """From a socket."""
         self._node, self._space = node, space
         self._hop("socket", "sent")
-        if space == NODE and self._serve("node"):
+        if (space == NODE or early) and self._serve("node"):
             return
         state = self._state()
         found = lookup.route(state, Query(self._flow.destination, self._flow.source))
@@ -138,7 +138,9 @@ class _Walker(Steps):
         """To a socket, or to the kernel's own answers."""
         state, flow = self._state(), self._flow
         if self.awaited is not None:
-            if flow != self.awaited:
+            if self._space != NODE:
+                self._restore()
+            if self._flow != self.awaited:
                 reason = f"{self.awaited.text()} was expected: the asker does not know this answer"
                 self._hop("socket", "refused", reason=reason, kind="answer-unknown")
             else:
@@ -176,18 +178,19 @@ class _Walker(Steps):
         self._served = turn.service
         address, port = turn.target
         self._flow = msgspec.structs.replace(before, destination=address, destination_port=port)
-        self._masquerade = turn.masquerade
+        self._masquerade = turn.masquerade and self._space == NODE
         others = f", {len(turn.others)} more possible" if turn.others else ""
         self._hop("service", "translated", detail=turn.service, reason=f"{turn.how}{others}")
-        self._nats.append(Nat(self._node, before, self._flow))
+        self._nats.append(Nat(self._node, before, self._flow, self._space))
         return False
 
     def _restore(self) -> None:
-        """What connection tracking of this node does to an answer."""
+        """What connection tracking of this node does to an answer, and at a pod's socket what translated there."""
         for nat in self._earlier:
-            if nat.node == self._node and nat.after.back == self._flow:
+            if (nat.node, nat.space) == (self._node, self._space) and nat.after.back == self._flow:
                 self._flow = nat.before.back
-                self._hop("service", "translated", detail="back", reason="connection tracking knows it")
+                who = "the socket" if self._space != NODE else "connection tracking"
+                self._hop("service", "translated", detail="back", reason=f"{who} knows it")
 
     def _judged(self) -> bool:
         """Policies of this node; whether they end it."""
@@ -208,9 +211,8 @@ class _Walker(Steps):
         if self.awaited is not None or not (outside or self._masquerade):
             return
         self._masquerade = False
-        own = [item.address for item in self._state().of(device)]
-        source = next((item for item in own if len(item) == len(self._flow.source)), None)
-        if source is None or source == self._flow.source:
+        source = lookup.source(self._state(), device, self._flow.destination)
+        if not source or source == self._flow.source:
             return
         before = self._flow
         self._flow = msgspec.structs.replace(before, source=source)

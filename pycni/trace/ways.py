@@ -48,11 +48,12 @@ class Ways(Protocol):
 
 
 class Nat(NamedTuple):
-    """A translation that connection tracking of a node remembers."""
+    """A translation that connection tracking of a node remembers, or a pod's socket."""
 
     node: str
     before: Flow
     after: Flow
+    space: str = ""
 
 
 class Path(NamedTuple):

@@ -185,7 +185,8 @@ def _judged(
     """One packet: predicted, matched with what was seen and said, and judged."""
     flow, seen = one.sent.flow, one.sent.seen
     begin = time.perf_counter()
-    walks = _walks(known, ClusterWays(known.objects, known.terms, chosen(flow, seen)), question, flow)
+    ways = ClusterWays(known.objects, known.terms, chosen(flow, seen))
+    walks = _walks(known, ways, question, flow, early=_early(question, flow, seen))
     predicted_ms = (time.perf_counter() - begin) * 1000
     fault, others = judge(known.world, walks)
     there, back = walks.actual.hops, walks.actual_back.hops if walks.actual_back is not None else ()
@@ -235,10 +236,10 @@ def _again(nodes: Mapping[str, NodeEyes], asker: Asker, flow: Flow, size: int) -
     return sent.seen, sent.refused
 
 
-def _walks(known: Gathered, ways: Ways, question: Question, flow: Flow) -> Walks:
-    """The packet and its answer through both worlds."""
+def _walks(known: Gathered, ways: Ways, question: Question, flow: Flow, *, early: bool) -> Walks:
+    """The packet and its answer through both worlds. ``early``: it was translated at its socket."""
     wanted, actual = (
-        walk(world, ways, question.node, question.space, flow)
+        walk(world, ways, question.node, question.space, flow, early=early)
         for world in (known.world.as_wanted, known.world)
     )
     return Walks(
@@ -256,6 +257,15 @@ def chosen(flow: Flow, seen: Sequence[Seen]) -> tuple[bytes, int] | None:
         if item.what.kind == "probe" and at.destination != flow.destination:
             return at.destination, at.destination_port
     return None
+
+
+def _early(question: Question, flow: Flow, seen: Sequence[Seen]) -> bool:
+    """Whether the packet was translated when it left its socket: eBPF does that to datagrams of programs, not to
+    packets that are made by hand.
+    """
+    own = (item for item in seen if (item.node, item.space) == (question.node, question.space))
+    first = next((item for item in own if item.outgoing and item.what.kind == "probe"), None)
+    return first is not None and first.what.flow.destination != flow.destination
 
 
 def _run(question: Question, one: _One) -> Run:

@@ -390,3 +390,54 @@ def test_pods_on_the_underlay_meet_there_and_do_not_hear_their_own_node() -> Non
     assert walk(world, Quiet(), "n1", "d/p12", flow).arrived
     own = msgspec.structs.replace(flow, destination=packed("192.0.2.1"))
     assert walk(world, Quiet(), "n1", "d/p12", own).hops[-1].kind == "nobody-answers"
+
+
+def test_a_socket_translates_to_a_service_and_back_where_it_is() -> None:
+    world, turns = sound(), {"node": Turn("d/web", (packed("10.5.2.2"), 80))}
+    flow = Flow(
+        protocol=TCP, source=packed("10.5.1.2"), destination=VIP, source_port=40000, destination_port=80
+    )
+    there = walk(world, Quiet(turns), "n1", "d/p12", flow, early=True)
+    assert there.arrived
+    assert [(hop.component, hop.space) for hop in there.hops[:2]] == [
+        ("socket", "d/p12"),
+        ("service", "d/p12"),
+    ]
+    back = answer(world, Quiet(turns), there)
+    assert back.arrived
+    assert [(hop.component, hop.space) for hop in back.hops[-2:]] == [
+        ("service", "d/p12"),
+        ("socket", "d/p12"),
+    ]
+    assert walk(world, Quiet(turns), "n1", "d/p12", flow).hops[1].component != "service"
+
+
+SEVERAL = SpaceState(
+    links={name: LinkState(name=name, index=index) for index, name in enumerate(("lo", "eth0", "wg", "veth"), 1)},
+    addresses=(
+        AddressState("veth", packed("169.254.1.1"), 32), AddressState("veth", packed("fe80::1"), 64),
+        AddressState("wg", packed("10.5.1.0"), 32), AddressState("wg", packed("fd00:5:1::"), 128),
+        AddressState("eth0", packed("192.0.2.1"), 24), AddressState("eth0", packed("fd20::1"), 64),
+        AddressState("lo", packed("127.0.0.1"), 8), AddressState("lo", packed("::1"), 128),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "destination", "own"),
+    [
+        ("wg", "10.5.2.2", "10.5.1.0"),
+        ("veth", "10.5.1.2", "192.0.2.1"),
+        ("veth", "fd00:5:1::7", "fd00:5:1::"),
+        ("veth", "fd20::7", "fd20::1"),
+        ("eth0", "fd00:5:1::7", "fd20::1"),
+    ],
+)
+def test_what_is_masqueraded_gets_the_address_the_kernel_takes(
+    device: str, destination: str, own: str
+) -> None:
+    assert lookup.source(SEVERAL, device, packed(destination)) == packed(own)
+    lonely = msgspec.structs.replace(SEVERAL, addresses=SEVERAL.addresses[:2])
+    fallback = "fe80::1" if ":" in destination else "169.254.1.1"
+    assert lookup.source(lonely, "veth", packed(destination)) == packed(fallback)
+    assert lookup.source(SpaceState(), device, packed(destination)) == b""
