@@ -69,6 +69,9 @@ class _Kernel(msgspec.Struct, frozen=True):
     reasons: dict[int, str]
 
 
+_KERNEL = msgspec.json.Decoder(_Kernel)
+
+
 class DropWatch:
     """Hears of dropped packets that have one of some spots in them, in all namespaces of this machine."""
 
@@ -171,7 +174,7 @@ def _kernel(cache: str) -> _Kernel:
     name = hashlib.sha256(f"{_FORMAT} {platform.version()} {platform.release()}".encode()).hexdigest()[:16]
     path = os.path.join(cache, f"drops-{name}.json")
     with contextlib.suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
-        return msgspec.json.decode(file.read(), type=_Kernel)
+        return _KERNEL.decode(file.read())
     known = _ask()
     with contextlib.suppress(OSError):  # a disk that cannot be written costs a tenth of a second each time
         os.makedirs(cache, mode=0o755, exist_ok=True)

@@ -37,6 +37,10 @@ class _Row(msgspec.Struct, frozen=True):
     time: float = 0.0
 
 
+_ROWS = msgspec.json.Decoder(_Row)
+"""Made once: types must not be worked out by several threads at the same time."""
+
+
 class Denials:
     """One watch of one agent."""
 
@@ -63,7 +67,7 @@ class Denials:
         found = []
         for line in lines:
             try:
-                row = msgspec.json.decode(line, type=_Row)
+                row = _ROWS.decode(line)
             except msgspec.DecodeError:
                 continue
             flow = _flow(row) if row.policy and row.by != _NFTABLES else None
