@@ -13,7 +13,7 @@ from pycni.lab.uml_calls import raise_failure
 from pycni.lab.uml_channel import FAILURE, VALUE, Channel, Frame
 from pycni.trace.model import Flow
 from pycni.tracing.eyes import Launched, Order
-from pycni.tracing.remote import RemoteWatching, begun
+from pycni.tracing.remote import RemoteWatching, begun, patient
 
 if TYPE_CHECKING:
     from pycni.lab.uml import UmlDriver
@@ -31,7 +31,7 @@ class GuestNode:
 
     def watch(self, order: Order) -> RemoteWatching:
         """See ``eyes.NodeEyes``. Raises LabError."""
-        channel = self._driver.observe(self.name, msgspec.to_builtins(order), self._namespaces)
+        channel = self._driver.observe(self.name, msgspec.to_builtins(patient(order)), self._namespaces)
         try:
             first = _value(self.name, channel.receive())
             self.apart, ahead = begun(first, self.name)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import msgspec
+
 from pycni.errors import ConfigError, KernelError
 from pycni.trace.model import Flow
 from pycni.tracing import speech
@@ -20,6 +22,8 @@ from pycni.tracing.speech import Line, Send, Watch
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 TIRED_S = 0.01
+SPARE_S = 20.0
+"""A watch ends with its connection; its time is only for a client that neither goes nor stays."""
 
 
 class RemoteNode:
@@ -34,7 +38,7 @@ class RemoteNode:
 
     def watch(self, order: Order) -> RemoteWatching:
         """See ``eyes.NodeEyes``. Raises AskError."""
-        stream = self._door.lines(speech.WATCH, Watch(order=order, ends=self._ends))
+        stream = self._door.lines(speech.WATCH, Watch(order=patient(order), ends=self._ends))
         try:
             self.apart, ahead = begun(stream.line(), self.name)
         except BaseException:
@@ -113,6 +117,11 @@ class RemoteWatching:
     def close(self) -> None:
         """See ``eyes.Watching``."""
         self._stream.close()
+
+
+def patient(order: Order) -> Order:
+    """The order as it is given: the time until all nodes watch and the probe is sent counts over there, too."""
+    return msgspec.structs.replace(order, seconds=order.seconds + SPARE_S)
 
 
 def begun(raw: bytes, name: str) -> tuple[bool, int]:
