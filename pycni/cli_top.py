@@ -188,7 +188,8 @@ def _print(frame: Frame, args: argparse.Namespace) -> None:
         }
         sys.stdout.write(msgspec.json.encode(body).decode() + "\n")
     else:
-        sys.stdout.write("\n".join(_table(view, *found[view]) for view in wanted) + "\n")
+        shown = [view for view in wanted if found[view][1] or args.view]
+        sys.stdout.write("\n".join(_table(view, *found[view]) for view in shown) + "\n")
         for node in frame.nodes:
             for trouble in node.troubles:
                 print(f"pycnictl: {node.node}: {trouble}", file=sys.stderr)

@@ -239,17 +239,18 @@ def _new(part: _Part, key: str) -> float | None:
 
 def _services(name: str, counted: Counted, node: _Node, tracked: Tracked | None) -> Iterable[ServiceRate]:
     """Every service that is counted somewhere. The data plane's own counters go before connection tracking's."""
-    tallies = tracked.services if tracked is not None else {}
     if set(EARLY).intersection(counted.services.planes):
         # Connection tracking sees endpoints' addresses only: what it has of services is from outside, not the whole.
-        tallies, tracked = {}, None
+        tracked = None
+    tallies = tracked.services if tracked is not None else {}
+    known = node.tracked_services.rates if tracked is not None else {}
     # A service that no connection is known of has none: nothing passes, rather than nobody counts.
     quiet: tuple[float | None, ...] = (None,) * 5
     if tracked is not None and node.tracked_services.ready:
         quiet = (0.0,) * 5 if tracked.accounting else (0.0, None, None, None, None)
     for service in dict.fromkeys([*(row.service for row in counted.services.rows), *tallies]):
         plane = node.services.rates.get(service, (None,) * 5)
-        seen = node.tracked_services.rates.get(service, quiet)
+        seen = known.get(service, quiet)
         new, bytes_in, bytes_out, packets_in, packets_out = (
             first if first is not None else second for first, second in zip(plane, seen, strict=True)
         )
