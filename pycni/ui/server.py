@@ -225,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise
             self._error(503, str(error))
         except Exception:
+            if self.server.ended.is_set():
+                return  # the program ends meanwhile
             log.exception("answering failed")
             self._error(500, BROKEN)
 
@@ -343,6 +345,8 @@ class Handler(BaseHTTPRequestHandler):
             except (PycniError, OSError) as error:
                 self._event("trouble", {"error": str(error)})
             except Exception:
+                if self.server.ended.is_set():
+                    return
                 log.exception("looking failed")
                 self._event("trouble", {"error": BROKEN})
                 return  # the page asks again

@@ -144,7 +144,7 @@ export class TopologyMap {
       s("text", { class: "small", x: x + 13, y: top + 30 }, label),
     );
     if (mark) {
-      group.append(s("text", { class: `mark ${state}`, x: x + 18 + item.name.length * 8.4, y: top + 15 }, mark));
+      group.append(s("text", { class: `mark ${state}`, x: x + 20 + item.name.length * 9, y: top + 15 }, mark));
     }
   }
 
@@ -318,7 +318,7 @@ export class TopologyMap {
   /** Drops of a pod's veth stand at the pod's corner, where it is clear whose they are. */
   dropAt(edge, at) {
     const box = edge.kind === "veth" ? this.things.get(edge.b)?.box : null;
-    return box ? [box[0] + box[2] - 12, box[1]] : at;
+    return box ? [box[0] + box[2] - 48, box[1]] : [at[0] - 24, at[1]];
   }
 
   pill(group, text, [x, y]) {
@@ -343,7 +343,6 @@ export class TopologyMap {
     if (!text) {
       const [x, y, w] = thing.box;
       text = s("text", { class: "rate", x: x + w - 8, y: y + 33, "text-anchor": "end", "font-size": 10 });
-      text.setAttribute("stroke", "var(--pod)");
       thing.element.append(text);
     }
     text.textContent = words(now.total);

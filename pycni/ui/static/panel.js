@@ -223,7 +223,8 @@ export class Panel {
       },
       h("span", { class: "no" }, String(index + 1)),
       h("span", { class: "what" }, h("b", {}, hop.component), ` ${hop.interface} ${SIGNS[hop.action] || ""} ${hop.action}`,
-        h("span", { class: "more" }, [hop.detail, hop.reason && `— ${hop.reason}`, size, hop.seen?.said].filter(Boolean).join("  "))),
+        h("span", { class: "more" }, [hop.detail, hop.reason && `— ${hop.reason}`, size].filter(Boolean).join("  ")),
+        hop.seen?.said && h("span", { class: "more said" }, hop.seen.said)),
       h("span", { class: "us" }, hop.seen ? `+${Math.round(hop.seen.after_us)} µs` : ""))));
     });
     return h("ol", { class: "hops", "aria-label": `hops, ${side}` }, rows);

@@ -3,6 +3,7 @@
 import { h } from "./dom.js";
 import { words } from "./rates.js";
 
+const NUMBERS = ["Pods", "In", "Out", "Dropped"];
 const state = (one) => one.state === "ok"
   ? h("td", {}, "ok")
   : h("td", { class: `long is-${one.state}` }, `${one.state === "bad" ? "✕" : "▲"} ${one.note}`);
@@ -14,7 +15,7 @@ function table(name, heads, rows) {
   return [
     h("h2", { id }, name),
     h("div", { class: "wide", role: "region", tabindex: "0", "aria-labelledby": id }, h("table", { "aria-labelledby": id },
-      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
+      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: NUMBERS.includes(head) && "num" }, head)))),
       h("tbody", {}, rows))),
   ];
 }
