@@ -16,6 +16,8 @@ from pycni.trace.verdict import Verdict, on_wire, too_big
 
 Send = Callable[[str, str, Flow, int], tuple[Sequence[Seen], str]]
 """Sends a probe of a size (0: small) from a node and a space; what was seen of it, and why it did not leave."""
+TRIES = 2
+"""How often a large packet has to be lost."""
 PROBE = frozenset({"probe"})
 ANSWER = frozenset({"answer", "reset", "error"})
 
@@ -55,14 +57,19 @@ def _largest(world: World, found: Verdict, there: Matched, back: Matched, send: 
     size = _size(there.hops)
     if not size:
         return found
-    seen, refused = send(first.node, first.space, first.flow, size)
-    if refused or any(item.what.kind == "error" for item in seen):
-        return found  # the sender is told, and sends smaller ones
-    forth = match(there.hops, seen, PROBE)
-    # An answer may be cut in pieces that cannot be told from others'.
-    whole = forth.lost is None and _size(back.hops) >= size
-    home = match(back.hops, seen, ANSWER, forth.last_ns) if whole else None
-    return too_big(world, found, forth, home, size=size)
+    verdict = found
+    for _ in range(TRIES):  # a single one may be lost by chance
+        seen, refused = send(first.node, first.space, first.flow, size)
+        if refused or any(item.what.kind == "error" for item in seen):
+            return found  # the sender is told, and sends smaller ones
+        forth = match(there.hops, seen, PROBE)
+        # An answer may be cut in pieces that cannot be told from others'.
+        whole = forth.lost is None and _size(back.hops) >= size
+        home = match(back.hops, seen, ANSWER, forth.last_ns) if whole else None
+        verdict = too_big(world, found, forth, home, size=size)
+        if verdict == found:
+            return found
+    return verdict
 
 
 def _size(hops: Sequence[Hop]) -> int:
