@@ -48,6 +48,8 @@ def ask(world: World, objects: Objects, source: str, target: str, protocol: str 
     """The first family both ends have. Raises QuestionError naming the end that cannot be found."""
     host, port = split(target)
     begin = _source(world, source)
+    if begin[0] in world.silent:
+        raise QuestionError(f"{source} is on {begin[0]}, of which nothing is known: {world.silent[begin[0]]}")
     families = {Family.of_packed(address): address for address in reversed(begin[2])}
     ends = [address for address in _target(world, objects, host) if Family.of_packed(address) in families]
     if not ends:

@@ -199,12 +199,15 @@ def test_a_node_with_a_dead_agent_is_told_as_silent_and_the_rest_is_judged(world
         assert {hop["node"] for hop in found["hops"] if "seen" in hop} == {"node1"}
         assert ("node-silent", "node2") in {(item["kind"], item["node"]) for item in found["suspicions"]}
         assert "node2 does not answer: Connection refused" in json.dumps(found["suspicions"])
-        world.exec("node1", ["ip", "link", "set", "eth0", "down"])
+        done = ctl("trace", "--name", world.spec.name, "--by-agents", "pod2", "pod1")
+        assert done.returncode == 2
+        assert "pod2 is on node2, of which nothing is known: node2 does not answer" in done.stderr
+        world.exec("node1", ["sysctl", "-qw", "net.ipv4.ip_forward=0"])
         try:
             broken = trace(world, "--by-agents", "pod1", "pod2")
         finally:
-            world.exec("node1", ["ip", "link", "set", "eth0", "up"])
-        assert broken["fault"]["node"] == "node1"
+            world.exec("node1", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        assert (broken["fault"]["kind"], broken["fault"]["node"]) == ("forwarding-off", "node1")
         done = local(world, "node1", "pod1", "nobody")
         assert done.returncode == 2
         assert "no pod, node, Service or address; nothing is known of 172.20.0.2" in done.stderr
