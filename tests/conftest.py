@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PRIVILEGED = ("tests/netns/", "tests/lab/", "tests/cni/", "tests/proxy/", "bench/")
+
+
+# How long an example takes is the machine's business.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 
 def pytest_configure() -> None:
@@ -38,9 +44,10 @@ def _nothing_left_behind() -> Iterator[None]:
     """Fail the session when a namespace that was not there before is there after it."""
     before = _namespaces()
     yield
-    # Test names carry the process id, so that another session on the machine is not blamed on this one;
-    # containerd and podman name theirs cni-* and netns-*.
-    ours = (f"pyt{os.getpid()}", f"pyb{os.getpid()}", f"pycni-pyt{os.getpid()}", "cni-", "netns-")
+    # Test names carry the process id, so that another session on the machine is not blamed on this one.
+    ours = tuple(f"{start}{os.getpid()}" for start in ("pyt", "pyb", "pycni-pyt"))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        ours += ("cni-", "netns-")  # containerd's and podman's
     left = sorted(name for name in _namespaces() - before if name.startswith(ours))
     if left:
         pytest.fail(f"namespaces left behind by tests: {', '.join(left)}", pytrace=False)
