@@ -237,7 +237,7 @@ def test_leaving_the_backend_undoes_everything(world):
     for node in (one, two):
         until(lambda node=node: world.ran(node)[-1] == "shutdown", "shut down", 30)
         assert [line.split()[0] for line in world.ran(node)][-2:] == ["remove", "shutdown"]
-        assert "ext0" not in node("ip -br link")
+        until(lambda node=node: "ext0" not in node("ip -br link"), "the script has removed its device", 20)
     until(lambda: talk(one, two, "4", 1500), "pods talk", 20)
     until(lambda: all(agent.well() for agent in agents), "agents well", 20)
 
