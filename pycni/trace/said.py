@@ -16,7 +16,10 @@ import msgspec
 from pycni.trace.model import Fault, Hop, Note
 
 GUESSES = frozenset(
-    {"vanished", "no-answer", "not-sent", "lost", "foreign-rule", "conntrack-full", "mtu-too-small"}
+    {
+        *("vanished", "no-answer", "not-sent", "lost", "lost-on-wire", "underlay-filtered"),
+        *("foreign-rule", "foreign-program", "conntrack-full", "mtu-too-small"),
+    }
 )
 """Kinds of verdicts that only say what is likely."""
 BY_POLICY = "policy"
@@ -44,11 +47,11 @@ _REASONS = {
         "rp-filter", "the reverse path filter drops it", "sysctl -a --pattern 'conf.*.rp_filter'"
     ),
     "netfilter_drop": _Kind("foreign-rule", "a firewall hook drops it", "nft list ruleset"),
-    "ip_csum": _Kind("checksum", "the checksum of its IP header is wrong", "ethtool -k {interface}"),
-    "tcp_csum": _Kind("checksum", "its TCP checksum is wrong", "ethtool -k {interface}"),
-    "udp_csum": _Kind("checksum", "its UDP checksum is wrong", "ethtool -k {interface}"),
-    "icmp_csum": _Kind("checksum", "its ICMP checksum is wrong", "ethtool -k {interface}"),
-    "skb_csum": _Kind("checksum", "its checksum is wrong", "ethtool -k {interface}"),
+    "ip_csum": _Kind("checksum-wrong", "the checksum of its IP header is wrong", "ethtool -k {interface}"),
+    "tcp_csum": _Kind("checksum-wrong", "its TCP checksum is wrong", "ethtool -k {interface}"),
+    "udp_csum": _Kind("checksum-wrong", "its UDP checksum is wrong", "ethtool -k {interface}"),
+    "icmp_csum": _Kind("checksum-wrong", "its ICMP checksum is wrong", "ethtool -k {interface}"),
+    "skb_csum": _Kind("checksum-wrong", "its checksum is wrong", "ethtool -k {interface}"),
     "ip_innoroutes": _Kind("no-route", "there is no route for it", "ip route"),
     "ip_outnoroutes": _Kind("no-route", "there is no route for it", "ip route"),
     "ip_local_source": _Kind("source-invalid", "its source is an address of this node", "ip address"),
@@ -69,10 +72,10 @@ _REASONS = {
     "bridge_no_egress_port": _Kind("port-blocked", "the bridge has no port for it", "bridge -d link"),
     "dev_ready": _Kind("device-down", "the device is not ready", "ip link"),
     "dev_hdr": _Kind("nobody-answers", "no link header can be made for it", "ip neigh"),
-    "tc_ingress": _Kind("program-drops", "a program on it drops it", "tc filter show dev {interface} ingress"),
-    "tc_egress": _Kind("program-drops", "a program on it drops it", "tc filter show dev {interface} egress"),
-    "xdp": _Kind("program-drops", "an XDP program drops it", "ip -d link show dev {interface}"),
-    "bpf_cgroup_egress": _Kind("program-drops", "a program of a control group drops it", "bpftool cgroup tree"),
+    "tc_ingress": _Kind("foreign-program", "a program on it drops it", "tc filter show dev {interface} ingress"),
+    "tc_egress": _Kind("foreign-program", "a program on it drops it", "tc filter show dev {interface} egress"),
+    "xdp": _Kind("foreign-program", "an XDP program drops it", "ip -d link show dev {interface}"),
+    "bpf_cgroup_egress": _Kind("foreign-program", "a program of a control group drops it", "bpftool cgroup tree"),
     "qdisc_drop": _Kind("queue-full", "the queue of the interface drops it", "tc -s qdisc show dev {interface}"),
     "full_ring": _Kind("queue-full", "the ring of the interface is full", "ip -s link show dev {interface}"),
     "cpu_backlog": _Kind("queue-full", "the processor's backlog is full", "cat /proc/net/softnet_stat"),
@@ -105,6 +108,8 @@ def cause(there: Sequence[Hop], back: Sequence[Hop], *, full: bool = False) -> F
             found = _ended(hops, index, note, hop.notes[:at])
             if found is None or _own_doing(hops, len(there), index, note):
                 continue
+            if note.kind == "drop" and _seen_beyond(hops, len(there), index):
+                continue  # a copy
             if (
                 full
                 and note.kind == "drop"
@@ -127,7 +132,8 @@ def settle(verdict: Fault | None, said: Fault | None, *, answered: bool) -> Faul
     """The verdict once the kernel was heard."""
     if said is None or answered:
         return verdict
-    if verdict is None or verdict.kind in GUESSES:
+    same = verdict is not None and (said.kind, said.node) == (verdict.kind, verdict.node)
+    if verdict is None or (verdict.kind in GUESSES and not same):
         return said
     if said.node == verdict.node and said.cause not in verdict.cause:
         return msgspec.structs.replace(
@@ -232,6 +238,12 @@ def _at_the_same(hops: Sequence[Hop], drop: Note, verdict: str) -> tuple[int, No
             if note.verdict == verdict and (note.node, note.space) == (drop.node, drop.space):
                 return index, note
     return None
+
+
+def _seen_beyond(hops: Sequence[Hop], split: int, index: int) -> bool:
+    """Whether the packet itself was seen further on: what was dropped here was another of it."""
+    rest = hops[index + 1 : split if index < split else len(hops)]
+    return any(hop.sight is not None for hop in rest)
 
 
 def _own_doing(hops: Sequence[Hop], split: int, index: int, note: Note) -> bool:

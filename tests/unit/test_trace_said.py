@@ -125,7 +125,7 @@ CAUSES = {
     "no rule": ([HOOK], "foreign-rule", "a firewall hook drops it (netfilter_drop, in nft_do_chain)"),
     "a checksum": (
         [note("drop", "n2", verdict="tcp_csum")],
-        "checksum",
+        "checksum-wrong",
         "its TCP checksum is wrong (tcp_csum)",
     ),
     "a reason nobody knows": ([note("drop", "n2", verdict="new_one")], "kernel-drop", "reason new_one"),
