@@ -60,7 +60,7 @@ class Usage(NamedTuple):
 
     reserved: int
     capacity: int | None
-    """How many can be had at all; None: not known yet."""
+    """How many can be had at all, with those in use that are in no range any more; None: not known yet."""
 
 
 class _Index:
@@ -247,8 +247,9 @@ class Ipam:
             reserved = taken.total(version)
             own = [item for item in sets if item.ranges and item.ranges[0].version == version]
             if reserved or own:
-                fits = self._sets or reserved == sum(status_of(item, taken).used for item in own)
-                found[family] = Usage(reserved, sum(item.size for item in own) if fits else None)
+                outside = reserved - sum(status_of(item, taken).used for item in own)
+                size = sum(item.size for item in own) + outside
+                found[family] = Usage(reserved, size if self._sets or not outside else None)
         return found
 
     def _taken(self) -> Taken:

@@ -136,16 +136,19 @@ def test_series_have_what_the_lab_is(lab: Lab, prometheus: Prometheus) -> None:
         if node != f"node{number}"
     }
     assert within(PATIENCE_S, lambda: peers() == wanted), peers()
-    assert [value for _, value in prometheus.query("sum(pycni_leases) / 3")] == [3]
-    pods = prometheus.query('sum by (node) (pycni_endpoints{state="ready"})')
-    assert {labels["node"]: value for labels, value in pods} == {
-        node: sum(pod.node == node for pod in lab.pods()) for node in NODES
-    }
+
+    def by_node(expression: str) -> dict[str, float]:
+        return {labels["node"]: value for labels, value in prometheus.query(expression)}
+
+    assert within(PATIENCE_S, lambda: by_node("pycni_leases") == dict.fromkeys(NODES, 3.0))
+    pods = {node: float(sum(pod.node == node for pod in lab.pods())) for node in NODES}
+    assert within(PATIENCE_S, lambda: by_node('pycni_endpoints{state="ready"}') == pods)
     assert all(0 < value < 1 for _, value in prometheus.query("pycni_fabric_peer_latency_seconds"))
-    full = prometheus.query("pycni_ipam_reserved / pycni_ipam_capacity")
-    assert len(full) == 3
-    assert all(0 < value < 0.5 for _, value in full)
-    assert {value for _, value in prometheus.query("pycni_bgp_session_up")} == {1}
+    assert within(PATIENCE_S, lambda: len(by_node("pycni_ipam_reserved / pycni_ipam_capacity")) == 3)
+    assert all(0 < value < 0.5 for value in by_node("pycni_ipam_reserved / pycni_ipam_capacity").values())
+    assert within(
+        PATIENCE_S, lambda: by_node("min by (node) (pycni_bgp_session_up)") == dict.fromkeys(NODES, 1.0)
+    )
 
 
 def test_a_killed_agent_and_a_node_cut_off_are_reported_until_they_are_back(
@@ -172,8 +175,14 @@ def test_a_killed_agent_and_a_node_cut_off_are_reported_until_they_are_back(
             ("PycniPeerUnreachable", "node1"),
             ("PycniNodeCutOff", "node3"),
         }
-        assert within(PATIENCE_S, lambda: reported <= prometheus.firing()), prometheus.firing()
-        assert ("PycniAgentDown", "node1") not in prometheus.firing()
+
+        def right() -> bool:
+            # A scrape that takes too long on a busy machine looks like an agent that is down, for a moment.
+            found = prometheus.firing()
+            down = {node for alert, node in found if alert == "PycniAgentDown"}
+            return reported <= found and down == {"node2"}
+
+        assert within(PATIENCE_S, right), prometheus.firing()
         lost = prometheus.query('pycni_fabric_peer_reachable{node="node1"} == 0')
         assert {labels["underlay"] for labels, _ in lost} >= {"172.20.0.3"}
         texts = [item["annotations"] for item in prometheus.get("alerts")["alerts"]]
