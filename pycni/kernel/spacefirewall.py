@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pycni.errors import KernelError
@@ -20,6 +20,8 @@ from pycni.wire.iptables_rules import in_nft_words
 
 OURS = "pycni"
 """Begins the names of our tables."""
+OUR_CHAINS = "PYCNI-"
+"""Begins the names of our chains in tables of iptables, which are everybody's."""
 _ENDING = ("drop", "reject", "queue")
 _HEADS = ("type ", "policy ", "devices ")
 """Of lines of a listed chain that are no rules."""
@@ -49,7 +51,7 @@ def _nftables() -> Iterable[ForeignHook]:
         rules: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         for family, table in named:
             try:
-                rules[family, table] = _rules(nft.query(f"list table {family} {table}"))
+                rules[family, table] = _without_ours(_rules(nft.query(f"list table {family} {table}")))
             except KernelError as error:
                 if error.errno != errno.ENOENT:
                     raise
@@ -100,6 +102,15 @@ def _rules(listing: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(rules) for name, rules in found.items()}
 
 
+def _without_ours(rules: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Rules by chain without our chains and what leads to them."""
+    return {
+        chain: tuple(rule for rule in found if not rule.rpartition(" ")[2].startswith(OUR_CHAINS))
+        for chain, found in rules.items()
+        if not chain.startswith(OUR_CHAINS)
+    }
+
+
 def _ends(rule: str) -> bool:
     """Whether it can end a packet's way."""
     return any(word in rule.split() for word in _ENDING)
@@ -129,13 +140,14 @@ def _legacy_hooks(family: str, table: str, lines: Iterable[str]) -> Iterable[For
             _, chain, policy = line.split()[:3]
             policies[chain] = policy.lower()
         elif line.startswith("-A"):
-            if line.split()[-1] in {"DROP", "REJECT"}:
-                ending.append(line)
             chain, rule = in_nft_words(line, family)
+            if line.split()[-1] in {"DROP", "REJECT"} and not chain.startswith(OUR_CHAINS):
+                ending.append(line)
             rules.setdefault(chain, []).append(rule)
-    others = {chain: tuple(found) for chain, found in rules.items() if chain not in policies}
+    found = _without_ours(rules)
+    others = {chain: there for chain, there in found.items() if chain not in policies}
     for chain, policy in policies.items():
         yield ForeignHook(
             family=f"{family} legacy", table=table, chain=chain, hook=chain.lower(), priority=0, policy=policy,
-            verdicts=tuple(ending), rules=tuple(rules.get(chain, ())), chains=others,
+            verdicts=tuple(ending), rules=found.get(chain, ()), chains=others,
         )  # fmt: skip

@@ -167,7 +167,8 @@ def _terms(spec: LabSpec, node: LabNode, shared: _Etcd | None) -> NodeTerms:
     masquerades = tuple(
         Masquerade(cluster=topology.POD_NETWORKS[family], own=subnet)
         for family in spec.families
-        if own is not None and (subnet := own.of(family)) is not None
+        # Guests have no nftables, and so nothing that would masquerade.
+        if spec.driver != "uml" and own is not None and (subnet := own.of(family)) is not None
     )
     return NodeTerms(facts if spec.proxy != "none" else None, spec.policy != "none", masquerades)
 
