@@ -208,14 +208,15 @@ def _ruled(hop: Hop, index: int, note: Note, before: Sequence[Note]) -> Fault:
     kind = _OURS.get(table, "foreign-rule")
     told = f"rule of {note.place}: {note.detail}"
     policy = _policy(note, before) if kind == "policy-denied" else ""
+    component = {"foreign-rule": "firewall", "policy-denied": "policy", "policy-pending": "policy"}.get(
+        kind, hop.component
+    )
     return Fault(
         kind=kind,
         node=note.node,
         space=note.space,
-        component="policy"
-        if kind.startswith("policy")
-        else ("firewall" if kind == "foreign-rule" else hop.component),
-        interface=note.interface,
+        component=component,
+        interface=note.interface if component != "policy" else "",
         hop=index,
         cause=f"{policy}{told}",
         command=f"nft -a list chain {family} {table} {chain}",

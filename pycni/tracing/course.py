@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from pycni.errors import PycniError
-from pycni.trace import live, said
+from pycni.trace import filter as words
+from pycni.trace import said
 from pycni.trace.behind import behind
 from pycni.trace.cluster import ClusterWays
 from pycni.trace.match import Seen, match
@@ -53,7 +54,7 @@ class Asked(NamedTuple):
     times: int = 1
     """Probes; of live traffic: connections."""
     live: str | None = None
-    """Which traffic to follow instead of a probe, in the words of ``trace.live``."""
+    """Which traffic to follow instead of a probe, in the words of ``trace.filter``."""
     seconds: float = 10.0
     """How long to wait for it."""
 
@@ -84,7 +85,7 @@ def trace(eyes: Eyes, asked: Asked, started: float) -> Trace:
     """
     if not 0 < asked.times <= MOST:
         raise QuestionError(f"--count {asked.times}: expected 1 to {MOST}")
-    wanted = live.parse(asked.live) if asked.live is not None else None
+    wanted = words.parse(asked.live) if asked.live is not None else None
     known = eyes.gather()
     question = ask(known.world, known.objects, asked.source, asked.target, asked.protocol)
     nodes = eyes.nodes if not asked.predict else {}
@@ -120,7 +121,7 @@ def _packets(
     known: Gathered,
     question: Question,
     asked: Asked,
-    wanted: live.Filter | None,
+    wanted: words.Filter | None,
 ) -> list[_One]:
     """What there is to follow; at least one. Raises QuietError."""
     asker = Asker(question.node, question.space)
@@ -139,13 +140,13 @@ def _packets(
     )
     if not heard:
         raise QuietError(
-            f"no packet of {live.words(wanted)} from {asked.source} to {asked.target} passed"
+            f"no packet of {words.words(wanted)} from {asked.source} to {asked.target} passed"
             f" within {asked.seconds:g} s"
         )
     return [_One(item.sent, item.opening) for item in heard]
 
 
-def _meant(known: Gathered, question: Question, target: str, wanted: live.Filter) -> Meant:
+def _meant(known: Gathered, question: Question, target: str, wanted: words.Filter) -> Meant:
     """Live traffic between the ends of a question: as it is sent, and as Services translate it."""
     port = split(target)[1]
     if port and not wanted.ports:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from pycni.kernel.capture import Frame
 from pycni.trace.clocks import align
-from pycni.trace.live import Caught, Filter, Pattern, Picked, caught, patterns, pick, tight
+from pycni.trace.filter import Filter
+from pycni.trace.live import Caught, Pattern, Picked, caught, patterns, pick, tight
 from pycni.trace.model import Flow, Note
 from pycni.tracing.eyes import NodeEyes, Order, Report
 from pycni.tracing.probing import QUIET_S, Asker, Sent, collect, watching

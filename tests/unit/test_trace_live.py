@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
+from pycni.trace.filter import Filter, parse
+from pycni.trace.filter import words as text
 from pycni.trace.frames import probe
-from pycni.trace.live import Caught, Filter, Picked, caught, drop_spots, parse, patterns, pick, program, tight
-from pycni.trace.live import words as text
+from pycni.trace.live import Caught, Picked, caught, drop_spots, patterns, pick, program, tight
 from pycni.trace.model import ICMP, TCP, UDP, Flow
 from pycni.trace.question import QuestionError
 
