@@ -163,6 +163,8 @@ class Sampler:
             frame = rates.feed(self.round())
             if frame is not None:
                 yield frame
+            else:
+                due = time.monotonic()  # readers had to be started first
             due = max(due + interval, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
 
