@@ -64,8 +64,14 @@ class Paced(Generic[T]):
 class TrafficRoutes:
     """One per agent, on its event loop."""
 
-    def __init__(self, node: str, store: Store, others: Mapping[str, AsyncHandler]) -> None:
-        """``others``: what components answer; ``/rates/...`` and ``/names/...`` of it are put together here."""
+    def __init__(
+        self, node: str, store: Store, others: Mapping[str, AsyncHandler], *, short_cuts: bool = False
+    ) -> None:
+        """``others``: what components answer; ``/rates/...`` and ``/names/...`` of it are put together here.
+
+        ``short_cuts``: packets may go from pod to pod past the node's ends of their pairs (bpf_redirect_peer).
+        """
+        self._short_cuts = short_cuts
         self._node = node
         self._store = store
         self._others = others
@@ -107,19 +113,23 @@ class TrafficRoutes:
         found = [
             _as_pod(endpoint, leg)
             for endpoint in endpoints
-            if not _aside(endpoint) and (leg := legs.get(endpoint.host_ifname)) is not None
+            if not self._aside(endpoint) and (leg := legs.get(endpoint.host_ifname)) is not None
         ]
-        if any(map(_aside, endpoints)):
+        if any(map(self._aside, endpoints)):
             found += self._inside()
         return at_ns, tuple(found)
+
+    def _aside(self, endpoint: Endpoint) -> bool:
+        """Whether not all of the pod's packets pass the node's end of a pair."""
+        return self._short_cuts or endpoint.attachment in {AttachmentKind.MACVLAN, AttachmentKind.IPVLAN}
 
     def _ready(self) -> Sequence[Endpoint]:
         everything = self._endpoints.all() if self._endpoints is not None else ()
         return [endpoint for endpoint in everything if endpoint.state == "ready"]
 
     def _read_inside(self) -> list[PodCount]:
-        """Pods whose packets pass the node by: counted where they are."""
-        return [found for item in self._ready() if _aside(item) and (found := _inside(item)) is not None]
+        """Pods whose packets pass the node by are counted where they are."""
+        return [found for item in self._ready() if self._aside(item) and (found := _inside(item)) is not None]
 
     # --- names -----------------------------------------------------------------------------------------------
 
@@ -166,11 +176,6 @@ class TrafficRoutes:
 
 def _answer(value: msgspec.Struct) -> Response:
     return Response(200, JSON, msgspec.json.encode(value).decode() + "\n")
-
-
-def _aside(endpoint: Endpoint) -> bool:
-    """Whether the pod's packets pass the node's own stack by."""
-    return endpoint.attachment in {AttachmentKind.MACVLAN, AttachmentKind.IPVLAN}
 
 
 def _name(endpoint: Endpoint) -> str:

@@ -69,7 +69,8 @@ async def wire(context: Context) -> Tasks:
     try:
         if FOLLOWING.intersection(settings.components):
             tasks |= await _following(context, store, client, network, listeners, gates, routes)
-        traffic = TrafficRoutes(settings.node_name, store, routes)
+        short_cuts = "policy" in settings.components and settings.policy == "ebpf"
+        traffic = TrafficRoutes(settings.node_name, store, routes, short_cuts=short_cuts)
         listeners.append(traffic.follow_pods)
         parts = wiring_trace.Parts(context, store, lambda: network, lambda: report.side)
         traces, posts = wiring_trace.make(context, parts, client)

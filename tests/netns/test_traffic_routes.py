@@ -121,6 +121,18 @@ def test_counters_are_in_the_pods_view(netns_factory, kind):
     assert 5_000 <= now.bytes_in - was.bytes_in < 15_000
 
 
+def test_where_packets_go_from_pod_to_pod_every_pod_is_counted_inside(netns_factory):
+    node, pod = netns_factory(), netns_factory()
+    link(node, pod)
+
+    def scenario():
+        routes = TrafficRoutes("n1", Store(), {}, short_cuts=True)
+        routes.follow_pods(Records(endpoint("there", pod, host_ifname="gone")))
+        return ask(routes, "/rates", Counted)
+
+    assert [row.pod for row in inside(node, scenario).pods] == ["a/there"]
+
+
 def test_components_are_asked_and_their_troubles_are_told(netns):
     rows = (PolicyCount("NetworkPolicy a/x", "ingress", 1, 2),)
 
