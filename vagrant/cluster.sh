@@ -58,11 +58,26 @@ bench() {
     backend "$name" >/dev/null
     on "$first" bench "$name" "${PYCNI_BENCH_SECONDS:-3}" "${PYCNI_BENCH_ROUNDS:-5}"
   done
+  if [ "${PYCNI_BGP:-exabgp}" != none ] && [ "${PYCNI_PROXY:-auto}" != none ]; then
+    on router converge 12 &
+    asking=$!
+    sleep 4
+    on "$first" drain drain
+    sleep 4
+    on "$first" drain undrain
+    wait $asking
+  fi
 }
 
-# All rows as one JSON object.
+# Every figure, as one JSON object.
 report() {
-  "$PYCNI_ON" "$first" cat /var/lib/pycni-hosts/report.json >"$1"
+  {
+    printf '{"hosts": '
+    "$PYCNI_ON" "$first" cat /var/lib/pycni-hosts/report.json
+    printf ', "drain": '
+    "$PYCNI_ON" router cat /var/lib/pycni-hosts/converge.json || echo null
+    printf '}\n'
+  } >"$1"
 }
 
 case ${1:-} in

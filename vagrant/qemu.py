@@ -50,6 +50,7 @@ MASKED = (
         "modprobe@.service",
         "kmod-static-nodes.service",
         "dbus.socket",
+        "dbus.service",
     ),
     *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "dev-mqueue.mount"),
 )
@@ -66,7 +67,7 @@ busybox mount --bind {modules} /root/lib/modules
 cd /root/etc
 busybox rm -rf systemd/system fstab modules-load.d sysctl.d machine-id ../.dockerenv
 cd /
-busybox rm -rf /root/etc/rc2.d /root/etc/rc3.d /root/etc/rcS.d
+busybox rm -rf /root/etc/init.d
 busybox mkdir -p /root/etc/systemd/system/multi-user.target.wants
 for unit in {masked}; do busybox ln -s /dev/null /root/etc/systemd/system/$unit; done
 for folder in tmp var/tmp var/log var/lib/etcd; do busybox mount -t tmpfs -o mode=1777 own /root/$folder; done
@@ -84,6 +85,9 @@ DefaultDependencies=no
 [Service]
 ExecStartPre=/bin/sh -c 'ip link set eth0 up; ip address add {address}/24 dev eth0; {route}'
 ExecStart=/usr/bin/python3 -ISB /etc/lab-obey.py
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/console
 """
 OBEY = """
 import base64, os, subprocess, tty
@@ -125,7 +129,7 @@ class Host:
             *("-kernel", f"{KERNEL}/root/boot/vmlinuz-{version}", "-initrd", str(self.folder / "initial.gz")),
             *(
                 "-append",
-                "console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=0 systemd.log_target=kmsg",
+                "console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.unit=multi-user.target",
             ),
             *("-nodefaults", "-display", "none", "-no-reboot", "-monitor", "none"),
             *("-serial", f"file:{self.console}", "-serial", f"unix:{self.line},server=on,wait=off"),
@@ -156,10 +160,11 @@ class Host:
         (self.folder / "initial.gz").write_bytes(gzip.compress(whole, 1))
 
     @contextlib.contextmanager
-    def _line_open(self, seconds: float) -> Iterator[socket.socket]:
+    def open_line(self, seconds: float) -> Iterator[socket.socket]:
+        """The serial line its commands come by; ``seconds`` an answer may take."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(seconds)
-            sock.connect(str(self.line))
+            until(lambda: not sock.connect_ex(str(self.line)), f"QEMU of {self.name}")
             yield sock
 
     def _answer(self, sock: socket.socket) -> bytes:
@@ -173,11 +178,10 @@ class Host:
             answer += more
         return answer
 
-    def wait(self) -> None:
-        """Until it takes commands."""
+    def wait(self, sock: socket.socket) -> None:
+        """Until it takes commands; the line is open since before."""
         try:
-            with self._line_open(BOOT_S) as sock:
-                self._answer(sock)
+            self._answer(sock)
         except TimeoutError:
             text = self.console.read_text(errors="replace")[-3000:]
             raise SystemExit(f"{self.name} does not come up:\n{text}") from None
@@ -186,7 +190,7 @@ class Host:
         """Run a shell command as root in it: exit code and output. One at a time."""
         with (self.folder / "line.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with self._line_open(seconds) as sock:
+            with self.open_line(seconds) as sock:
                 sock.sendall(base64.b64encode(command.encode()) + b"\n")
                 text, _, code = self._answer(sock).strip(b"\n").rpartition(b" ")
         return int(code), base64.b64decode(text).decode(errors="replace")
@@ -229,7 +233,9 @@ class Hosts:
         self._stack.callback(subprocess.run, ["ip", "netns", "del", self.space], check=False)
         ip(f"-n {self.space} link add br0 type bridge mcast_snooping 0")
         ip(f"-n {self.space} link set br0 up")
-        for host in self.hosts.values():
+        waiting = self._stack.enter_context(contextlib.ExitStack())
+        lines: dict[str, socket.socket] = {}
+        for name, host in self.hosts.items():
             ip(f"-n {self.space} tuntap add {host.name} mode tap")
             ip(f"-n {self.space} link set {host.name} master br0 up")
             host.initial(KERNEL / "root/lib/modules", version)
@@ -239,9 +245,11 @@ class Hosts:
                 process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self._stack.callback(process.wait)
             self._stack.callback(process.kill)
-            until(host.line.exists, f"QEMU of {host.name}: {(host.folder / 'qemu.log').read_text()}")
-        for host in self.hosts.values():
-            host.wait()
+            # What it says first is lost when nobody listens.
+            lines[name] = waiting.enter_context(host.open_line(BOOT_S))
+        for name, host in self.hosts.items():
+            host.wait(lines[name])
+        waiting.close()
 
     def run(self, name: str, *words: str) -> tuple[int, str]:
         """A command on a host, with all settings."""

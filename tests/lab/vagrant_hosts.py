@@ -30,7 +30,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 hostname {host}
 touch {up}
-exec sleep infinity
+# The first process has to take leave of those that nobody else does.
+while :; do sleep 1000 & wait $!; done
 """
 
 

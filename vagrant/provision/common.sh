@@ -6,7 +6,7 @@ load
 
 packages="iproute2 kmod procps"
 if [ "$PYCNI_HOST" = router ]; then
-  packages="$packages frr"
+  packages="$packages frr python3"
 else
   packages="$packages ca-certificates python3 python3-venv python3-nftables nftables iptables ipset ipvsadm conntrack
     ethtool etcd-client iperf3 sockperf"

@@ -4,16 +4,18 @@
 . "$(dirname "$0")/lib.sh"
 load
 
-# What is installed, by its content: other files of ours are installed anew, and the agent starts anew.
-stamp=$(cd "$PYCNI_SOURCE" && find pyproject.toml pycni proxy bgp cni-bin -type f ! -name '*.pyc' -print0 |
-  sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 if [ "$PYCNI_PYTHON" = pip ]; then
+  # By its content: other files of ours are installed anew, and the agent starts anew with them.
+  stamp=$(cd "$PYCNI_SOURCE" && find pyproject.toml pycni proxy bgp cni-bin -type f ! -name '*.pyc' -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
   programs=/opt/pycni/bin
   if [ "$(cat $STATE/installed 2>/dev/null)" != "$stamp" ] || [ ! -x $programs/pycnid ]; then
     [ -x $programs/python ] || /usr/bin/python3 -m venv --system-site-packages /opt/pycni
     $programs/python -m pip install -q --disable-pip-version-check --upgrade "${PYCNI_SOURCE}[bgp,wireguard,udp]"
   fi
 else
+  # Somebody works in it: when the agent is to start anew is that one's business.
+  stamp=checkout
   programs=$PYCNI_SOURCE/.venv/bin
   [ -x "$programs/pycnid" ] || die "PYCNI_PYTHON='checkout': there is no $programs/pycnid"
 fi

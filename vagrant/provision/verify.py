@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import os
 import selectors
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,6 +29,7 @@ from pods import (
     STATE,
     Page,
     book,
+    etcdctl,
     families,
     host,
     hosts_here,
@@ -47,6 +51,8 @@ PATIENCE_S = 90.0
 ANSWER_S, DENIED_S = 10.0, 3.0
 """Seconds an answer may take; seconds of silence that mean no."""
 PROBE_S = 15.0
+KINDS = {"vxlan": "vxlan", "ipip": "ipip", "wireguard": "wireguard"}
+"""Devices of backends, by their kind in the kernel."""
 BATCH = 8
 """Connections at once."""
 
@@ -63,7 +69,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> int:
     """All checks."""
     pages = book()
-    rows = [_matrix(pages)]
+    rows = [_kernel(), _matrix(pages)]
     with Inside() as inside:
         if setting("PYCNI_PROXY") != "none":
             rows += list(_services(pages, inside))
@@ -73,6 +79,37 @@ def main() -> int:
     for row in rows:
         print(f"{'ok  ' if row.ok else 'FAIL'}  {row.host:<7} {row.check:<22} {row.detail}")
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _kernel() -> Row:
+    """What carries, serves and judges is in this kernel, and not something that stepped in for it."""
+    backend = json.loads(etcdctl("get", "--print-value-only", "/coreos.com/network/config"))["Backend"][
+        "Type"
+    ]
+    tables = {line.split()[-1] for line in said("nft", "list", "tables").splitlines()}
+    links = json.loads(said("ip", "-d", "-j", "link", "show"))
+    kinds = {
+        (link.get("linkinfo") or {}).get("info_kind"): link["ifname"] for link in links if link.get("ifalias")
+    }
+    found, missing = [os.uname().release], []
+    if backend in KINDS:
+        (found if KINDS[backend] in kinds else missing).append(
+            f"device {kinds.get(KINDS[backend], KINDS[backend])}"
+        )
+    if setting("PYCNI_PROXY") == "ipvs":
+        servers = sum(line.startswith(("TCP", "UDP")) for line in said("ipvsadm", "-Ln").splitlines())
+        (found if servers else missing).append(f"{servers} virtual servers")
+    wanted = {"nftables": "pycni_proxy"}.get(setting("PYCNI_PROXY")), "pycni_policy", "pycni_fabric"
+    for table in filter(None, wanted):
+        if table != "pycni_policy" or setting("PYCNI_POLICY") != "none":
+            (found if table in tables else missing).append(f"table {table}")
+    detail = ", ".join(found) + "".join(f"; MISSING {item}" for item in missing)
+    return Row(host=host(), check=f"kernel, {backend}", ok=not missing, detail=detail)
+
+
+def said(*words: str) -> str:
+    """A program's output; nothing when it fails."""
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
 def _matrix(pages: dict[str, Page]) -> Row:
