@@ -23,6 +23,8 @@ _TRANSLATES = frozenset({"dnat", "snat", "masquerade", "redirect"})
 _SILENT = frozenset(
     {"counter", "log", "comment", "packets", "bytes", "prefix", "level", "notrack", "flags", "all"}
 )
+_RESULTS = frozenset({"oif", "oifname", "type", "check"})
+"""What ``fib`` may be asked for."""
 _DEEPEST = 16
 """NFT_JUMP_STACK_SIZE."""
 
@@ -156,6 +158,12 @@ def _read(rule: str, met: Met) -> tuple[bool | None, str, str]:
             return fit, word, words[at + 1] if word in {"jump", "goto"} and at + 1 < len(words) else ""
         if word == "vmap":
             return None if fit else fit, "", ""
+        if word == "fib":
+            # fib saddr . iif oif missing: words of its own
+            fit = False if fit is False else None
+            at = next((place for place in range(at, len(words)) if words[place] in _RESULTS), at) + 2
+            at += words[at - 1 : at] in (["!="], ["=="])
+            continue
         used, hit = _match(words, at, met)
         if not used:
             if word in {"comment", "prefix", "level", "packets", "bytes", "group"}:
@@ -181,6 +189,9 @@ def _match(words: Sequence[str], at: int, met: Met) -> tuple[int, bool | None]:
         if known is None or at + size >= len(words):
             continue
         more = at + size
+        if words[more] == ".":  # several at once, against a set of tuples
+            end = next((place for place in range(more, len(words)) if words[place][:1] in {"{", "@"}), more)
+            return end + 1 - at, None
         wrong = words[more] == "!="
         sign = words[more] if words[more] in {"!=", "==", "<", ">", "<=", ">="} else ""
         more += bool(sign)
