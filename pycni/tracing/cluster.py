@@ -68,12 +68,12 @@ class ClusterEyes:
 
     def __init__(self, doors: Sequence[Far], words: Sequence[str], others: Sequence[Far] = ()) -> None:
         """``words``: the ends as typed. ``doors``: asked in any case; ``others``: when they may be concerned."""
-        self._doors, self._others, self._words = list(doors), list(others), tuple(words)
+        self.doors, self._others, self._words = list(doors), list(others), tuple(words)
         self._nodes: dict[str, RemoteNode] = {}
 
     def gather(self) -> Gathered:
         """See ``eyes.Eyes``. Raises AskError when nobody answers."""
-        fars, others = self._doors, self._others
+        fars, others = self.doors, self._others
         if len(others) <= ALL:
             fars, others = [*fars, *others], []
         found = self._ask(fars)
@@ -107,7 +107,7 @@ class ClusterEyes:
         """All objects one agent holds, the first that answers. Raises AskError, ConfigError."""
         query = f"{speech.OBJECTS}?{urlencode({'end': EVERYTHING})}"
         reasons = []
-        for far in (*self._doors, *self._others):
+        for far in (*self.doors, *self._others):
             try:
                 return Picked([speech.read_objects(far.door.get(query))])
             except AskError as error:
@@ -124,7 +124,7 @@ class ClusterEyes:
                 return {}  # who looks at the world is told why
             return {f"{far.peer.name}/{name}": count for name, count in told.items()}
 
-        fars = [*self._doors, *self._others]
+        fars = [*self.doors, *self._others]
         with ThreadPoolExecutor(max(min(len(fars), AT_ONCE), 1)) as pool:
             return {key: count for found in pool.map(one, fars) for key, count in found.items()}
 
