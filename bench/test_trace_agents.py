@@ -1,0 +1,65 @@
+"""What does a trace cost that is made through agents, by mutual TLS: one answer of a node with 100 pods, and the whole?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bench.rows import milliseconds, quantile, row
+from bench.size import sized
+from pycni.lab.run import Lab
+from pycni.lab.topology import LabSpec
+from pycni.lab.tracing import LabEyes, by_agents
+from pycni.tracing import speech
+from pycni.tracing.course import Asked, trace
+
+PODS = sized(100, 20)
+ROUNDS = sized(15, 4)
+ENDS = ("pod1", "pod2")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two nodes with many pods, whose agents listen for traces."""
+    made = Lab.up(LabSpec(name="bench-agents", nodes=2, pods=PODS, policy="nftables", trace_tls=True))
+    yield made
+    made.down()
+
+
+def timed(work: Callable[[], object]) -> list[float]:
+    """Seconds of each round."""
+    found = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def test_state_of_a_node(benchmark: Any, lab: Lab) -> None:
+    door = by_agents(lab, ENDS).doors[0].door
+    door.get(speech.state_query(ENDS))
+    took = benchmark.pedantic(lambda: timed(lambda: door.get(speech.state_query(ENDS))), rounds=1)
+    median = statistics.median(took) * 1e3
+    row(f"/trace/state of a node with {PODS} pods, p50 / p99", milliseconds(took), "", median, "< 100 ms")
+
+
+def test_whole_trace(benchmark: Any, lab: Lab) -> None:
+    def through_agents() -> None:
+        found = trace(by_agents(lab, ENDS), Asked(*ENDS), time.perf_counter())
+        assert found.ok, found.fault
+
+    through_agents()
+    took = benchmark.pedantic(lambda: timed(through_agents), rounds=1)
+    looking = timed(lambda: trace(LabEyes(lab), Asked(*ENDS), time.perf_counter()))
+    row(
+        "a trace through agents / by looking, p50 / p99",
+        milliseconds(took),
+        milliseconds(looking),
+        quantile(took, 0.99),
+        "< 2 s",
+    )
