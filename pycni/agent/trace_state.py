@@ -27,7 +27,7 @@ from pycni.model.kube import NODE as NODE_KIND
 from pycni.model.space import NODE, NodePart, PodPlace, SpaceState
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.pick import Ends, concerned, pick
-from pycni.trace.wanted import WantedPod, node_space, pod_space
+from pycni.trace.wanted import WantedPod, membership, node_space, pod_space
 from pycni.tracing.speech import Objects
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pycni.store import Snapshot
 
 T = TypeVar("T")
+LEASE = "lease"
+"""Kind of leases in the store."""
 MORE_S = 0.05
 """How long pods are read that nobody asked for."""
 
@@ -95,15 +97,17 @@ def read(known: Known, asked: Ends, pods: Sequence[str] = ()) -> Read:
             actual[item.place.name] = inside(item.endpoint, partial(spacestate.read, firewall=False))
         except KernelError:
             unread += 1  # it has just gone, or its record is from before a restart
+    addresses = _addresses(known, underlay)
     part = NodePart(
         name=known.settings.node_name,
-        addresses=_addresses(known, underlay),
+        addresses=addresses,
         underlay=underlay.name if underlay is not None else "",
         backend=known.plan.conf.backend.type if known.plan is not None else "",
         actual=actual,
         wanted=_wanted(known, there, actual),
         pods=tuple(places),
         agent=f"the agent is not ready: {known.reason}" if known.reason else "",
+        lease=membership(known.objects.of(LEASE), addresses) if LEASE in known.objects.listed else "",
     )
     return Read(part, _terms(known, underlay), objects, unread)
 
