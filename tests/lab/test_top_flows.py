@@ -17,7 +17,7 @@ from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
 
 from .conftest import unique_name
-from .lab_tools import COMMAND, ctl, environment, within
+from .lab_tools import COMMAND, ROOT, ctl, environment, within
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -183,6 +183,20 @@ def test_top_once_prints_tables_of_all_nodes_or_of_one(lab: Lab) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines() if line] == ["POD", "shop/web-1", "..."]
     done = ctl("top", "pods", "--once", "--name", lab.spec.name, "--node", "node1", "-i", "0.3")
     assert {line.split()[1] for line in done.stdout.splitlines()[1:] if line} == {"node1"}
+
+
+def test_on_a_node_itself_no_lab_has_to_be_named(lab: Lab) -> None:
+    """The commands as they run on a real node: in its own namespace, with the agent's socket alone."""
+    socket = str(Path(lab.node("node2").socket).with_name("agent.sock"))
+    here = ["env", f"PYTHONPATH={ROOT}", *COMMAND]
+    done = lab.exec("node2", [*here, "top", "--once", "--json", "-i", "0.3", "--socket", socket])
+    (node,) = json.loads(done.stdout)["nodes"]
+    assert (node["node"], node["troubles"]) == ("node2", [])
+    assert node["tracked"] > 0
+    done = lab.exec("node2", [*here, "flows", "--all", "--json", "--socket", socket])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["node"] for row in rows} == {"node2"}
+    assert any(row.get("source_name") == "node/node2" for row in rows)
 
 
 def test_an_agent_that_is_away_is_named_and_the_others_are_shown(lab: Lab) -> None:
