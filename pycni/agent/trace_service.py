@@ -38,6 +38,7 @@ from pycni.model.space import NODE
 from pycni.trace.model import ICMP, ICMPV6, TCP, UDP, Flow
 from pycni.trace.pick import concerned, ends, pick
 from pycni.tracing import speech
+from pycni.tracing.ask import Door, unix
 from pycni.tracing.local import LocalNode
 from pycni.tracing.speech import Send, Watch
 from pycni.wire import plain
@@ -244,10 +245,14 @@ def _asked(raw: bytes, kind: type[T]) -> T:
 
 def _node(known: Known, pods: list[Attachment]) -> LocalNode:
     """This node's namespaces; ours is the node's own."""
+    settings = known.settings
     spaces: dict[str, Enter] = {NODE: lambda function: function()}
     for item in pods:
         spaces[item.place.name] = _enter(item)
-    return LocalNode(known.settings.node_name, spaces)
+    # Policies by eBPF have no rules that could be traced: what they deny is told by this agent itself.
+    fast = "policy" in settings.components and settings.policy == "ebpf"
+    own = Door(settings.node_name, unix(settings.control_socket)) if fast else None
+    return LocalNode(settings.node_name, spaces, own)
 
 
 def _enter(item: Attachment) -> Enter:

@@ -32,7 +32,7 @@ from pycni.model.space import NodePart, SpaceState
 from pycni.trace.cluster import NodeTerms
 from pycni.trace.model import Flow, Note
 from pycni.tracing.eyes import Launched, Order, Report
-from pycni.wire import plain
+from pycni.wire import plain, typed
 
 STATE, OBJECTS, COUNTERS, PEERS, WATCH, SEND = (
     f"/trace/{name}" for name in ("state", "objects", "counters", "peers", "watch", "send")
@@ -165,9 +165,10 @@ def read_objects(raw: bytes) -> dict[str, dict[str, Any]]:
 
 
 def read(raw: bytes, kind: Any) -> Any:
-    """A value of one of the types here. Raises ConfigError."""
+    """A value of a type, from any thread. Raises ConfigError."""
+    decoder = _DECODERS.get(kind)
     try:
-        return _DECODERS[kind].decode(raw)
+        return decoder.decode(raw) if decoder is not None else typed.decode(raw, kind)
     except msgspec.DecodeError as exc:
         raise ConfigError("trace", "", raw[:60].decode(errors="replace"), str(exc)) from exc
 
@@ -186,5 +187,4 @@ _DECODERS: Mapping[Any, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
     for kind in (Told, Watch, Send, Line, Peers, Launched, SpaceState, dict[str, dict[str, Any]])
 }
-"""Made once, when this is imported: msgspec works out what a struct is made of when it first decodes one, and two
-threads that do so at the same time, for structs with parts in common, crash the process (seen with 0.22)."""
+"""Made when this is imported, before any thread needs them: see ``wire.typed``."""
