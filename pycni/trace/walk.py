@@ -129,7 +129,7 @@ class _Walker(Steps):
             "routing",
             action,
             detail=lookup.route_text(found),
-            reason=f"a {found.kind} route leads here",
+            reason=f"{'an' if found.kind[0] in 'aeiou' else 'a'} {found.kind} route leads here",
             kind="route-blocks",
         )
         return True

@@ -104,8 +104,19 @@ def one(where: str, do: str, undo: str, at: tuple[str, str, str, str], *said: st
     return Damage(((where, do),), ((where, undo),), *at, said, **more)
 
 
+_known: dict[str, Mapping[str, str]] = {}
+
+
 def names_of(lab: Lab, folder: str) -> Mapping[str, str]:
-    """What commands call by name: addresses, ports of bridges, subnets, MACs."""
+    """What commands call by name: addresses, ports of bridges, subnets, MACs. ``folder``: for what they keep."""
+    if not folder:
+        return _names(lab, folder)  # before all is there
+    if lab.spec.name not in _known:
+        _known[lab.spec.name] = _names(lab, folder)
+    return {**_known[lab.spec.name], "tmp": folder}
+
+
+def _names(lab: Lab, folder: str) -> Mapping[str, str]:
     found = {
         "tmp": folder,
         "state": str(lab.state.folder / "nodes"), "python": f"env PYTHONPATH={ROOT} {sys.executable}",
@@ -303,7 +314,7 @@ NODE_FAULTS: Mapping[str, Damage] = {
     ),
     "unreachable route, IPv6": one(
         "node1", "ip -6 route add unreachable {pod2_6}/128", "ip -6 route del unreachable {pod2_6}/128",
-        ("route-blocks", "node1", "routing", ""), "a unreachable route leads here", words=SIX,
+        ("route-blocks", "node1", "routing", ""), "an unreachable route leads here", words=SIX,
     ),
     "route missing": one(
         "node1", "ip route show {net2} >{tmp}/route; ip route del {net2}", "ip route add $(cat {tmp}/route) onlink",

@@ -250,6 +250,37 @@ def test_a_translation_is_compared_with_what_leaves(target: bytes | None, kind: 
     assert (found.component if found is not None else "") == component
 
 
+def test_masquerading_is_compared_with_what_leaves() -> None:
+    world = sound()
+    there, back = go(world, "192.0.2.2")
+    given = judge(world, walks(world, there, back))
+    right = Matched(
+        tuple(
+            msgspec.structs.replace(hop, sight=msgspec.structs.replace(hop.sight, flow=there.flow))
+            if hop.sight is not None and hop.interface == "eth0" and not hop.space
+            else hop
+            for hop in seen(there).hops
+        ),
+        None,
+        1,
+    )
+    assert watched(world, given, right, seen(back), answered=True, reply="answer")[0] is None
+    own = there.hops[0].flow
+    wrong = Matched(
+        tuple(
+            msgspec.structs.replace(hop, sight=msgspec.structs.replace(hop.sight, flow=own))
+            if hop.sight is not None
+            else hop
+            for hop in right.hops
+        ),
+        None,
+        1,
+    )
+    found, _ = watched(world, given, wrong, seen(back), answered=True, reply="answer")
+    assert found is not None
+    assert (found.kind, found.node, found.interface) == ("masquerade-missing", "n1", "eth0")
+
+
 def test_an_answer_to_what_a_policy_denies_says_that_nobody_enforces_it() -> None:
     world = sound()
     there, _ = go(world, ways=Quiet(denied="n2"))
