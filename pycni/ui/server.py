@@ -34,6 +34,7 @@ import msgspec
 from pycni.errors import PycniError
 from pycni.tracing.course import Asked
 from pycni.ui.watch import Watch
+from pycni.wire import typed
 
 log = logging.getLogger("pycni.ui")
 
@@ -308,7 +309,7 @@ class Handler(BaseHTTPRequestHandler):
         """``/api/trace``."""
         self._check_origin()
         try:
-            order = msgspec.json.decode(self._body(), type=TraceOrder)
+            order = typed.decode(self._body(), TraceOrder)
         except msgspec.DecodeError as error:
             raise Refused(400, f"the question cannot be read: {error}") from error
         found = self.server.watch.trace(Asked(order.source, order.target, order.protocol, order.predict))

@@ -25,6 +25,7 @@ from pycni.tracing.ask import Door, unix
 from pycni.tracing.cluster import ClusterEyes, of_agent
 from pycni.tracing.eyes import Eyes, Gathered, NodeEyes
 from pycni.ui.model import Peer
+from pycni.wire import typed
 
 T = TypeVar("T")
 AT_ONCE = 16
@@ -155,7 +156,7 @@ def ask(agents: Sequence[Agent], target: str, kind: type[T]) -> tuple[dict[str, 
 
     def one(agent: Agent) -> None:
         try:
-            found[agent.node] = msgspec.json.decode(agent.fetch(target), type=kind)
+            found[agent.node] = typed.decode(agent.fetch(target), kind)
         except AgentError as exc:
             silent[agent.node] = exc.reason
         except msgspec.DecodeError as exc:

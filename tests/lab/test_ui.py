@@ -14,10 +14,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pycni.cli import parse
 from pycni.lab.apply import Cluster
 from pycni.lab.apply_commands import read
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
+from pycni.ui.graph import graph
+from pycni.ui.source import source
 
 from .browser import Browser
 from .conftest import unique_name
@@ -441,6 +444,23 @@ def test_it_listens_on_loopback_only_and_warns_elsewhere(lab: Lab, url: str) -> 
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_agents_alone_tell_the_same(lab: Lab) -> None:
+    by_agents = source(parse(["ui", "--name", lab.spec.name, "--by-agents"]))
+    directly = source(parse(["ui", "--name", lab.spec.name]))
+    found = [
+        graph(known.world, known.objects) for known in (one.eyes().gather() for one in (by_agents, directly))
+    ]
+    ids = [{one.id for one in (*each.items, *each.edges)} for each in found]
+    assert ids[0] == ids[1]
+    assert by_agents.counts().keys() == directly.counts().keys() >= {"node1/eth0", "node2/flannel.1"}
+    assert [agent.node for agent in by_agents.agents()] == ["node1", "node2"]
+    # On a node of a cluster: its own agent is asked, and says of the others why it cannot.
+    own = source(parse(["ui", "--socket", by_agents.agents()[0].path]))
+    assert own.title == "cluster of node1"
+    assert {name.partition("/")[0] for name in own.counts()} == {"node1"}
+    assert len(own.eyes().gather().world.silent) == 1
 
 
 def test_a_lab_there_is_not_is_told(lab_name: str) -> None:

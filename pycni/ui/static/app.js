@@ -15,10 +15,10 @@ const rates = new Rates();
 const stage = byId("stage");
 const map = new TopologyMap(byId("canvas"), choose);
 const panel = new Panel(byId("panel"), {
-  from: (id) => begin(id), to: (id) => finish(id), toggle, show, explain, tab, side,
+  from: (id) => begin(id), to: (id) => finish(id), toggle, show: (id) => show(id), explain, tab, side,
   hop: (index) => pointAt(index), light: (index) => map.light(index),
 });
-const tables = new Tables(byId("tables"), { from: (id) => begin(id), to: (id) => finish(id), show });
+const tables = new Tables(byId("tables"), { from: (id) => begin(id), to: (id) => finish(id), show: (id) => show(id) });
 
 function say(text) {
   byId("say").textContent = text;
@@ -72,7 +72,7 @@ function draw() {
   tables.draw(state.graph);
   byId("fold").textContent = state.places.open.length ? "Hide pods" : "Show pods";
   lists();
-  if (!state.trace || state.tab === "details") details(false);
+  if (!state.trace || state.tab === "details") details();
 }
 
 function lists() {
@@ -116,8 +116,7 @@ function choose(id) {
   if (kind === "service") {
     state.to = id;
     byId("to").value = word(id);
-    say(`${word(id)} is the target. Choose a pod to trace from.`);
-    show(id);
+    show(id, `${word(id)} is the target. Choose a pod to trace from.`);
   } else begin(id);
   return undefined;
 }
@@ -129,16 +128,14 @@ function begin(id, keep = false) {
   byId("from").value = word(id);
   byId("to").value = to ? word(to) : "";
   if (to) return ask();
-  say(`${word(id)} is the source. Choose a second pod or a Service to trace to, Escape to leave it.`);
-  return show(id);
+  return show(id, `${word(id)} is the source. Choose a second pod or a Service to trace to, Escape to leave it.`);
 }
 
 function finish(id) {
   if (!state.from) {
     state.to = id;
     byId("to").value = word(id);
-    say(`${word(id)} is the target. Choose a pod to trace from.`);
-    return show(id);
+    return show(id, `${word(id)} is the target. Choose a pod to trace from.`);
   }
   Object.assign(state, { to: id, trace: null });
   byId("to").value = word(id);
@@ -161,11 +158,14 @@ function clear() {
   say("Nothing is chosen.");
 }
 
-function show(id) {
+/** Details of one thing; words: what is said of that. */
+function show(id, words = "") {
   state.shown = id;
   state.tab = "details";
   map.choose(chosen());
   details();
+  const found = item(id);
+  say(words || (found ? `${found.kind} ${found.name}: details are shown` : "details are shown"));
 }
 
 async function toggle(node) {
@@ -189,7 +189,7 @@ async function fold() {
 // ---- the panel
 
 let policyFor = "";
-async function details(fresh = true) {
+async function details() {
   const id = state.shown;
   const found = item(id);
   const edge = state.graph?.edges.find((one) => one.id === id);
@@ -210,7 +210,6 @@ async function details(fresh = true) {
       }
     }
   }
-  if (fresh && found) say(`${found.kind} ${found.name}: details are shown`);
 }
 
 function live(found) {
