@@ -25,6 +25,7 @@ import pytest
 from bench.rows import milliseconds, quantile, row
 from bench.size import sized
 from bench.traceworld import MadeUp
+from pycni.cli_agent import SOCKET
 from pycni.lab.apply import Cluster
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
@@ -151,7 +152,8 @@ def test_prediction(benchmark: Any, lab: Lab) -> None:
 def test_commands_start(benchmark: Any, lab: Lab) -> None:
     """They take turns with the bare interpreter: what is left of the machine's moods is in both."""
     bare, helped, told = [], [], []
-    socket = lab.node("node1").socket
+    # As on a node: the agent's control socket, whose file name is the default's.
+    socket = str(Path(lab.node("node1").socket).with_name(Path(SOCKET).name))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(words: list[str]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,8 +65,11 @@ def servers(lab: Lab) -> list[str]:
     inodes = [
         os.stat(f"/run/netns/pycni-{lab.spec.name}-{name}").st_ino for name in (*lab.record.nodes, "client")
     ]
-    found = [Path(f"/proc/{item.pid}/cmdline") for item in processes.inside(inodes)]
-    return [text for file in found if file.exists() and "peer.py" in (text := file.read_text())]
+    found = []
+    for item in processes.inside(inodes):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.append(Path(f"/proc/{item.pid}/cmdline").read_text())
+    return [text for text in found if "peer.py" in text]
 
 
 def test_a_sound_lab_passes_every_test(world: Lab) -> None:
