@@ -31,6 +31,7 @@ from pycni.errors import PycniError
 from pycni.kernel import hostfacts, netns, spacestate, switchset
 from pycni.kernel.switchset import Outcome
 from pycni.model.space import LinkState
+from pycni.wire import typed
 
 if TYPE_CHECKING:
     from pycni.lab.node import LabNode
@@ -284,7 +285,7 @@ def _ask(place: Place, request: Request, kind: type[T]) -> T:
     if done.returncode:
         words_ = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise DoctorError(f"{request.node}: {words_ or 'it cannot be looked at'}")
-    return msgspec.json.decode(done.stdout, type=kind)
+    return typed.decode(done.stdout, kind)
 
 
 def do(request: Request) -> Facts | Outcome:
@@ -326,9 +327,7 @@ def _within(namespace: str, function: Callable[[], T]) -> T:
 
 def _main() -> int:
     try:
-        sys.stdout.buffer.write(
-            msgspec.json.encode(do(msgspec.json.decode(sys.stdin.buffer.read(), type=Request)))
-        )
+        sys.stdout.buffer.write(msgspec.json.encode(do(typed.decode(sys.stdin.buffer.read(), Request))))
     except (PycniError, OSError) as exc:
         print(exc, file=sys.stderr)
         return 1

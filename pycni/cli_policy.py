@@ -22,6 +22,7 @@ from pycni import cli_agent
 from pycni.cli_agent import Agent, AgentError
 from pycni.policy.effective import Overview, PodRules
 from pycni.policy.explain import Answer, put_together
+from pycni.wire import typed
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ def _ask_all(
 
 def _decoded(raw: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return typed.decode(raw, kind)
     except msgspec.DecodeError as exc:
         raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
 

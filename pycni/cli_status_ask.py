@@ -14,10 +14,10 @@ import msgspec
 from pycni import cli_agent
 from pycni.cli_agent import Agent, AgentError
 from pycni.cli_status_text import paint
+from pycni.wire import typed
 
 T = TypeVar("T")
 AT_ONCE = 16
-_types = threading.Lock()
 
 
 class Silent(NamedTuple):
@@ -75,11 +75,8 @@ def _answer(ask: Callable[[Agent], T], agent: Agent) -> T | Silent:
 
 def decoded(raw: bytes, kind: type[T]) -> T:
     """An agent's answer as a value. Any thread. Raises AgentError."""
-    # msgspec 0.22 works out a type when it is first decoded, and two threads that do so at once end the process.
-    with _types:
-        decoder = msgspec.json.Decoder(kind)
     try:
-        return decoder.decode(raw)
+        return typed.decode(raw, kind)
     except msgspec.DecodeError as exc:
         raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
 

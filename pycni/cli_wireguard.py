@@ -15,6 +15,7 @@ import msgspec
 from pycni import cli_agent
 from pycni.agent.wireguard_rotate import KeyStatus
 from pycni.cli_agent import Agent, AgentError
+from pycni.wire import typed
 
 POLL_S = 0.05
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _ask(agent: Agent, target: str) -> KeyStatus:
     raw = agent.fetch(target)
     try:
-        return msgspec.json.decode(raw, type=KeyStatus)
+        return typed.decode(raw, KeyStatus)
     except msgspec.DecodeError as exc:
         raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pycni import cli_agent
 from pycni.cli_agent import AgentError
+from pycni.wire import typed
 from pycni_bgp.status import Status
 
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(raw.decode().rstrip("\n") + "\n")
             continue
         try:
-            found = msgspec.json.decode(raw, type=Status)
+            found = typed.decode(raw, Status)
         except msgspec.DecodeError as exc:
             raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
         if number:

@@ -17,6 +17,7 @@ import msgspec
 
 from pycni import cli_agent
 from pycni.cli_agent import SOCKET, AgentError
+from pycni.wire import typed
 from pycni_proxy.status import EndpointStatus, FrontendStatus, ServiceStatus, Status
 
 WATCH_S = 2.0
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     while True:
         raw = _ask(args, f"/services?{urlencode(asked)}")
         try:
-            found = msgspec.json.decode(raw, type=Status)
+            found = typed.decode(raw, Status)
         except msgspec.DecodeError as exc:
             raise AgentError(f"the agent's answer cannot be read: {exc}") from exc
         if args.watch and not args.json and sys.stdout.isatty():

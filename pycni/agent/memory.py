@@ -18,6 +18,7 @@ import msgspec
 from pycni.errors import ConfigError
 from pycni.model.network import BackendConf, NetConf
 from pycni.model.podnet import PodNetwork
+from pycni.wire import typed
 from pycni.wire.lease import HeldLease, decode_held, encode_held
 from pycni.wire.netconf import decode_netconf, encode_netconf
 from pycni.wire.subnetenv import encode_subnet_env, previous_subnets
@@ -50,7 +51,7 @@ def load(state_dir: str) -> Memory | None:
     if raw is None:
         return None
     try:
-        file = msgspec.json.decode(raw, type=_File)
+        file = typed.decode(raw, _File)
         others = tuple(decode_netconf(bytes(other)).backend for other in file.others)
         return Memory(decode_held(bytes(file.lease)), decode_netconf(bytes(file.conf)), others)
     except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:

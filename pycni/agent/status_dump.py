@@ -26,6 +26,7 @@ from pycni.errors import PycniError
 from pycni.model.fabric import FabricState, IpipLink, UdpLink, VxlanLink
 from pycni.model.family import show, show_mac
 from pycni.reconcile.delta import diff
+from pycni.wire import typed
 
 if TYPE_CHECKING:
     from pycni.agent.network import NetworkComponent
@@ -102,7 +103,7 @@ async def _asked(handler: AsyncHandler) -> Sequence[Section]:
     answer = await handler("")
     if answer.status != 200:
         raise DumpError(answer.body.strip())
-    return msgspec.json.decode(answer.body, type=list[Section])
+    return typed.decode(answer.body, list[Section])
 
 
 def answer(make: Callable[[], Sequence[Section]]) -> Response:

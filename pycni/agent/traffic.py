@@ -31,7 +31,7 @@ from pycni.model.family import show
 from pycni.model.kube import ENDPOINT_SLICE, NODE, POD, EndpointSlice, KubeNode, Pod
 from pycni.store import Snapshot, Store
 from pycni.traffic.model import Counted, Names, PodCount, Policies, ServiceNames, Services
-from pycni.wire import rtnl
+from pycni.wire import rtnl, typed
 
 JSON = "application/json"
 SHARE = 0.1
@@ -171,7 +171,7 @@ class TrafficRoutes:
         if answer.status != 200:
             troubles[path.rpartition("/")[2]] = answer.body.strip()
             return None
-        return msgspec.json.decode(answer.body, type=kind)
+        return typed.decode(answer.body, kind)
 
 
 def _answer(value: msgspec.Struct) -> Response:

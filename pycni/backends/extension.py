@@ -22,6 +22,7 @@ from pycni.model.family import Family
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.network import NetConf
 from pycni.model.node import Node
+from pycni.wire import typed
 
 
 class Extension:
@@ -98,6 +99,6 @@ def _text(data: bytes | None) -> str | Refusal:
     if data is None:
         return ""
     try:
-        return msgspec.json.decode(data, type=str)
+        return typed.decode(data, str)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return Refusal(f"its backend data {data[:80].decode('utf-8', 'replace')!r}: {str(error)[:200]}")

@@ -44,6 +44,7 @@ from pycni.sources.kube_client import KubeClient, Selection, object_path
 from pycni.sources.kube_config import KubeConfig
 from pycni.sources.kube_http import KubeError
 from pycni.trace.model import Trace
+from pycni.wire import typed
 
 START_S = 180.0
 """Until all pods run: an image may have to be fetched."""
@@ -197,7 +198,7 @@ class KubeGround:
         for pod in found.values():
             with contextlib.suppress(msgspec.DecodeError):
                 said = peer.unpacked(_message(pod, asker))
-                answers |= {item.number: item for item in msgspec.json.decode(said, type=list[Answer])}
+                answers |= {item.number: item for item in typed.decode(said, list[Answer])}
         return answers
 
     async def _await_pods(
@@ -223,7 +224,7 @@ class KubeGround:
 
     async def _list(self, kind: str, space: str = "") -> list[dict[str, Any]]:
         page = await self._client.list_page(Selection(kind, namespace=space))
-        return msgspec.json.decode(page, type=_List).items or []
+        return typed.decode(page, _List).items or []
 
     async def _create(self, kind: str, values: Iterable[Mapping[str, Any]]) -> None:
         for value in values:

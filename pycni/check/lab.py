@@ -43,6 +43,7 @@ from pycni.lab.tracing import LabEyes
 from pycni.model.family import Family
 from pycni.trace.model import Trace
 from pycni.tracing import course
+from pycni.wire import typed
 
 START_S = 30.0
 """Patience with a server's start: guests are slow."""
@@ -224,7 +225,7 @@ class LabGround:
 
 def unpacked(text: str) -> list[Answer]:
     """What ``peer.packed`` has packed. Raises msgspec.DecodeError."""
-    return msgspec.json.decode(peer.unpacked(text), type=list[Answer])
+    return typed.decode(peer.unpacked(text), list[Answer])
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -24,7 +24,7 @@ from pycni.kernel import command
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.kernel.tunnel import Lost, PutSysctl
 from pycni.model.extension import Commands, Environment, ExtensionKey, ExtensionPeer, extension_text
-from pycni.wire import rtlink
+from pycni.wire import rtlink, typed
 
 log = logging.getLogger("pycni.kernel")
 
@@ -75,7 +75,7 @@ class Extension:
         boot = _boot_id()
         try:
             with open(self._path, "rb") as file:
-                found = msgspec.json.decode(file.read(), type=_Memory)
+                found = typed.decode(file.read(), _Memory)
         except FileNotFoundError:
             found = _Memory(boot)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ import msgspec
 from pycni.doctor.model import Change
 from pycni.errors import ConfigError, KernelError
 from pycni.kernel import sysctl
+from pycni.wire import typed
 
 FOLDER = "/run/pycni"
 _SO_NETNS_COOKIE = 71
@@ -178,7 +179,7 @@ def _locked(file: str) -> Iterator[None]:
 def _load(file: str) -> Record:
     try:
         with open(file, "rb") as source:
-            return msgspec.json.decode(source.read(), type=Record)
+            return typed.decode(source.read(), Record)
     except FileNotFoundError:
         return Record()
     except msgspec.DecodeError as exc:

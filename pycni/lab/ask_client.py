@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 
-import msgspec
-
 from pycni.lab import processes
 from pycni.lab.ask import Tally
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabError
+from pycni.wire import typed
 
 LOOK_UP_S = 5.0
 """What the resolver may take each time."""
@@ -34,4 +33,4 @@ def ask_from(
         raise LabError(f"{source} has not asked {target} {count} times within {patience:g} s") from exc
     if done.returncode:
         raise LabError(f"cannot ask from {source}: {done.stderr.decode(errors='replace').strip()[-500:]}")
-    return msgspec.json.decode(done.stdout, type=Tally)
+    return typed.decode(done.stdout, Tally)

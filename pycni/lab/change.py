@@ -35,6 +35,7 @@ from pycni.lab.stream import StreamReport
 from pycni.lab.topology import LabError
 from pycni.lab.traffic import TrafficReport
 from pycni.model.lease import LeaseAttrs
+from pycni.wire import typed
 
 PING_S = 0.01
 CALM_S = 0.2
@@ -298,7 +299,7 @@ class Connection:
             self._sender.stdin.flush()
         except BrokenPipeError:
             raise LabError(f"the sender of {self._what} has ended") from None
-        return msgspec.json.decode(self._line(self._sender), type=StreamReport)
+        return typed.decode(self._line(self._sender), StreamReport)
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:
         assert process.stdout is not None, "a pipe was asked for"

@@ -20,6 +20,7 @@ from pycni.lab import processes
 from pycni.lab.dns import Records
 from pycni.lab.node import LabNode
 from pycni.lab.topology import DNS_DOMAIN, LabError
+from pycni.wire import typed
 
 PROGRAM = "dnsmasq"
 START_S = 10.0
@@ -127,7 +128,7 @@ class DnsServer:
 
     def _load(self) -> _State:
         try:
-            return msgspec.json.decode((self._folder / "state.json").read_bytes(), type=_State)
+            return typed.decode((self._folder / "state.json").read_bytes(), _State)
         except (FileNotFoundError, msgspec.MsgspecError):
             return _State()
 

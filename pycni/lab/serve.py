@@ -34,6 +34,7 @@ from pycni.lab.stations import Inside
 from pycni.model.family import Family
 from pycni.model.kube import PROTOCOL_NAMES, SCTP, TCP, UDP
 from pycni.sources import inotify
+from pycni.wire import typed
 
 CONFIG, STATE, LOCK = "serve.json", "serve.done.json", "serve.lock"
 LOOK_S = 1.0
@@ -284,7 +285,7 @@ def serve(folder: Path) -> None:
 
 def _obey(folder: Path, server: PodServer, last: int) -> int:
     try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=ServeConfig)
+        config = typed.decode((folder / CONFIG).read_bytes(), ServeConfig)
     except (FileNotFoundError, msgspec.MsgspecError) as exc:
         print(f"{time.strftime('%X')} {folder / CONFIG}: {exc}", flush=True)
         return last

@@ -16,6 +16,7 @@ from pycni.lab import processes
 from pycni.lab.node import LabNode
 from pycni.lab.serve import CONFIG, STATE, ServeConfig, ServedPod, ServeState
 from pycni.lab.topology import LabError
+from pycni.wire import typed
 
 PATIENCE_S = 2.0
 """After which a server that has answered before is taken for dead."""
@@ -58,6 +59,6 @@ def _answer(node: LabNode, number: int, patience: float) -> ServeState | None:
 
 def _read(node: LabNode, name: str, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode((node.folder / name).read_bytes(), type=kind)
+        return typed.decode((node.folder / name).read_bytes(), kind)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None

@@ -25,6 +25,7 @@ import msgspec
 
 from pycni.lab.processes import ProcessId
 from pycni.lab.topology import LabError, LabSpec
+from pycni.wire import typed
 
 RUN = Path("/run/pycni-lab")
 LOCK_WAIT_S = 20.0
@@ -147,7 +148,7 @@ class LabState:
 
     def _read(self, file: Path, kind: type[T]) -> T | None:
         try:
-            return msgspec.json.decode(file.read_bytes(), type=kind)
+            return typed.decode(file.read_bytes(), kind)
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as exc:

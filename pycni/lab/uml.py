@@ -36,7 +36,7 @@ from pycni.lab.topology import LabError, LabSpec
 from pycni.lab.uml_calls import Call, GuestConfig, Observe, Probe, Request, raise_failure
 from pycni.lab.uml_channel import FAILURE, REQUEST, Channel, watchful
 from pycni.lab.uml_far import FarProbes, FarTraffic
-from pycni.wire import rtlink
+from pycni.wire import rtlink, typed
 from pycni.wire.netlink import attr_u32
 
 PROGRAM = "linux.uml"
@@ -159,7 +159,7 @@ class UmlDriver:
             raise LabError(f"the guest of {node} ended the connection; see {self._console_file(node)}")
         if frame[0] == FAILURE:
             raise_failure(frame[1])
-        result: T = msgspec.json.decode(frame[1], type=typing.get_type_hints(function)["return"])
+        result: T = typed.decode(frame[1], typing.get_type_hints(function)["return"])
         return result
 
     def signal(self, node: str, process: ProcessId, number: int) -> None:

@@ -15,6 +15,7 @@ from pycni.errors import KernelError
 from pycni.lab.probe import Check, Doors
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
+from pycni.wire import typed
 
 
 class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +133,7 @@ def failure(exc: BaseException) -> Failure:
 
 def raise_failure(raw: bytes) -> NoReturn:
     """Raise the error a guest had: KernelError, OSError, LabError."""
-    found = msgspec.json.decode(raw, type=Failure)
+    found = typed.decode(raw, Failure)
     if found.kind == "KernelError":
         raise KernelError(found.errno, found.operation, found.obj, found.detail)
     if found.kind == "OSError":

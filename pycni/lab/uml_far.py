@@ -18,6 +18,7 @@ from pycni.lab.topology import LabError
 from pycni.lab.traffic import TrafficReport
 from pycni.lab.uml_calls import Ping, Request, Round, Wait, raise_failure
 from pycni.lab.uml_channel import FAILURE, REQUEST, Channel
+from pycni.wire import typed
 
 T = TypeVar("T")
 
@@ -146,4 +147,4 @@ def _value(channel: Channel, kind: type[T]) -> T:
         raise LabError("a guest ended the connection")
     if frame[0] == FAILURE:
         raise_failure(frame[1])
-    return msgspec.json.decode(frame[1], type=kind)
+    return typed.decode(frame[1], kind)

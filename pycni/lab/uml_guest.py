@@ -16,14 +16,12 @@ import sys
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-import msgspec
-
 from pycni.errors import KernelError
 from pycni.kernel import netns as kernel_netns
 from pycni.kernel.netlink import NetlinkSocket
 from pycni.lab import netns, topology, uml_server
 from pycni.lab.uml_calls import GuestConfig
-from pycni.wire import rtlink
+from pycni.wire import rtlink, typed
 from pycni.wire.netlink import attr_str, attr_u32
 
 CONTROL = "pycni-guest"
@@ -58,7 +56,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main(file: str) -> None:
     """Become a node."""
-    config = msgspec.json.decode(Path(file).read_bytes(), type=GuestConfig)
+    config = typed.decode(Path(file).read_bytes(), GuestConfig)
     os.environ.update(PATH=PATH, HOME="/root")
     _file_systems(config)
     _modules(config)

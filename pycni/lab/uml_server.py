@@ -54,6 +54,7 @@ from pycni.lab.uml_channel import (
     unpack_size,
     watchful,
 )
+from pycni.wire import typed
 
 CLIENTS = "/run/pycni-guest/clients"
 """A file per client with the identity of its program."""
@@ -65,6 +66,10 @@ _BIRTHS = threading.Lock()
 """Held from before a program is started until it is in ``_programs``."""
 _programs: set[int] = set()
 """Children that their threads wait for; all others are orphans that process 1 has to reap."""
+
+
+_request = msgspec.json.Decoder(Request)
+"""Made before there are threads: see ``wire/typed``."""
 
 
 def serve(listener: socket.socket) -> NoReturn:
@@ -106,7 +111,7 @@ def _handle(channel: Channel) -> None:
     try:
         first = channel.receive()
         if first is not None and first[0] == REQUEST:
-            _answer(channel, msgspec.json.decode(first[1], type=Request))
+            _answer(channel, _request.decode(first[1]))
     except ConnectionError:
         pass  # the client has gone: there is nobody to tell
     except Exception:  # noqa: BLE001  # of this request alone
@@ -148,7 +153,7 @@ def signal_for(client: int, number: int) -> bool:
     """
     try:
         with open(f"{CLIENTS}/{client}", "rb") as file:
-            process = msgspec.json.decode(file.read(), type=ProcessId)
+            process = typed.decode(file.read(), ProcessId)
     except FileNotFoundError:
         return False
     processes.kill([process], number)
@@ -169,7 +174,7 @@ def _probe(channel: Channel, request: Probe) -> None:
             frame = channel.receive()
             if frame is None:
                 return
-            round_ = msgspec.json.decode(frame[1], type=Round)
+            round_ = typed.decode(frame[1], Round)
             prober.meet(round_.others)
             channel.send(VALUE, msgspec.json.encode(list(prober.run(round_.checks).values())))
 
@@ -179,7 +184,7 @@ def _ping(channel: Channel, request: Ping) -> None:
     with traffic:
         channel.send(VALUE, b"true")
         while (frame := channel.receive()) is not None:
-            wait = msgspec.json.decode(frame[1], type=Wait)
+            wait = typed.decode(frame[1], Wait)
             if not wait.count:
                 break
             channel.send(VALUE, msgspec.json.encode(traffic.wait_answered(wait.count, wait.timeout)))

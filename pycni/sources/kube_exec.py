@@ -18,6 +18,7 @@ import msgspec
 
 from pycni.errors import StoreError
 from pycni.sources.kube_config import ExecSpec
+from pycni.wire import typed
 
 RUN_S = 60.0
 """Longest run of a plug-in."""
@@ -116,7 +117,7 @@ class Plugin:
 def decode_credential(spec: ExecSpec, output: bytes) -> Credential:
     """What a plug-in printed. Raises StoreError, without showing any of it."""
     try:
-        answer = msgspec.json.decode(output, type=_Answer)
+        answer = typed.decode(output, _Answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         raise StoreError(f"{_name(spec)}: prints no ExecCredential") from None
     if answer.kind != "ExecCredential" or answer.api_version != spec.api_version:

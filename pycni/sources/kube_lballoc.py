@@ -25,6 +25,7 @@ from pycni.sources.kube_http import KubeError
 from pycni.sources.kube_leader import Elector
 from pycni.sources.sparing import Sparing
 from pycni.store import Store
+from pycni.wire import typed
 from pycni.wire.kube import decode_object
 
 log = logging.getLogger("pycni.lballoc")
@@ -169,7 +170,7 @@ class _WithVersion(msgspec.Struct):
 
 
 def _version(raw: bytes) -> str:
-    return msgspec.json.decode(raw, type=_WithVersion).metadata.resource_version
+    return typed.decode(raw, _WithVersion).metadata.resource_version
 
 
 def _read(raw: bytes) -> Service:

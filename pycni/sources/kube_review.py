@@ -14,6 +14,7 @@ import msgspec
 
 from pycni.sources.kube_client import SUBJECT_ACCESS_REVIEW, TOKEN_REVIEW, KubeClient
 from pycni.sources.kube_http import KubeError
+from pycni.wire import typed
 
 
 class Reviewed(NamedTuple):
@@ -67,7 +68,7 @@ def _body(kind: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _status(raw: bytes) -> Mapping[str, Any]:
     try:
-        found = msgspec.json.decode(raw, type=dict[str, Any]).get("status")
+        found = typed.decode(raw, dict[str, Any]).get("status")
     except msgspec.DecodeError as exc:
         raise KubeError(f"a review's answer cannot be read: {exc}") from exc
     return found if isinstance(found, dict) else {}

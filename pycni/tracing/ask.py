@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from pycni.errors import PycniError
+from pycni.wire import typed
 
 CONNECT_S = 1.5
 """A node that is switched off costs that much, all of them at the same time."""
@@ -200,7 +201,7 @@ def _head(raw: bytes) -> _Head | None:
 def _refused(name: str, status: int, body: bytes) -> AskError:
     text = body.decode(errors="replace").strip()[:500]
     try:
-        found: Mapping[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        found: Mapping[str, Any] = typed.decode(body, dict[str, Any])
         text, code = str(found.get("error", text)), found.get("errno", 0)
     except msgspec.DecodeError:
         code = 0

@@ -18,6 +18,7 @@ from pycni.errors import ConfigError
 from pycni.model.family import Address, Family
 from pycni.model.kube import KubeNode
 from pycni.model.lease import Lease, LeaseAttrs, Offer
+from pycni.wire import typed
 from pycni.wire.gojson import Fields, read_object
 from pycni.wire.lease import canonical_json, encode_offers, read_offers
 
@@ -167,7 +168,7 @@ def _data(obj: str, name: str, told: Mapping[str, str]) -> bytes | None:
         return None
     try:
         if text.lstrip().startswith('"'):  # of the backend extension
-            return canonical_json(msgspec.json.decode(text, type=str))
+            return canonical_json(typed.decode(text, str))
         found = read_object(text.encode("utf-8", "surrogatepass"), f"{obj}, annotation {name}")
         return canonical_json({found.names[low]: found.value(low) for low in found.names})
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:

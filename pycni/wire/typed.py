@@ -1,6 +1,6 @@
 """JSON as values of a type, from any thread. Pure.
 
-msgspec 0.22 works a type out when it is first needed, in code that lets other threads run; a second thread that gets there
+msgspec 0.22 works a type out when it is first needed, in code that lets others run; a second thread that gets there
 meanwhile, also for another type with parts in common, ends the process. So types are worked out one at a time here, and
 decoders are kept.
 """

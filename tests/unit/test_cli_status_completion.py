@@ -106,7 +106,7 @@ def test_values_that_are_known_are_offered(shell: str, known: list[Place], scrip
         for option in place.options
         if option.takes and option.choices
     ]
-    assert (["pycnictl", "dump", "--part", ""], {"fabric", "pods", "services", "policies"}) in some
+    assert (["pycnictl", "dump", "--part", ""], {"fabric", "pods", "services", "policies", "bgp"}) in some
     found = offered(shell, scripts[shell], [line for line, _ in some])
     assert dict(zip([str(line) for line, _ in some], found, strict=True)) == {
         str(line): choices for line, choices in some
