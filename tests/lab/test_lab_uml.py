@@ -225,7 +225,7 @@ def test_a_stopped_agent_goes_on_when_told_to(uml_lab: Lab) -> None:
 def test_udp_dropped_in_one_node_fails_the_matrix_naming_its_pairs(uml_lab: Lab) -> None:
     run(uml_lab, "node2", "iptables -A FORWARD -p udp -j DROP")
     try:
-        matrix = uml_lab.matrix(0.5)
+        matrix = uml_lab.matrix(3.0)
     finally:
         run(uml_lab, "node2", "iptables -D FORWARD -p udp -j DROP")
     there = {pod.name for pod in uml_lab.pods() if pod.node == "node2"}
