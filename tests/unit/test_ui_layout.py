@@ -34,7 +34,9 @@ def over(one: Box, other: Box) -> bool:
 
 def inside(one: Box, other: Box) -> bool:
     return (
-        other.x <= one.x and one.x + one.w <= other.x + other.w + 0.01 and one.y + one.h <= other.y + other.h
+        other.x <= one.x
+        and one.x + one.w <= other.x + other.w + 0.01
+        and one.y + one.h <= other.y + other.h + 0.01
     )
 
 
@@ -53,9 +55,9 @@ def check(found: Graph, laid: Laid) -> None:
             assert inside(box, home), f"{item.id} is not in its node"
     for box in laid.boxes.values():
         assert box.x >= 0
-        assert box.x + box.w <= laid.width
+        assert box.x + box.w <= laid.width + 0.01
         assert box.y >= -1
-        assert box.y + box.h <= laid.height
+        assert box.y + box.h <= laid.height + 0.01
     for edge in found.edges:
         path = laid.paths.get(edge.id)
         if path is None:
