@@ -22,6 +22,8 @@ GUESSES = frozenset(
     }
 )
 """Kinds of verdicts that only say what is likely."""
+ACCUSED = frozenset({"foreign-rule", "foreign-program", "conntrack-full", "mtu-too-small"})
+"""Those that name somebody."""
 BY_POLICY = "policy"
 """Instead of a kernel's reason: a policy of ours that has no rules denied it."""
 _IS_SAID_BY = {
@@ -132,7 +134,9 @@ def settle(verdict: Fault | None, said: Fault | None, *, answered: bool) -> Faul
     """The verdict once the kernel was heard."""
     if said is None or answered:
         return verdict
-    same = verdict is not None and (said.kind, said.node) == (verdict.kind, verdict.node)
+    # A reason without a name adds to who is accused, and takes nothing back.
+    kinds = {said.kind} if said.kind != "kernel-drop" else ACCUSED
+    same = verdict is not None and verdict.kind in kinds and said.node == verdict.node
     if verdict is None or (verdict.kind in GUESSES and not same):
         return said
     if said.node == verdict.node and said.cause not in verdict.cause:

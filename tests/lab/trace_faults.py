@@ -505,7 +505,7 @@ SERVICES: Mapping[str, Damage] = {
     ),
     "connection tracking full": one(
         "node2", "conntrack -F 2>/dev/null; {python} -m tests.lab.trace_tools fill", "conntrack -F 2>/dev/null",
-        ("conntrack-full", "node2", "underlay", "eth0"), "connection tracking has no room for it",
+        ("conntrack-full", "node2", "firewall", "eth0"), "connection tracking has no room for it",
     ),
     "XDP program of somebody else": one(
         "node2", "{python} -m tests.lab.trace_tools xdp eth0 on", "{python} -m tests.lab.trace_tools xdp eth0 off",

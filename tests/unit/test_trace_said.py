@@ -171,6 +171,8 @@ def test_what_lets_a_packet_pass_is_no_cause() -> None:
 GUESS = Fault(kind="vanished", node="n2", component="routing", cause="it vanishes", hop=7)
 KNOWN = Fault(kind="forwarding-off", node="n2", component="routing", cause="forwarding is off", hop=7)
 SAID = Fault(kind="checksum", node="n2", component="routing", cause="the packet is dropped: bad", hop=7)
+PROGRAM = msgspec.structs.replace(GUESS, kind="foreign-program", cause="a program")
+VAGUE = msgspec.structs.replace(SAID, kind="kernel-drop", cause="the packet is dropped: reason x")
 EARLY = msgspec.structs.replace(SAID, node="n1", hop=3)
 
 
@@ -181,10 +183,21 @@ EARLY = msgspec.structs.replace(SAID, node="n1", hop=3)
         (None, SAID, False, "checksum", "the packet is dropped: bad"),
         (KNOWN, SAID, False, "forwarding-off", "forwarding is off; the kernel says: bad"),
         (KNOWN, EARLY, False, "checksum", "the packet is dropped: bad"),
+        (PROGRAM, VAGUE, False, "foreign-program", "a program; the kernel says: reason x"),
+        (GUESS, VAGUE, False, "kernel-drop", "the packet is dropped: reason x"),
         (GUESS, SAID, True, "vanished", "it vanishes"),
         (GUESS, None, False, "vanished", "it vanishes"),
     ],
-    ids=["a guess", "nothing", "adds to what is known", "before", "answered all the same", "nothing said"],
+    ids=[
+        "a guess",
+        "nothing",
+        "adds to what is known",
+        "before",
+        "no name for who is accused",
+        "no name",
+        "answered all the same",
+        "nothing said",
+    ],
 )
 def test_a_kernels_word_outweighs_what_is_likely(
     verdict: Fault | None, said: Fault | None, kind: str, text: str, *, answered: bool
