@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
 from pycni.agent.cni_records import recorded_plan
 from pycni.agent.service_facts import node_facts
+from pycni.agent.wireguard_key import SOCKETS
 from pycni.attach.plan import AttachPlan, BridgePort
 from pycni.errors import KernelError, PycniError
 from pycni.kernel import netns, spacestate
@@ -87,14 +87,15 @@ def read(known: Known, asked: Ends, pods: Sequence[str] = ()) -> Read:
     there = attachments(known)
     places = [item.place for item in there]
     first = {item.name for item in concerned(places, asked, objects[ENDPOINT_SLICE])} | set(pods)
-    actual = {NODE: spacestate.read()}
+    sockets = os.path.join(known.settings.state_dir, SOCKETS)
+    actual = {NODE: spacestate.read(wireguard=sockets)}
     unread = 0
     for item in sorted(there, key=lambda item: item.place.name not in first):
         if item.place.name not in first and time.monotonic() - began > MORE_S:
             unread += 1
             continue
         try:
-            actual[item.place.name] = inside(item.endpoint, partial(spacestate.read, firewall=False))
+            actual[item.place.name] = inside(item.endpoint, spacestate.read)
         except KernelError:
             unread += 1  # it has just gone, or its record is from before a restart
     addresses = _addresses(known, underlay)
