@@ -35,7 +35,7 @@ from tests.qemu.boot import DRIVERS, KERNEL, archive, files  # noqa: E402
 
 MEMORY = "1G"
 ROUTER, FIRST_NODE = 2, 11
-BOOT_S, COMMAND_S = 300.0, 600.0
+BOOT_S, COMMAND_S = 600.0, 1200.0
 MODULES = (*DRIVERS, "overlay", "failover", "net_failover", "virtio_net")
 MASKED = (
     *("systemd-tmpfiles-setup.service", "systemd-tmpfiles-setup-dev.service", "systemd-tmpfiles-clean.timer"),
@@ -263,7 +263,8 @@ class Hosts:
         """The same, which has to work."""
         code, text = self.run(name, *words)
         if code:
-            raise SystemExit(f"{name}: {shlex.join(words)} exits with {code}\n{text}")
+            _, log = self.run(name, "journalctl", "-n", "30", "--no-pager", "-o", "cat")
+            raise SystemExit(f"{name}: {shlex.join(words)} exits with {code}\n{text}\n{log}")
         return text
 
 
@@ -356,6 +357,7 @@ def course(hosts: Hosts, backends: Sequence[str], say: Callable[[str], None]) ->
     at_once(hosts.hosts, script("host"))
     say("provisioned")
     script("netconf")("node1")
+    say("etcd has the network's configuration")
     at_once(nodes, script("pods"))
     at_once(nodes, script("objects"))
     at_once(nodes, script("doctor"))

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
+
+from pycni.lab import cleanup, netns, processes
+from pycni.lab.run import Lab
+from pycni.lab.state import LabRecord, LabState
+from pycni.lab.topology import LabSpec
 
 ROOT = Path(__file__).parents[2]
 PROVISION = ROOT / "vagrant/provision"
@@ -101,15 +107,18 @@ class Hosts:
                 ip(f"-n {space} route add default via {self.rows['router'][0]}")
                 ip(f"-n {space} -6 route add default dev eth1")
             self._hold(host)
-        on = self.folder / "on"
-        lines = [f"{host}) pid={self._first(host)} ;;" for host in self.rows]
-        exports = " ".join(f"'{key}={value}'" for key, value in self.settings.items())
-        on.write_text(
-            "#!/bin/sh\nhost=$1; shift\ncase $host in\n" + "\n".join(lines) + "\nesac\n"
-            f'exec nsenter -t $pid -m -u -n -p env -i PATH="$PATH" HOME=/root {exports} "$@"\n'
+        self._write_on({host: f"nsenter -t {self._first(host)} -m -u -n -p" for host in self.rows})
+
+    def _write_on(self, prefixes: Mapping[str, str]) -> None:
+        """``prefixes``: what comes before a command that runs on a host."""
+        self.on = self.folder / "on"
+        exports = shlex.join(f"{key}={value}" for key, value in self.settings.items())
+        cases = "\n".join(f"{host}) prefix={shlex.quote(prefix)} ;;" for host, prefix in prefixes.items())
+        self.on.write_text(
+            f"#!/bin/sh\nhost=$1; shift\ncase $host in\n{cases}\nesac\n"
+            f'exec $prefix env -i PATH="$PATH" HOME=/root {exports} "$@"\n'
         )
-        on.chmod(0o755)
-        self.on = on
+        self.on.chmod(0o755)
 
     def _hold(self, host: str) -> None:
         up = self.folder / f"{host}.up"
@@ -168,6 +177,59 @@ class Hosts:
         if check and done.returncode:
             raise AssertionError(f"cluster.sh {' '.join(words)}\n{done.stdout}{done.stderr}")
         return done
+
+
+GUEST = """
+mkdir -p {layers} && mount -t tmpfs tmpfs {layers}
+for folder in etc opt usr/local; do
+  mkdir -p {layers}/$folder/upper {layers}/$folder/work
+  mount -t overlay overlay -o lowerdir=/$folder,upperdir={layers}/$folder/upper,workdir={layers}/$folder/work /$folder
+done
+mkdir -p /run/netns /var/lib/dpkg
+mount -t hostfs -o ro,/var/lib/dpkg none /var/lib/dpkg
+# etcd's log takes more room at once than a guest has memory.
+mkdir -p {up}.etcd /var/lib/etcd && mount --bind {up}.etcd /var/lib/etcd
+echo $$ >{up}
+while :; do sleep 1000 & wait $!; done
+"""
+
+
+class Guests(Hosts):
+    """The same as User-Mode Linux guests: nodes of a lab without its agents, and no router."""
+
+    def __init__(self, name: str, folder: Path, nodes: int, **settings: str) -> None:
+        super().__init__(name, folder, nodes, **settings)
+        self.rows = {f"node{i}": (f"172.20.0.{i}", f"fd57::{10 + i}") for i in range(1, nodes + 1)}
+        rows = [("router", "172.20.255.254", "fd57::2"), *((host, *row) for host, row in self.rows.items())]
+        self.settings["PYCNI_HOSTS"] = " ".join("=".join(row) for row in rows)
+
+    def __exit__(self, *_exc: object) -> None:
+        cleanup.down(self.name)
+        for holder in self._holders.values():
+            holder.wait()
+
+    def _make(self) -> None:
+        spec = LabSpec(name=self.name, nodes=len(self.rows), driver="uml", proxy="ipvs")
+        state = LabState(self.name)
+        lab = Lab(state, LabRecord(spec=spec, boot_id=processes.boot_id()))
+        state.save(lab.record)
+        netns.make_fabric(spec)
+        lab.driver.prepare()
+        for index in range(1, spec.nodes + 1):
+            lab._begin_node(index)
+        lab.driver.finish_nodes(lab.record.nodes, lab.record.processes)
+        prefixes = {}
+        for host in self.rows:
+            up = state.node_folder(host) / "holder"
+            text = GUEST.format(layers="/run/layers", up=up)
+            prefix = lab.driver.prefix(host, "")
+            words = [*prefix, "unshare", "--mount", "--propagation", "private", "sh", "-ec", text]
+            self._holders[host] = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+            while not up.exists() or not up.read_text().endswith("\n"):
+                assert self._holders[host].poll() is None, f"{host} has ended"
+                time.sleep(0.05)
+            prefixes[host] = f"{shlex.join(prefix)} nsenter -t {up.read_text().strip()} -m"
+        self._write_on(prefixes)
 
 
 def ip(words: str) -> None:

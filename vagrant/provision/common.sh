@@ -18,9 +18,11 @@ else
     packages="$packages python3-bpfcc linux-headers-$(uname -r)"
 fi
 
+# shellcheck disable=SC2086
+there=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' $packages 2>/dev/null || true)
 missing=
 for package in $packages; do
-  case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in installed) ;; *) missing="$missing $package" ;; esac
+  printf '%s\n' "$there" | grep -qx "$package installed" || missing="$missing $package"
 done
 if [ -n "$missing" ]; then
   [ "$PYCNI_PACKAGES" = apt ] || case $missing in

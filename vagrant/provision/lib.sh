@@ -73,11 +73,10 @@ put() {
 until_ok() {
   patience=$1 what=$2
   shift 2
-  waited=0
+  end=$(($(date +%s) + patience))
   until "$@" >$STATE/last 2>&1; do
-    [ "$waited" -lt "$patience" ] || { cat $STATE/last >&2; die "$what: not within $patience s"; }
+    [ "$(date +%s)" -lt "$end" ] || { cat $STATE/last >&2; die "$what: not within $patience s"; }
     sleep 1
-    waited=$((waited + 1))
   done
 }
 
@@ -90,7 +89,16 @@ members() { if [ "$(nodes | wc -l)" -ge 3 ]; then nodes | head -n 3; else nodes 
 endpoints() { for name in $(members); do printf 'http://%s:2379\n' "$(address "$name")"; done | paste -sd, -; }
 ctl() { ETCDCTL_API=3 etcdctl --endpoints "$(endpoints)" --dial-timeout 5s --command-timeout 20s "$@"; }
 # health PATH: whether the agent answers 200 there (/healthz: it runs, /readyz: pods can be attached).
-health() { /usr/bin/python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8285$1', timeout=10)"; }
+health() {
+  /usr/bin/python3 -ISB - "$1" <<'END'
+import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", 8285, timeout=10)
+connection.request("GET", sys.argv[1])
+answer = connection.getresponse()
+print(answer.read().decode())
+sys.exit(answer.status != 200)
+END
+}
 ipv4() { [ "$PYCNI_FAMILY" != ipv6 ]; }
 ipv6() { [ "$PYCNI_FAMILY" != ipv4 ]; }
 

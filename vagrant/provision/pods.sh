@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 load
 
-until_ok 300 "the pod network is ready" health /readyz
+until_ok 240 "the pod network is ready" health /readyz
 here=$(cd "$(dirname "$0")" && pwd)
 pycni-python -B "$here/pods.py" add
 

@@ -99,10 +99,12 @@ def _kernel() -> Row:
     if setting("PYCNI_PROXY") == "ipvs":
         servers = sum(line.startswith(("TCP", "UDP")) for line in said("ipvsadm", "-Ln").splitlines())
         (found if servers else missing).append(f"{servers} virtual servers")
-    wanted = {"nftables": "pycni_proxy"}.get(setting("PYCNI_PROXY")), "pycni_policy", "pycni_fabric"
-    for table in filter(None, wanted):
-        if table != "pycni_policy" or setting("PYCNI_POLICY") != "none":
-            (found if table in tables else missing).append(f"table {table}")
+    wanted = {
+        "pycni_proxy": setting("PYCNI_PROXY") == "nftables",
+        "pycni_policy": setting("PYCNI_POLICY") != "none",
+    }
+    missing += [f"table {name}" for name, there in wanted.items() if there and name not in tables]
+    found += [f"table {name}" for name in sorted(tables) if name.startswith("pycni_")]
     detail = ", ".join(found) + "".join(f"; MISSING {item}" for item in missing)
     return Row(host=host(), check=f"kernel, {backend}", ok=not missing, detail=detail)
 
