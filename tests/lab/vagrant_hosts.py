@@ -16,8 +16,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
-from pycni.lab import cleanup, netns, processes
+from pycni.lab import cleanup, netns, processes, uml
 from pycni.lab.run import Lab
 from pycni.lab.state import LabRecord, LabState
 from pycni.lab.topology import LabSpec
@@ -187,11 +188,13 @@ for folder in etc opt usr/local; do
 done
 mkdir -p /run/netns /var/lib/dpkg
 mount -t hostfs -o ro,/var/lib/dpkg none /var/lib/dpkg
-# etcd's log takes more room at once than a guest has memory.
-mkdir -p {up}.etcd /var/lib/etcd && mount --bind {up}.etcd /var/lib/etcd
 echo $$ >{up}
 while :; do sleep 1000 & wait $!; done
 """
+
+
+GUEST_MEMORY = "768M"
+"""etcd's log takes 128 MB at once, and half of the memory is what files may have."""
 
 
 class Guests(Hosts):
@@ -215,8 +218,9 @@ class Guests(Hosts):
         state.save(lab.record)
         netns.make_fabric(spec)
         lab.driver.prepare()
-        for index in range(1, spec.nodes + 1):
-            lab._begin_node(index)
+        with mock.patch.object(uml, "MEMORY", GUEST_MEMORY):
+            for index in range(1, spec.nodes + 1):
+                lab._begin_node(index)
         lab.driver.finish_nodes(lab.record.nodes, lab.record.processes)
         prefixes = {}
         for host in self.rows:
