@@ -119,7 +119,8 @@ def names_of(lab: Lab, folder: str) -> Mapping[str, str]:
 def _names(lab: Lab, folder: str) -> Mapping[str, str]:
     found = {
         "tmp": folder,
-        "state": str(lab.state.folder / "nodes"), "python": f"env PYTHONPATH={ROOT} {sys.executable}",
+        "state": str(lab.state.folder / "nodes"),
+        "python": f"env PYTHONPATH={ROOT} {sys.executable}",
         **{f"{node.name}_ns": node.namespace for node in lab.nodes()},
     }
     for pod in lab.pods():
