@@ -71,7 +71,7 @@ WRONG = {
 
 EACH = """
 require "json"; require "./settings"
-puts JSON.parse(ARGV[0]).map { |given| begin PycniSettings.read(given); "" rescue PycniSettings::Wrong => e; e.message end }.to_json
+puts JSON.parse(ARGV[0]).map { |given| begin PycniSettings.read(given); ""; rescue PycniSettings::Wrong => e; e.message end }.to_json
 """
 
 
