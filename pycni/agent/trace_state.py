@@ -113,6 +113,12 @@ def read(known: Known, asked: Ends, pods: Sequence[str] = ()) -> Read:
     return Read(part, _terms(known, underlay), objects, unread)
 
 
+def _bridged(settings: Settings) -> bool:
+    """Whether rules of nftables have to see what bridges hand on."""
+    judges = "policy" in settings.components and settings.policy == "nftables"
+    return judges or ("proxy" in settings.components and settings.proxy_mode != "ebpf")
+
+
 def attachments(known: Known) -> list[Attachment]:
     """One per pod of this node that is in the cluster's network, by name."""
     found: dict[str, Attachment] = {}
@@ -200,7 +206,7 @@ def _wanted(
     conf = known.plan.conf
     networks = [net for family in conf.families if (net := conf.of(family)) is not None]
     pods = [item.want for item in there if item.want is not None]
-    found = {NODE: node_space(actual[NODE], known.desired, pods, networks)}
+    found = {NODE: node_space(actual[NODE], known.desired, pods, networks, bridged=_bridged(known.settings))}
     for pod in pods:
         if pod.space in actual:
             found[pod.space] = pod_space(actual[pod.space], pod)
