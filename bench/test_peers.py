@@ -6,15 +6,13 @@ CNI plugin is called by the same loop as ours. Without the options nothing runs 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import pytest
 
 from bench import peers
 from bench.execbench import Variant, measure
+from bench.fed import API_PORT, api, program, wait_ready
 from bench.policyload import SPACES
 from bench.rows import milliseconds, row
 from bench.scale import Spent, spent
@@ -31,7 +30,6 @@ from bench.test_fabric import NETCONF, node, run_inside
 from bench.test_kube import endpoint_slice, service
 from bench.test_policy_agent import agent as policy_agent
 from bench.test_policy_agent import namespace, pod, policy
-from bench.test_proxy_agent import API_PORT, program, wait_ready
 from bench.test_proxy_agent import agent as proxy_agent
 from pycni.kernel import netns
 from tests.cni.node import AgentNode, agent_node
@@ -200,23 +198,6 @@ def fed(
         "<= 1.0",
     )  # fmt: skip
     beside(what, name, used, used_peer)
-
-
-@contextlib.contextmanager
-def api(objects: dict[str, Any]) -> Iterator[tuple[str, Path]]:
-    """A namespace in which an API server has these objects, and a folder."""
-    space = f"pyb{os.getpid()}w"
-    with tempfile.TemporaryDirectory(prefix="pyb") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        (folder / "objects.json").write_text(json.dumps(objects))
-        netns.create(space)
-        stack.callback(netns.delete, space)
-        for words in ("link set lo up", "addr add 192.168.90.1/24 dev lo"):
-            subprocess.run(["ip", "-n", space, *words.split()], check=True)
-        server = ["-m", "tests.k8s.api_server", "127.0.0.1", str(API_PORT), str(folder / "objects.json")]
-        made = stack.enter_context(program(space, server, folder / "api.log"))
-        peers.wait(space, made, folder / "api.log", lambda: "serving" in (folder / "api.log").read_text())
-        yield space, folder
 
 
 @about("--peer-flannel-cni")

@@ -7,10 +7,7 @@ same namespace. kube-router 2.9 had 64 MiB at 100 policies and 98 MiB at 1,000 o
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import subprocess
-import tempfile
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -18,11 +15,10 @@ from typing import Any
 
 import pytest
 
+from bench.fed import API_PORT, HEALTH_PORT, api, program, resident_mib, wait_ready
 from bench.policyload import APPS, SPACES
 from bench.rows import row
 from bench.test_kube import meta
-from bench.test_proxy_agent import API_PORT, HEALTH_PORT, PATIENCE_S, program, resident_mib, wait_ready
-from pycni.kernel import netns
 from tests.cni.runtimes import inside
 
 POLICIES, PODS = 1_000, 5_000
@@ -96,20 +92,8 @@ def test_an_agent_with_all_policies(benchmark: Any, where: str) -> None:
         "pods": [pod(number, NODES[where]) for number in range(PODS)],
         "networkpolicies": [policy(number) for number in range(POLICIES)],
     }
-    space = f"pyb{os.getpid()}p"
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="pyb") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        (folder / "objects.json").write_text(json.dumps(objects))
-        netns.create(space)
-        stack.callback(netns.delete, space)
-        subprocess.run(["ip", "-n", space, "link", "set", "lo", "up"], check=True)
-        server = ["-m", "tests.k8s.api_server", "127.0.0.1", str(API_PORT), str(folder / "objects.json")]
-        stack.enter_context(program(space, server, folder / "api.log"))
-        end = time.monotonic() + PATIENCE_S
-        while "serving" not in (folder / "api.log").read_text():
-            assert time.monotonic() < end, (folder / "api.log").read_text()
-            time.sleep(0.1)
+    with api(objects) as (space, folder):
 
         def start() -> None:
             for which in ("first", "again"):

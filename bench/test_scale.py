@@ -8,17 +8,14 @@ many agents would. docs/scale.md says what breaks first.
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import plots
+from bench.fed import api, program, wait_ready
 from bench.policyload import SPACES
 from bench.rows import milliseconds, row
 from bench.scale import Spent, etcd_load, spent
@@ -27,9 +24,7 @@ from bench.test_fabric import node, run_inside
 from bench.test_kube import endpoint_slice, service
 from bench.test_policy_agent import agent as policy_agent
 from bench.test_policy_agent import namespace, pod, policy
-from bench.test_proxy_agent import API_PORT, PATIENCE_S, program, wait_ready
 from bench.test_proxy_agent import agent as proxy_agent
-from pycni.kernel import netns
 
 NODES = sized((10, 100, 1_000, 5_000), (10, 1_000))
 SERVICES = sized((10, 1_000, 10_000, 50_000), (10, 1_000))
@@ -142,20 +137,7 @@ def note(curves: Curves, what: str, size: int, seconds: float, used: Spent) -> N
 
 def started(objects: dict[str, Any], command: Any) -> tuple[float, Spent]:
     """Seconds until an agent that is fed these objects is ready, and what it has spent five seconds later."""
-    space = f"pyb{time.monotonic_ns() % 10**9}s"
-    with tempfile.TemporaryDirectory(prefix="pyb") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        (folder / "objects.json").write_text(json.dumps(objects))
-        netns.create(space)
-        stack.callback(netns.delete, space)
-        for words in ("link set lo up", "addr add 192.168.90.1/24 dev lo"):
-            subprocess.run(["ip", "-n", space, *words.split()], check=True)
-        server = ["-m", "tests.k8s.api_server", "127.0.0.1", str(API_PORT), str(folder / "objects.json")]
-        stack.enter_context(program(space, server, folder / "api.log"))
-        end = time.monotonic() + PATIENCE_S
-        while "serving" not in (folder / "api.log").read_text():
-            assert time.monotonic() < end, (folder / "api.log").read_text()
-            time.sleep(0.1)
+    with api(objects) as (space, folder), contextlib.ExitStack() as stack:
         began = time.monotonic()
         made = stack.enter_context(program(space, command(folder), folder / "agent.log"))
         took = wait_ready(space, folder / "agent.log") - began
