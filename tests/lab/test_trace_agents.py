@@ -18,28 +18,9 @@ from pycni.lab.topology import LabSpec
 
 from .conftest import unique_name
 from .lab_tools import COMMAND, ctl, environment, within
+from .trace_objects import SHOP
 
-OBJECTS = """
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shut, labels: {app: shut}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: shop}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: closed}
-spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
-"""
+OBJECTS = SHOP
 
 
 @pytest.fixture(scope="module")

@@ -16,27 +16,15 @@ from pycni.lab.tracing import LabEyes
 from pycni.model.kube import SERVICE
 
 from .lab_tools import ROOT
+from .trace_objects import SHOP
 
-OBJECTS = """
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shut, labels: {app: shut}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
+OBJECTS = (
+    SHOP
+    + """
 apiVersion: v1
 kind: Pod
 metadata: {name: near, labels: {app: near}}
 spec: {nodeName: node1, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: shop}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -57,12 +45,8 @@ apiVersion: v1
 kind: Service
 metadata: {name: silent}
 spec: {ports: [{port: 80, targetPort: 9}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: closed}
-spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 """
+)
 ENDPOINTS = """
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice

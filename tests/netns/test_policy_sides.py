@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
 
 from pycni.agent.status_dump import difference
-from pycni.kernel import netns as namespaces
+from pycni.lab.netns import inside
 from pycni.policy.base import LocalPod
 from pycni.policy.shut import Shut
 from pycni.policy.spoof import Guard
@@ -24,27 +22,6 @@ BRIDGED = LocalPod("a/x", "veth1", bytes.fromhex("020000000001"), (FOUR, SIX))
 ROUTED = LocalPod(
     "a/y", "veth2", bytes.fromhex("020000000002"), (ip_address("10.5.1.8").packed,), routed=True
 )
-
-
-def inside(space: str, job: Callable[[], None]) -> None:
-    """Run it on a thread of that namespace; raises what it raises."""
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        fd = namespaces.open_netns(namespaces.path(space))
-        try:
-            namespaces.setns(fd)
-            job()
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            os.close(fd)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def test_the_check_of_senders(netns: str) -> None:

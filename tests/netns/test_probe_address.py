@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import threading
-from collections.abc import Callable
 from ipaddress import ip_address
 
-from pycni.kernel import netns as namespaces
 from pycni.kernel import probe_address
 from pycni.kernel.remains import remove_network
+from pycni.lab.netns import inside
 
 FOUR, SIX = ip_address("10.5.1.0").packed, ip_address("fd00:5:0:1::").packed
 
@@ -24,27 +21,6 @@ def there(space: str) -> list[str]:
     lines = ip(space, "-4", "route", "show", "table", "local", "proto", "115").splitlines()
     lines += ip(space, "-6", "route", "show", "table", "local", "proto", "115").splitlines()
     return [line.split()[1] for line in lines]
-
-
-def inside(space: str, job: Callable[[], object]) -> None:
-    """Run it on a thread of that namespace; raises what it raises."""
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        fd = namespaces.open_netns(namespaces.path(space))
-        try:
-            namespaces.setns(fd)
-            job()
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            os.close(fd)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def test_exactly_the_wanted_addresses_answer(netns: str) -> None:
