@@ -13,8 +13,8 @@ import base64
 import contextlib
 import fcntl
 import gzip
-import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -372,20 +372,19 @@ def course(hosts: Hosts, backends: Sequence[str], say: Callable[[str], None]) ->
         for name in hosts.hosts:
             code, text = hosts.run(name, "sh", str(ROOT / "vagrant/provision/verify.sh"))
             print(text)
-            found = (
-                json.loads(hosts.must(name, "cat", "/var/lib/pycni-hosts/verify.json"))
-                if name != "router"
-                else []
-            )
-            rows += [{**row, "backend": backend} for row in found]
-            if name == "router" or (code and not found):
+            found = re.findall(r"^(ok|FAIL) +(\w+) +(\S.*?)  +(.*)$", text, re.MULTILINE)
+            rows += [
+                {"backend": backend, "ok": f == "ok", "host": h, "check": c, "detail": d}
+                for f, h, c, d in found
+            ]
+            if code and all(row["ok"] for row in rows):
                 rows.append(
                     {
                         "backend": backend,
+                        "ok": False,
                         "host": name,
-                        "check": "BGP",
-                        "ok": not code,
-                        "detail": text.strip()[-120:],
+                        "check": "verify.sh",
+                        "detail": f"exit {code}",
                     }
                 )
         say(f"{backend}: asked")

@@ -97,7 +97,7 @@ def _kernel() -> Row:
             f"device {kinds.get(KINDS[backend], KINDS[backend])}"
         )
     if setting("PYCNI_PROXY") == "ipvs":
-        servers = sum(line.startswith(("TCP", "UDP")) for line in said("ipvsadm", "-Ln").splitlines())
+        servers = sum(line.startswith(("TCP", "UDP", "FWM")) for line in said("ipvsadm", "-Ln").splitlines())
         (found if servers else missing).append(f"{servers} virtual servers")
     wanted = {
         "pycni_proxy": setting("PYCNI_PROXY") == "nftables",
