@@ -15,7 +15,7 @@ Description=servers in the pods of this host, and the address book of all pods
 After=pycnid.service
 
 [Service]
-EnvironmentFile=$SAVED
+EnvironmentFile=/etc/pycni/hosts.env
 ExecStart=/usr/local/bin/pycni-python -B $here/pods.py serve
 Restart=on-failure
 
