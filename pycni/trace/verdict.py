@@ -59,9 +59,14 @@ def _earlier(matched: Matched, start: int, fault: Fault) -> bool:
     lost, stop = matched.lost or 0, fault.hop - start
     if not 0 <= lost < stop:
         return False
-    # What finds no neighbour does not show at the device it was to leave by.
-    unsent = fault.component in {"neighbour", "interface"} and matched.hops[lost].interface == fault.interface
-    return not (unsent and all(hop.interface == fault.interface for hop in matched.hops[lost:stop]))
+    # What finds no neighbour does not show at the device it was to leave by; and what stops packets on a link stops the
+    # question for the neighbour too.
+    way = matched.hops[lost:stop]
+    if fault.component in {"neighbour", "interface"}:
+        return any(hop.interface != fault.interface for hop in way)
+    if fault.component == "bridge" and way[0].component == "routing":
+        return any(hop.component not in {"bridge", "interface", "neighbour"} for hop in way[1:])
+    return True
 
 
 def _got_through(world: World, found: Verdict, there: Matched, back: Matched | None, reply: str) -> Verdict:

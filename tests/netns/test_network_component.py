@@ -174,8 +174,8 @@ def repairs(agent):
 def test_drift_is_repaired_within_a_second(drift_world, what):
     _, ((one, two), (agent, _)) = drift_world
     until(agent.well)
-    before = until(one.tables)
     time.sleep(0.6)  # repairs keep a gap
+    before = until(one.tables)
     repaired = repairs(agent)
     one((DRIFTS | fdb_drifts(before))[what])
     until(lambda: repairs(agent) > repaired and one.tables() == before, what, 1.0)

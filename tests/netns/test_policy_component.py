@@ -59,6 +59,10 @@ def reaches(spaces, traffic):
             for family in families
         ]
         found = {outcome.verdict for outcome in traffic.dial(dials)}
+        for _ in range(20):  # a change may come between one dial and the next
+            if len(found) == 1:
+                break
+            found = {outcome.verdict for outcome in traffic.dial(dials)}
         assert len(found) == 1, found
         return found.pop() == "answer"
 

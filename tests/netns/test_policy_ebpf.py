@@ -241,11 +241,15 @@ def test_packets_with_options_or_over_the_receivers_size_take_the_stack(rig):
         Socket(rig.spaces, "b", UDP, PODS["b"][0], 29800) as b,
     ):
 
-        def crossing(data):
+        def once(data):
             before = rig.crossed()
             a.send(data, PODS["b"][0], 29800)
             assert b.receive() == data
             return rig.crossed() - before
+
+        def crossing(data):
+            """The least of several: what interfaces say of themselves is counted too."""
+            return min(once(data) for _ in range(4))
 
         assert crossing(b"plain") == 0
         a.sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x94\x04\0\0")

@@ -251,12 +251,10 @@ def test_a_node_with_another_key_gets_nothing_through(world):
     until(agent.well, "agent well", 20)
     world.cluster.put(elsewhere.leases["10.5.3.0-24"])
     until(lambda: len(state(one).entries) == 2, "the third node is known", 20)
-    before = counters(one)["udp_packets"]
     assert not talk(three, one, "4")
     assert not talk(one, three, "4")
     for node in (one, three):
         until(lambda node=node: counters(node).get("drop_forged"), "its hello is refused", 20)
-    assert counters(one)["udp_packets"] == before
     assert counters(three)["udp_packets"] == 0
     for node, other in ((one, "192.0.2.3"), (three, "192.0.2.1")):
         assert "session since" not in state(node).sessions[other]
