@@ -80,9 +80,9 @@ def test_provisioned_again_nothing_is_started_anew(hosts):
     before = hosts.run("node1", *pids).stdout
     hosts.provision("node1")
     assert hosts.run("node1", *pids).stdout == before
-    frr = hosts.run("router", "cat", "/run/frr/bgpd.pid").stdout
+    frr = hosts.run("router", "cat", "/run/frr/watchfrr.pid").stdout
     hosts.provision("router")
-    assert hosts.run("router", "cat", "/run/frr/bgpd.pid").stdout == frr
+    assert hosts.run("router", "cat", "/run/frr/watchfrr.pid").stdout == frr
 
 
 def test_another_setting_restarts_the_agent_and_pods_stay(hosts):
