@@ -38,7 +38,9 @@ vtysh -C -f /etc/frr/frr.conf || die "FRR does not take its configuration"
 } | put /etc/frr/daemons 640
 chown frr:frr /etc/frr/daemons
 
-# In a direct start too its own script starts the daemons and who watches over them.
+# In a direct start too its own script starts the daemons and who watches over them; what stands for them stays as long.
 install -d -o frr -g frr -m 755 /var/run/frr /var/log/frr
-service frr "/etc/frr/frr.conf /etc/frr/daemons" "" root /usr/lib/frr/frrinit.sh restart
+# shellcheck disable=SC2016
+service frr "/etc/frr/frr.conf /etc/frr/daemons" "" root \
+  sh -c '/usr/lib/frr/frrinit.sh restart; exec tail -f /dev/null --pid "$(cat /run/frr/watchfrr.pid)"'
 until_ok 120 "FRR answers" vtysh -c "show bgp summary"
