@@ -121,6 +121,7 @@ def _watch(
     )
     with watching(nodes, order) as watches:
         apart = {name for name, node in nodes.items() if node.apart}
+        search.begin(time.time_ns(), apart)
         report = collect(watches, seconds, search.over)
     picked = search.best(report)
     if picked is None:
@@ -148,6 +149,15 @@ class _Search:
         self._looked, self._next = 0, 0.0
         self._since: float | None = None
         self._settle = settle
+        self._ready_ns = 0
+        self._apart: Collection[str] = ()
+
+    def begin(self, ready_ns: int, apart: Collection[str]) -> None:
+        """All nodes are under watch since then: what passed before was not seen everywhere.
+
+        ``apart``: nodes with clocks of their own.
+        """
+        self._ready_ns, self._apart = ready_ns, apart
 
     def over(self, report: Report) -> float | None:
         """See ``probing.collect``."""
@@ -168,7 +178,10 @@ class _Search:
     def best(self, report: Report) -> Picked | None:
         """The packet to follow, of all that has come."""
         self._caught += [
-            item for frame in report.frames[self._looked :] if (item := caught(frame)) is not None
+            item
+            for frame in report.frames[self._looked :]
+            if (frame.time_ns >= self._ready_ns or frame.node in self._apart)
+            and (item := caught(frame)) is not None
         ]
         self._looked = len(report.frames)
         return pick(self._caught, self.asker, self._meant, new=self._new)
