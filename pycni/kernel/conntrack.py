@@ -31,11 +31,6 @@ from pycni.wire.ctnetlink import (
     head,
 )
 from pycni.wire.netlink import (
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    Message,
     attr,
     attr_be16,
     attr_u8,
@@ -43,7 +38,6 @@ from pycni.wire.netlink import (
     message,
     nested,
     parse_attrs,
-    parse_error,
 )
 
 _SUBSYSTEM = 1 << 8
@@ -118,9 +112,9 @@ def sweep(family: Family, protocol: int, ports: Collection[int], stale: Judge) -
     Protocols with ports only. Raises KernelError.
     """
     looked, doomed = 0, []
-    with _Reader(NETLINK_NETFILTER) as sock:
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
         for port in ports if len(ports) <= _FEW_PORTS else (None,):
-            for answer in sock.each(_listing(family, protocol, port)):
+            for answer in sock.each(_listing(family, protocol, port), "list connections"):
                 found = _ends(answer.payload, family)
                 if found[0] != protocol or found[2] not in ports:
                     continue
@@ -141,10 +135,10 @@ def forget_host(addresses: Collection[bytes]) -> int:
     """
     wanted = {family: {item for item in addresses if Family.of_packed(item) is family} for family in Family}
     doomed: dict[bytes, None] = {}
-    with _Reader(NETLINK_NETFILTER) as sock:
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
         for family, hosts in wanted.items():
             for listing in _listings(family, hosts):
-                for answer in sock.each(listing):
+                for answer in sock.each(listing, "list connections"):
                     attrs = parse_attrs(answer.payload, 4)
                     original, reply = (
                         decode_tuple(attrs[kind], family)[1] for kind in (TUPLE_ORIG, TUPLE_REPLY)
@@ -171,22 +165,6 @@ def _listings(family: Family, hosts: Collection[bytes]) -> Iterator[bytes]:
             chosen = nested(FILTER, *(attr_u32(kind, value) for kind, value in flags.items()))
             place = nested(which, nested(_TUPLE_IP, attr(_IP_SOURCE[family] + end, host)))
             yield message(_GET, 0, head(family) + place + chosen)
-
-
-class _Reader(NetlinkSocket):
-    def each(self, msg: bytes) -> Iterator[Message]:
-        """A dump's messages as they come. The table may change meanwhile; a later sweep sees what this one missed."""
-        seq = self._send([msg], NLM_F_REQUEST | NLM_F_DUMP)
-        while True:
-            for reply in self._receive("list connections", ""):
-                if reply.seq != seq:
-                    continue
-                if reply.kind == NLMSG_DONE:
-                    return
-                if reply.kind == NLMSG_ERROR:
-                    code, detail = parse_error(reply)
-                    raise KernelError(code, "list connections", "", detail)
-                yield reply
 
 
 def _listing(family: Family, protocol: int, port: int | None) -> bytes:

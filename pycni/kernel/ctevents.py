@@ -24,12 +24,7 @@ from pycni.model.family import Family
 from pycni.wire import ctnetlink
 from pycni.wire.ctnetlink import Entry, Event
 from pycni.wire.netlink import (
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
     MalformedError,
-    parse_error,
 )
 
 BUFFER_BYTES = 8 << 20
@@ -165,20 +160,11 @@ class CtTable(NetlinkSocket):
 
         Raises KernelError.
         """
-        seq = self._send([ctnetlink.listing(family)], NLM_F_REQUEST | NLM_F_DUMP)
-        while True:
-            for reply in self._receive("list connections", ""):
-                if reply.seq != seq:
-                    continue
-                if reply.kind == NLMSG_DONE:
-                    return
-                if reply.kind == NLMSG_ERROR:
-                    code, detail = parse_error(reply)
-                    raise KernelError(code, "list connections", "", detail)
-                try:
-                    yield ctnetlink.entry(reply.payload)
-                except MalformedError as exc:
-                    raise KernelError(errno.EBADMSG, "list connections", "", str(exc)) from exc
+        for reply in self.each(ctnetlink.listing(family), "list connections"):
+            try:
+                yield ctnetlink.entry(reply.payload)
+            except MalformedError as exc:
+                raise KernelError(errno.EBADMSG, "list connections", "", str(exc)) from exc
 
     def counted(self, entry: Entry) -> Entry:
         """The entry with its counters as they are now; as it was when it is gone. Raises KernelError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -154,6 +154,23 @@ class NetlinkSocket:
                     code, detail = parse_error(reply)
                     raise KernelError(code, operation, obj, detail)
                 found.append(reply)
+
+    def each(self, msg: bytes, operation: str = "dump", obj: str = "") -> Iterator[Message]:
+        """A dump's messages as they come. The table may change meanwhile: one may be missed, none is made up.
+
+        Raises KernelError.
+        """
+        seq = self._send([msg], NLM_F_REQUEST | NLM_F_DUMP)
+        while True:
+            for reply in self._receive(operation, obj):
+                if reply.seq != seq:
+                    continue
+                if reply.kind == NLMSG_DONE:
+                    return
+                if reply.kind == NLMSG_ERROR:
+                    code, detail = parse_error(reply)
+                    raise KernelError(code, operation, obj, detail)
+                yield reply
 
     def _send(self, msgs: Sequence[bytes], flags: int = NLM_F_REQUEST) -> int:
         """Number and send messages, the last one asking for an ACK; returns its sequence number."""
