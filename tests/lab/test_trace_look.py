@@ -23,8 +23,11 @@ from pycni.lab.topology import LabSpec
 
 from .conftest import unique_name
 from .lab_tools import PATIENCE_S, ctl
+from .trace_objects import AROUND
 
-OBJECTS = """
+OBJECTS = (
+    AROUND
+    + """
 apiVersion: v1
 kind: Pod
 metadata: {name: web1, labels: {app: web}}
@@ -38,22 +41,8 @@ metadata: {name: web2, labels: {app: web}}
 spec:
   nodeName: node2
   containers: [{name: c, ports: [{containerPort: 8080}, {containerPort: 9000, protocol: UDP}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shut, labels: {app: shut}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: shop}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: closed}
-spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 """
+)
 
 _NEXT_PROGRAM, _PROGRAM_BY_ID = 11, 13
 """BPF_PROG_GET_NEXT_ID, BPF_PROG_GET_FD_BY_ID."""

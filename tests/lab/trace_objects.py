@@ -1,11 +1,6 @@
 """What is traced in most labs: a pod behind a Service, and one that a policy shuts."""
 
-SHOP = """
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
----
+AROUND = """
 apiVersion: v1
 kind: Pod
 metadata: {name: shut, labels: {app: shut}}
@@ -22,3 +17,11 @@ metadata: {name: closed}
 spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 ---
 """
+
+SHOP = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: web, labels: {{app: web}}}}
+spec: {{nodeName: node2, containers: [{{name: c, ports: [{{containerPort: 8080}}]}}]}}
+---
+{AROUND.lstrip()}"""
