@@ -23,6 +23,9 @@ from pycni.wire.kube_election import Move, Record, decode_record, next_lease, ne
 
 log = logging.getLogger("pycni.kube")
 
+GIVE_BACK_S = 2.0
+"""For so long stopping may wait for the API."""
+
 
 class Elector:
     """A candidate called ``identity`` for the Lease ``namespace/name``. Defaults are client-go's."""
@@ -49,6 +52,7 @@ class Elector:
         self._rng = rng or random.Random()  # noqa: S311  # spreads candidates over time, guards nothing
         self._record: Record | None = None
         self._changed_at = 0.0
+        self._wrote = False
         self._trouble = Sparing(log)
         self.leading = False
         """Whether we lead now."""
@@ -118,6 +122,7 @@ class Elector:
 
     async def _write(self, record: Record | None, identity: str) -> None:
         duration_s = max(round(self._duration_s), 1)
+        self._wrote = True
         lease = next_lease(
             self._name, self._namespace, record, identity, duration_s=duration_s, now=time.time()
         )
@@ -129,10 +134,26 @@ class Elector:
         self.holder = identity
 
     async def _give_back(self) -> None:
-        """Best effort: without it others wait until the lease ends."""
-        record = self._record
-        if record is None or record.holder != self._identity:
+        """Best effort: without it others wait until the lease ends.
+
+        The Lease is read anew: a renewal that was cut short may have reached the API, or reach it in between.
+        """
+        if not self._wrote:
             return
         with contextlib.suppress(StoreError, ConfigError, TimeoutError):
-            async with asyncio.timeout(1.0):
-                await self._write(record, "")
+            async with asyncio.timeout(GIVE_BACK_S):
+                while not await self._given_back():
+                    pass  # a renewal came in between
+
+    async def _given_back(self) -> bool:
+        raw = await self._client.get(LEASE, self._key)
+        record = decode_record(raw) if raw is not None else None
+        if record is None or record.holder != self._identity:
+            return True
+        try:
+            await self._write(record, "")
+        except KubeError as exc:
+            if exc.status != 409:
+                raise
+            return False
+        return True

@@ -25,7 +25,7 @@ def node(name, *cidrs, **annotations):
     return {"metadata": meta, "spec": {"podCIDR": cidrs[0] if cidrs else "", "podCIDRs": list(cidrs)}}
 
 
-async def until(condition, what="the condition", seconds=20.0):
+async def until(condition, what="the condition", seconds=60.0):
     """Wait for a condition; says which one did not come true."""
     deadline = time.monotonic() + seconds
     while not condition():

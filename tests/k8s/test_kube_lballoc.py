@@ -219,6 +219,29 @@ def test_of_two_one_leads_and_the_other_takes_over_at_once_when_it_stops():
     asyncio.run(main())
 
 
+def test_a_leader_stopped_while_it_renews_gives_the_lead_back():
+    """Its renewal reached the API, the answer did not reach it: what it knows of the Lease is old."""
+
+    async def main():
+        async with ApiServer() as server:
+            async with allocator(server, "first", duration_s=60, renew_s=30) as first:
+                await until(lambda: first.elector.leading)
+                client = first.elector._client
+                update, cut = client.update, asyncio.Event()
+
+                async def unanswered(*args):
+                    await update(*args)
+                    cut.set()
+                    await asyncio.Event().wait()
+
+                client.update = unanswered
+                await cut.wait()
+                client.update = update
+            assert lease_of(server)["holderIdentity"] == ""
+
+    asyncio.run(main())
+
+
 def test_a_leader_that_died_is_succeeded_when_its_lease_has_ended():
     async def main():
         async with ApiServer() as server:
