@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from pycni.kernel import netns as kernel_netns
 from pycni.lab import cleanup, netns, processes
 from pycni.lab.processes import ProcessId
 from pycni.lab.run import Lab
-from pycni.lab.state import RUN, LabState
+from pycni.lab.state import RUN
 from pycni.lab.topology import LabError
 
 from .conftest import LabMaker, unique_name
@@ -33,6 +34,14 @@ def remains(lab: str, others: list[ProcessId] | None = None) -> list[str]:
 def everything(lab: Lab) -> list[ProcessId]:
     """All processes of a lab."""
     return processes.inside(netns.inodes(netns.found(lab.spec.name)))
+
+
+def lose_record(lab: str) -> None:
+    """What is known of a lab is deleted, though its agents go on writing there."""
+    moved = RUN / f".{lab}.lost"
+    (RUN / lab).rename(moved)
+    while moved.exists():
+        shutil.rmtree(moved, ignore_errors=True)
 
 
 def wait_for(condition: str, name: str, process: subprocess.Popen[str], timeout: float = 20) -> None:
@@ -109,7 +118,7 @@ def test_down_finds_agents_and_etcd_when_the_state_is_gone(make_lab: LabMaker) -
     lab = make_lab(nodes=2, pods=1)
     found = everything(lab)
     assert len(found) == 3, "etcd and two agents"
-    LabState(lab.spec.name).remove()
+    lose_record(lab.spec.name)
     status = ctl("lab", "status", "--name", lab.spec.name)
     assert (status.returncode, status.stderr) == (
         1,
@@ -128,7 +137,7 @@ def test_down_finds_agents_and_etcd_when_the_state_is_gone(make_lab: LabMaker) -
 def test_down_finds_agents_and_etcd_when_state_and_namespaces_are_gone(make_lab: LabMaker) -> None:
     lab = make_lab(nodes=1, pods=0)
     found = everything(lab)
-    LabState(lab.spec.name).remove()
+    lose_record(lab.spec.name)
     for name in netns.found(lab.spec.name):
         kernel_netns.delete(name)
     assert all(item.alive() for item in found)

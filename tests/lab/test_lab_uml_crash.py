@@ -10,12 +10,11 @@ import pytest
 from pycni.lab import netns, processes
 from pycni.lab.processes import ProcessId
 from pycni.lab.run import Lab
-from pycni.lab.state import LabState
 from pycni.lab.topology import LabError, LabSpec
 
 from .conftest import LabMaker
 from .lab_tools import ctl, ctl_start
-from .test_lab_crash import everything, remains, wait_for
+from .test_lab_crash import everything, lose_record, remains, wait_for
 
 
 def clients(lab: str) -> list[ProcessId]:
@@ -76,7 +75,7 @@ def test_down_removes_guests_whatever_is_left_of_the_lab(make_lab: LabMaker, los
     name = lab.spec.name
     found = everything(lab) + clients(name)
     if lost == "record":
-        LabState(name).remove()
+        lose_record(name)
     if lost == "processes":
         processes.kill(found)
         status = json.loads(ctl("lab", "status", "--name", name, "--json").stdout)

@@ -47,7 +47,7 @@ def execute(where: str, command: str) -> str:
     return done.stdout
 
 
-async def until(check: Callable[[], T | Awaitable[T]], what: str, seconds: float = 20.0) -> T:
+async def until(check: Callable[[], T | Awaitable[T]], what: str, seconds: float = 60.0) -> T:
     """Wait until ``check`` gives something true; returns it."""
     end = time.monotonic() + seconds
     while True:
