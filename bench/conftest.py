@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import html, machine, peers, rows, size
+from bench import html, judge, machine, peers, rows, size
 from bench.model import Report, encode
 
 FOLDER = Path(__file__).parent
@@ -51,6 +51,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not any(screen.rows for screen in rows.SCREENS.values()):
         return
+    took_s = time.time() - _BEGAN[0]
+    if {path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py")} <= rows.SCREENS.keys():
+        rows.SCREENS[judge.SUITE] = judge.suite(took_s, quick=size.QUICK)
     terminalreporter.section("verdicts")
     for line in rows.table():
         terminalreporter.write_line(line)
@@ -59,11 +62,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     report = Report(
         machine=where,
         began=datetime.fromtimestamp(_BEGAN[0], UTC).isoformat(timespec="seconds"),
-        took_s=time.time() - _BEGAN[0],
+        took_s=took_s,
         quick=size.QUICK,
         commit=machine.commit(),
         screens=list(rows.SCREENS.values()),
     )
+    terminalreporter.write_line(judge.summary(report))
     base = Path(config.getoption("--report"))
     plots = {path.stem: path.read_text() for path in (FOLDER / "plots").glob("*.svg")}
     base.with_suffix(".json").write_bytes(encode(report))

@@ -1,4 +1,4 @@
-"""Draws a report as one HTML file that needs nothing else: a screen per question, its rows, its plots. Pure.
+"""Draws a report as one HTML file that needs nothing else: the issues' targets, then a screen per question. Pure.
 
 Ratios are drawn on a logarithmic axis from a quarter to four, with the target and, where it is known, the noise.
 """
@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping
 from html import escape
 
+from bench.judge import MET, MISSED, NOT_MEASURED, TOLD, Judged, judge, summary
 from bench.model import Machine, Report, Row, Screen
+from bench.targets import PROVEN
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --panel: #f6f8fa;
@@ -52,8 +54,8 @@ def page(report: Report, plots: Mapping[str, str]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body><header><h1>{title}</h1>{_summary(report)}"
-        f'<nav aria-label="Questions"><ul>{"".join(map(_link, screens))}</ul></nav></header>\n'
-        f"<main>{''.join(_screen(screen, plots) for screen in screens)}</main></body></html>\n"
+        f'<nav aria-label="Questions"><ul>{_first(report)}{"".join(map(_link, screens))}</ul></nav></header>\n'
+        f"<main>{_targets(report)}{''.join(_screen(screen, plots) for screen in screens)}</main></body></html>\n"
     )
 
 
@@ -61,7 +63,7 @@ def _summary(report: Report) -> str:
     rows = [row for screen in report.screens for row in screen.rows]
     met, missed = (sum(row.met == word for row in rows) for word in ("yes", "NO"))
     broken = sum(len(screen.failed) for screen in report.screens)
-    words = f"{met} of {met + missed} targets met; {len(rows)} rows; {report.took_s / 60:.0f} minutes"
+    words = f"{met} of {met + missed} rows with a target met it; {len(rows)} rows; {report.took_s / 60:.0f} minutes"
     if broken:
         words += f'; <span class="no">{broken} benchmarks broke</span>'
     parts = [("result", words), ("run", escape(f"{report.began}, {report.commit or 'no checkout'}"))]
@@ -83,6 +85,14 @@ def _machine(machine: Machine) -> list[tuple[str, str]]:
     ]
 
 
+def _first(report: Report) -> str:
+    words = [item.word for item in judge(report)]
+    counts = (
+        f'<span class="yes">{words.count(MET)} yes</span> <span class="no">{words.count(MISSED)} no</span>'
+    )
+    return f'<li><a href="#targets"><span>targets</span><span>{counts}</span></a></li>'
+
+
 def _link(screen: Screen) -> str:
     missed = sum(row.met == "NO" for row in screen.rows)
     met = sum(row.met == "yes" for row in screen.rows)
@@ -94,12 +104,55 @@ def _link(screen: Screen) -> str:
     return f'<li><a href="#{escape(screen.name)}"><span>{escape(screen.name)}</span><span>{words}</span></a></li>'
 
 
-def _screen(screen: Screen, plots: Mapping[str, str]) -> str:
-    head = "".join(
-        f'<th scope="col">{word}</th>'
-        for word in ("question", "pycni", "peer", "ratio", "quarter to four times", "target", "met")
+def _targets(report: Report) -> str:
+    """The first screen."""
+    words = ("issue", "target", "row that decides", "pycni", "ratio", "target", "met")
+    body = "".join(map(_target, judge(report)))
+    proven = "".join(
+        f"<tr><td>{item.issue}</td><td>{escape(item.words)}</td><td>{escape(item.test)}</td></tr>"
+        for item in PROVEN
     )
-    body = "".join(map(_row, screen.rows))
+    return (
+        f'<section id="targets"><h2>Targets</h2><p>{escape(summary(report))}</p>{_table(words, body)}'
+        "<p>Shown by tests, which are no part of this run:</p>"
+        f"{_table(('issue', 'target', 'test'), proven)}</section>\n"
+    )
+
+
+def _target(found: Judged) -> str:
+    target, rows = found.target, found.rows
+    met = {
+        MET: '<span class="yes">yes</span>',
+        MISSED: '<span class="no">no</span>',
+        TOLD: '<span class="soft">told</span>',
+        NOT_MEASURED: '<span class="soft">not measured in this run</span>',
+    }[found.word]
+    if found.word == MISSED and len(rows) > 1:
+        met += f' <span class="soft">{found.missing} of {len(rows)}</span>'
+    one = rows[0] if rows and (found.word != TOLD or len(rows) == 1) else None
+    question = f"{one.question} ({len(rows)} rows)" if one and len(rows) > 1 else one.question if one else ""
+    where = question or (f"{len(rows)} rows" if rows else target.file)
+    link = f'<a href="#{escape(target.file)}">{escape(where)}</a>' if rows else escape(where)
+    cells = (one.ours, _ratio(one), one.target) if one else ("", "", "")
+    return (
+        f"<tr><td>{target.issue}</td><td>{escape(target.words)}</td><td>{link}</td><td>{escape(cells[0])}</td>"
+        f'<td class="number">{cells[1]}</td><td>{escape(cells[2])}</td><td>{met}</td></tr>'
+    )
+
+
+def _table(words: tuple[str, ...], body: str) -> str:
+    head = "".join(f'<th scope="col">{word}</th>' for word in words)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _ratio(row: Row) -> str:
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return ratio if row.noise is None else f"{ratio} <span class='soft'>±{row.noise * 100:.0f} %</span>"
+
+
+def _screen(screen: Screen, plots: Mapping[str, str]) -> str:
+    words = ("question", "pycni", "peer", "ratio", "quarter to four times", "target", "met")
+    table = _table(words, "".join(map(_row, screen.rows)))
     broke = f'<p class="no">broke: {escape(", ".join(screen.failed))}</p>' if screen.failed else ""
     images = "".join(
         f'<img alt="plot {escape(name)}" src="data:image/svg+xml;base64,{_packed(plots[name])}">'
@@ -110,18 +163,15 @@ def _screen(screen: Screen, plots: Mapping[str, str]) -> str:
     return (
         f'<section id="{escape(screen.name)}"><h2>{escape(screen.name)}</h2>'
         f'<p>{escape(screen.title)} <span class="soft">({screen.took_s:.0f} s)</span></p>{broke}'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{drawn}</section>\n'
+        f"{table}{drawn}</section>\n"
     )
 
 
 def _row(row: Row) -> str:
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    if row.noise is not None:
-        ratio += f" <span class='soft'>±{row.noise * 100:.0f} %</span>"
     met = {"yes": '<span class="yes">yes</span>', "NO": '<span class="no">no</span>', "-": ""}[row.met]
     return (
         f"<tr><td>{escape(row.question)}</td><td>{escape(row.ours)}</td><td>{escape(row.peer)}</td>"
-        f'<td class="number">{ratio}</td><td class="bar">{_bar(row) if row.peer else ""}</td>'
+        f'<td class="number">{_ratio(row)}</td><td class="bar">{_bar(row) if row.peer else ""}</td>'
         f"<td>{escape(row.target)}</td><td>{met}</td></tr>"
     )
 

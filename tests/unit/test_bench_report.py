@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, rows
+from bench import compare, judge, rows
 from bench.html import page
 from bench.model import Machine, Report, ReportError, Row, Screen, decode, encode
+from bench.targets import PROVEN, TARGETS, Target
+
+ROOT = Path(__file__).parents[2]
 
 MACHINE = Machine(
     processor="a <b>",
@@ -70,9 +73,9 @@ def test_a_page_needs_nothing_else_and_shows_every_row() -> None:
     found.feed(page(report(one(0.5), one(1.2), failed=("test_x",)), {"p": "<svg/>"}))
     assert all(source.startswith(("#", "data:")) for source in found.sources)
     assert "b" not in found.tags, "names are escaped"
-    assert found.tags.count("tr") == 3
+    assert found.tags.count("tr") == 3 + len(TARGETS) + 1 + len(PROVEN) + 1
     text = "".join(found.words)
-    assert "1 of 2 targets met" in text
+    assert "1 of 2 rows with a target met it" in text
     assert "broke: test_x" in text
     assert {"yes", "no"} <= set(found.words)
 
@@ -137,3 +140,64 @@ def test_the_noise_of_equal_rounds_is_none_and_few_rounds_tell_nothing() -> None
     assert rows.noise([1.0] * 9) == 0
     assert rows.noise([1.0, 2.0, 3.0]) is None
     assert 0.05 < (rows.noise([0.9, 1.0, 1.1, 0.8, 1.2, 1.0, 1.0, 0.9]) or 0) < 0.2
+
+
+def test_every_target_names_a_benchmark_or_a_test_that_is_there() -> None:
+    for target in TARGETS:
+        assert target.file == judge.SUITE or (ROOT / f"bench/test_{target.file}.py").is_file(), target
+    for proven in PROVEN:
+        assert (ROOT / proven.test).is_file(), proven
+    assert len(set(TARGETS)) == len(TARGETS)
+
+
+TARGET = Target(9, "fast", "wire", "vxlan*: throughput")
+
+
+@pytest.mark.parametrize(
+    ("target", "found", "word", "first"),
+    [
+        (TARGET, (("vxlan, a: throughput", 1.0, ">= 0.9"),), judge.MET, 1.0),
+        (TARGET, (("vxlan: throughput", 1.0, ">= 0.9"), ("vxlan, a: throughput", 0.8, ">= 0.9")), judge.MISSED, 0.8),
+        (TARGET, (("vxlan: throughput", 0.95, ">= 0.9"), ("vxlan, a: throughput", 0.9, ">= 0.4")), judge.MET, 0.95),
+        (TARGET, (("vxlan: throughput", 1.0, ""), ("host-gw: throughput", 1.0, ">= 0.9")), judge.NOT_MEASURED, None),
+        (TARGET, (("vxlan: throughput", 0.0, ">= 0.9"), ("vxlan, a: throughput", 3.0, "<= 0")), judge.MISSED, 0.0),
+        (TARGET, (), judge.NOT_MEASURED, None),
+        (TARGET._replace(only_told=True), (("vxlan: throughput", 1.0, ""),), judge.TOLD, 1.0),
+    ],
+    ids=["met", "one-missed", "nearest-to-its-bound-first", "no-row-promises", "nothing-at-all", "no-row", "only-told"],
+)  # fmt: skip
+def test_a_target_is_met_when_all_its_rows_are(
+    monkeypatch: pytest.MonkeyPatch,
+    target: Target,
+    found: tuple[tuple[str, float, str], ...],
+    word: str,
+    first: float | None,
+) -> None:
+    monkeypatch.setattr(judge, "TARGETS", (target,))
+    rows = [Row(question=question, ours="1", ratio=ratio, target=bound) for question, ratio, bound in found]
+    (judged,) = judge.judge(report(*rows))
+    assert judged.word == word
+    assert (judged.rows[0].ratio if judged.rows else None) == first
+
+
+def test_the_page_begins_with_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Target(9, "elsewhere", "cni", "*")
+    told = Target(9, "all <told>", "wire", "*", only_told=True)
+    monkeypatch.setattr(judge, "TARGETS", (TARGET._replace(question="q*"), other, told))
+    made = report(one(0.5), Row(question="q2", ours="2", ratio=1.0, target=">= 0.9"))
+    assert judge.summary(made) == (
+        "targets: 0 met, 1 missed, 1 not measured in this run; 1 figures asked for and told"
+    )
+    text = page(made, {})
+    assert text.index('id="targets"') < text.index('id="wire"')
+    assert '<a href="#wire">q (2 rows)</a>' in text
+    assert "1 of 2</span>" in text
+    assert "not measured in this run</span>" in text
+    assert "all &lt;told&gt;" in text
+
+
+def test_the_suite_itself_is_a_row() -> None:
+    (full,), (quick,) = (judge.suite(600, quick=quick).rows for quick in (False, True))
+    assert (full.met, quick.met) == ("yes", "NO")
+    for row in (full, quick):
+        assert [target.file for target in TARGETS if target.question == row.question] == [judge.SUITE]
