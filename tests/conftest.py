@@ -50,8 +50,8 @@ def _namespaces() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    """Fail the session when a namespace that was not there before is there after it."""
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the session when a namespace that was not there before is there after it; ``tools/test.sh`` is told, too."""
     before = _namespaces()
     yield
     # Test names carry the process id, so that another session on the machine is not blamed on this one.
@@ -60,4 +60,6 @@ def _nothing_left_behind() -> Iterator[None]:
         ours += ("cni-", "netns-")  # containerd's and podman's
     left = sorted(name for name in _namespaces() - before if name.startswith(ours))
     if left:
+        if request.config.cache is not None:
+            request.config.cache.set("pycni/left", left)
         pytest.fail(f"namespaces left behind by tests: {', '.join(left)}", pytrace=False)
