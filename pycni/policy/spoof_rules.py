@@ -86,6 +86,7 @@ REFUSALS = {
     "between": "destination without policy",
 }
 """Chain -> what is told and counted, in the place of a policy's name."""
+_REFUSE = {name: f"goto refuse-{name}" for name in REFUSALS}
 
 
 def device_key(ifname: str) -> bytes:
@@ -147,8 +148,13 @@ _NO_ADDRESS = bytes(16).hex()
 
 def fixed_chains() -> dict[str, tuple[str, ...]]:
     """All chains with their rules."""
-    refuse = {name: f"goto refuse-{name}" for name in REFUSALS}
-    found = {
+    refusals = {f"refuse-{name}": _refusal(text) for name, text in REFUSALS.items()}
+    return _hooked_chains() | _own_source_chains() | _other_source_chains() | refusals
+
+
+def _hooked_chains() -> dict[str, tuple[str, ...]]:
+    """Where frames come in, and what passes from pod to pod."""
+    return {
         "prerouting": (
             *(
                 f"proto{version} and iif,ll+6/8,{_SOURCE[version]} in source{version} then goto from{version}"
@@ -167,74 +173,84 @@ def fixed_chains() -> dict[str, tuple[str, ...]]:
             "l4=3a and th+0=82..89 then accept",
             "l4=3a and th+0=8f then accept",
             "proto4 and l4=02 then accept",
-            f"then {refuse['between']}",
+            f"then {_REFUSE['between']}",
         ),
+    }
+
+
+def _own_source_chains() -> dict[str, tuple[str, ...]]:
+    """Packets whose source is the pod's own: what ICMP in them may say."""
+    return {
         "from4": ("l4=01 then goto icmp", "then accept"),
         "icmp": (*(f"th+0={kind} then goto error4" for kind in ("03..05", "0b..0c")), "then accept"),
-        "error4": (f"iif,{_EMBEDDED[4]} in own4 then accept", f"then {refuse['error']}"),
+        "error4": (f"iif,{_EMBEDDED[4]} in own4 then accept", f"then {_REFUSE['error']}"),
         "from6": ("l4=3a then goto icmpv6", "then accept"),
         "icmpv6": (
             "th+0=80..81 then accept",
             "th+0=01..7f then goto error6",
-            f"th+0=86 then {refuse['router']}",
-            f"th+0=89 then {refuse['router']}",
+            f"th+0=86 then {_REFUSE['router']}",
+            f"th+0=89 then {_REFUSE['router']}",
             "th+0=87..88 then goto neighbour",
             "then accept",
         ),
         "error6": (
             f"iif,{_EMBEDDED[6]} in own6 then accept",
             f"iif,{_EMBEDDED[6]} in link6 then accept",
-            f"then {refuse['error']}",
+            f"then {_REFUSE['error']}",
         ),
         "neighbour": (
-            f"nh+6!3a then {refuse['neighbour']}",
+            f"nh+6!3a then {_REFUSE['neighbour']}",
             "th+0=87 then goto option",
             f"iif,{_TARGET} in own6 then goto option",
             f"iif,{_TARGET} in link6 then goto option",
-            f"then {refuse['neighbour']}",
+            f"then {_REFUSE['neighbour']}",
         ),
         "option": (
             "nh+4=0018 then accept",
-            f"nh+4!0020 then {refuse['neighbour']}",
+            f"nh+4!0020 then {_REFUSE['neighbour']}",
             "th+24=0e01 then accept",
             "th+24=0101..0201 and iif,th+26/6 in macs then accept",
-            f"then {refuse['neighbour']}",
+            f"then {_REFUSE['neighbour']}",
         ),
+    }
+
+
+def _other_source_chains() -> dict[str, tuple[str, ...]]:
+    """Frames that are no packets with the pod's own source: what goes without an address, or with a link-local one."""
+    return {
         "other": (
-            f"iif,ll+6/6 notin macs then {refuse['mac']}",
+            f"iif,ll+6/6 notin macs then {_REFUSE['mac']}",
             "ll+12=0806 then goto arp",
             "ll+12=0800 then goto other4",
             "ll+12=86dd then goto other6",
-            f"then {refuse['frame']}",
+            f"then {_REFUSE['frame']}",
         ),
         "arp": (
-            f"nh+0!000108000604 then {refuse['arp']}",
-            f"iif,nh+8/6 notin macs then {refuse['arp']}",
+            f"nh+0!000108000604 then {_REFUSE['arp']}",
+            f"iif,nh+8/6 notin macs then {_REFUSE['arp']}",
             "iif,nh+14/4 in own4 then accept",
-            f"nh+6!0001 then {refuse['arp']}",
+            f"nh+6!0001 then {_REFUSE['arp']}",
             "nh+14=00000000 then accept",
-            f"then {refuse['arp']}",
+            f"then {_REFUSE['arp']}",
         ),
         "other4": (
-            f"nh+12!00000000 then {refuse['source']}",
+            f"nh+12!00000000 then {_REFUSE['source']}",
             "l4=02 then accept",
             "l4=11 and nh+16=ffffffff and th+0=00440043 then accept",
-            f"then {refuse['source']}",
+            f"then {_REFUSE['source']}",
         ),
         "other6": (
             f"iif,{_SOURCE[6]} in link6 then goto from6",
-            f"nh+8!{_NO_ADDRESS} then {refuse['source']}",
-            f"l4!3a then {refuse['source']}",
+            f"nh+8!{_NO_ADDRESS} then {_REFUSE['source']}",
+            f"l4!3a then {_REFUSE['source']}",
             *(f"th+0={kind} then accept" for kind in ("82..85", "8f")),
-            f"th+0!87 then {refuse['source']}",
-            f"nh+6!3a then {refuse['neighbour']}",
+            f"th+0!87 then {_REFUSE['source']}",
+            f"nh+6!3a then {_REFUSE['neighbour']}",
             f"iif,{_TARGET} in own6 then goto option",
             f"iif,{_TARGET} in link6 then goto option",
-            f"then {refuse['neighbour']}",
+            f"then {_REFUSE['neighbour']}",
         ),
     }
-    found |= {f"refuse-{name}": _refusal(text) for name, text in REFUSALS.items()}
-    return found
 
 
 def _refusal(text: str) -> tuple[str, ...]:
