@@ -5,7 +5,8 @@
     python -m bench.compare --accept [REPORT]     from now on these ratios are the accepted ones
 
 Life: ``--accept`` writes the ratios (never times: those are a machine's) of a full run into ``bench/accepted.json``, which is
-in the repository; ``--check`` holds a later run against it. A row that another run lacks is told, but is no fall.
+in the repository, and its figures for people into ``bench/FIGURES.md``; ``--check`` holds a later run against the ratios. A
+row that another run lacks is told, but is no fall.
 
 Exit codes: 0 nothing fell, 1 something did, 2 a wrong command line or file.
 """
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import msgspec
 
+from bench import figures
 from bench.model import Report, ReportError, Row, decode
 
 FOLDER = Path(__file__).parent
 ACCEPTED = FOLDER / "accepted.json"
+FIGURES = FOLDER / "FIGURES.md"
 LEAST_NOISE = 0.10
 """Runs differ by so much on a quiet machine, whatever the rounds of one run say of themselves."""
 QUICK_NOISE = 0.25
@@ -53,7 +56,7 @@ def kept(report: Report) -> dict[str, Kept]:
     return {
         key: Kept(ratio=row.ratio, better=row.direction, noise=row.noise or 0.0)
         for key, row in report.rows().items()
-        if row.ratio is not None and row.peer and row.direction
+        if row.ratio is not None and row.peer and not row.unit and row.direction
     }
 
 
@@ -172,6 +175,7 @@ def _accept(report: Report) -> int:
     ACCEPTED.write_bytes(
         msgspec.json.format(msgspec.json.encode(dict(sorted(found.items()))), indent=1) + b"\n"
     )
+    FIGURES.write_text(figures.page(report, FIGURES.read_text() if FIGURES.exists() else ""))
     print(f"{len(found)} ratios accepted, {len(stay)} of them from earlier runs")
     return 0
 

@@ -77,6 +77,8 @@ def test_a_page_needs_nothing_else_and_shows_every_row() -> None:
     text = "".join(found.words)
     assert "1 of 2 rows with a target met it" in text
     assert "broke: test_x" in text
+    assert "2.00 s" not in text
+    assert "2.00 s" in page(report(one(2.0, "<= 5 s")), {})
     assert {"yes", "no"} <= set(found.words)
 
 
@@ -108,8 +110,11 @@ def test_accepted_ratios_are_watched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "ACCEPTED", tmp_path / "accepted.json")
+    monkeypatch.setattr(compare, "FIGURES", tmp_path / "FIGURES.md")
     file = tmp_path / "r.json"
-    file.write_bytes(encode(report(one(1.0), Row(question="alone", ours="3 s", ratio=3.0, target="<= 5"))))
+    alone = Row(question="alone", ours="3 s", ratio=3.0, target="<= 5")
+    beside = Row(question="beside", ours="3 s", peer="somebody once: 9 s", ratio=3.0, target="<= 5 s")
+    file.write_bytes(encode(report(one(1.0), alone, beside)))
     assert compare.main(["--accept", str(file)]) == 0
     assert list(json.loads((tmp_path / "accepted.json").read_bytes())) == ["wire: q"], "a time is no ratio"
     assert compare.main(["--check", str(file)]) == 0
@@ -126,6 +131,7 @@ def test_other_files_stay_accepted_when_one_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "ACCEPTED", tmp_path / "accepted.json")
+    monkeypatch.setattr(compare, "FIGURES", tmp_path / "FIGURES.md")
     file, later = tmp_path / "r.json", report(one(2.0))
     file.write_bytes(encode(report(one(1.0))))
     later.screens[0].name = "cni"
@@ -134,6 +140,20 @@ def test_other_files_stay_accepted_when_one_is_measured_again(
     compare.main(["--accept", str(file)])
     found = json.loads((tmp_path / "accepted.json").read_bytes())
     assert {key: item["ratio"] for key, item in found.items()} == {"cni: q": 2.0, "wire: q": 1.0}
+    told = (tmp_path / "FIGURES.md").read_text()
+    assert [line for line in told.splitlines() if line.startswith(("## ", "| q "))] == [
+        "## wire",
+        "| q | 1 | hand 2 | 1.00 | >= 0.9 | yes |",
+        "## cni",
+        "| q | 1 | hand 2 | 2.00 | >= 0.9 | yes |",
+    ]
+    later.screens[0].rows = [one(0.2, noise=0.1)]
+    file.write_bytes(encode(later))
+    compare.main(["--accept", str(file)])
+    told = (tmp_path / "FIGURES.md").read_text()
+    assert told.count("## cni") == 1
+    assert "| q | 1 | hand 2 | 0.20 ±10 % | >= 0.9 | **no** |" in told
+    assert "2026-01-01; a <b>, 2 cores" in told
 
 
 def test_the_noise_of_equal_rounds_is_none_and_few_rounds_tell_nothing() -> None:
