@@ -1,4 +1,4 @@
-"""Load services into the kernel of this namespace and leave them there.
+"""Load services, and one for datagrams, into the kernel of this namespace and leave them there.
 
 python -m bench.proxyfill nftables|ipvs COUNT
 python -m bench.proxyfill ebpf COUNT BPFFS CGROUP CLIENT     with nftables behind it, as in the agent
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.proxyload import facts, filled
+from bench.proxyload import add_datagrams, facts, filled
 from pycni_proxy import ebpf, planes
 from pycni_proxy.ebpf.driver import Places, SockDriver
 from pycni_proxy.engine import Engine
@@ -25,7 +25,9 @@ def main() -> None:
         made = [first]
         plane = "nftables"
     made += planes.make([plane], facts())
-    Engine(facts(), made).sync(filled(count).snapshot())
+    store = filled(count)
+    add_datagrams(store)
+    Engine(facts(), made).sync(store.snapshot())
     for item in made:
         item.driver.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pycni.model.family import Family
 from pycni.model.kube import (
     ENDPOINT_SLICE,
     SERVICE,
+    UDP,
     EndpointSlice,
     Meta,
     Service,
@@ -64,6 +67,16 @@ def default_slice(number: int, generation: int = 0) -> EndpointSlice:
     return endpoint_slice(
         number, tuple(endpoint(number, index, generation if index == 0 else 0) for index in range(ENDPOINTS))
     )
+
+
+def add_datagrams(store: Store) -> None:
+    """One more service, for UDP, at ``virtual(0)``, with the endpoints of service 1."""
+    one = service(0)
+    ports = (ServicePortSpec(port=PORT, target_port=TARGET_PORT, protocol=UDP),)
+    its = endpoint_slice(0, tuple(endpoint(1, index) for index in range(ENDPOINTS)))
+    store.put(SERVICE, "bench/s0", msgspec.structs.replace(one, ports=ports))
+    slice_ports = (SlicePort(port=TARGET_PORT, protocol=UDP),)
+    store.put(ENDPOINT_SLICE, "bench/s0-x", msgspec.structs.replace(its, ports=slice_ports))
 
 
 def filled(count: int) -> Store:

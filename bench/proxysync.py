@@ -2,9 +2,10 @@
 
     python -m bench.proxysync PLANE COUNT FOLDER ROUNDS CHANGES
 
-A full sync is everything from objects in the store to the kernel's answer: resolve, compile, read back, apply. After
-each one but the last the equal ruleset is loaded by the kernel's own tools: the floor. Every one of them has a network
-namespace of its own: IPVS looks through the real servers it has forgotten for two minutes after.
+A full sync is everything from objects in the store to the kernel's answer: resolve, compile, read back, apply. In each
+round the equal ruleset is also loaded by the kernel's own tools: the floor; who is first alternates. Every one of them has
+a network namespace of its own: IPVS looks through the real servers it has forgotten for two minutes after. eBPF has
+nftables behind it, as in an agent, and no floor: nothing of the system loads its maps.
 """
 
 from __future__ import annotations
@@ -12,25 +13,28 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from bench.proxyload import default_slice, facts, filled, service
+from bench.socketplace import socket_place
 from pycni.kernel import netns
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 from pycni.store import Store
-from pycni_proxy import planes
+from pycni_proxy import ebpf, planes
+from pycni_proxy.base import Dataplane
+from pycni_proxy.ebpf.driver import Places
 from pycni_proxy.engine import Engine
 
 
-def resident_mib() -> float:
-    """Memory of this process now."""
+def resident_mib(what: str = "VmRSS") -> float:
+    """Memory of this process now; ``VmHWM``: at its highest (ru_maxrss begins with that of the process before)."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) / 1024
+    return int(next(line for line in status.splitlines() if line.startswith(f"{what}:")).split()[1]) / 1024
 
 
 class Floor:
@@ -66,6 +70,36 @@ class Floor:
         return time.perf_counter() - started
 
 
+class Ours:
+    """A data plane of ours, made anew for each full sync. Used with ``with``."""
+
+    def __init__(self, plane: str) -> None:
+        self._plane = plane
+        self._count = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def engine(self) -> Engine:
+        """One in the network namespace this thread is in; the one before is closed."""
+        self._open.close()
+        self._count += 1
+        names = planes.ROWS["ebpf"] if self._plane == "ebpf" else (self._plane,)
+        made: list[Dataplane] = []
+        if names[0] == "ebpf":
+            place = self._open.enter_context(socket_place(f"pyb{os.getpid()}e{self._count}"))
+            made.append(ebpf.make(facts(), Places(bpffs=place.bpffs, cgroup=place.cgroup)))
+            names = names[1:]
+        made += planes.make(names, facts())
+        for one in made:
+            self._open.callback(one.driver.close)
+        return Engine(facts(), made)
+
+
 class Spaces:
     """Empty network namespaces, one after the other; the thread goes into each. Used with ``with``."""
 
@@ -95,38 +129,56 @@ class Spaces:
 
 def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> dict[str, Any]:
     """Everything of one size."""
-    with Spaces() as spaces:
-        return _measure(spaces, plane, count, folder, rounds, changes)
-
-
-def _measure(
-    spaces: Spaces, plane: str, count: int, folder: Path, rounds: int, changes: int
-) -> dict[str, Any]:
-    factory = planes.load(plane)
     store = filled(count)
     gc.collect()
     gc.freeze()
-    found: dict[str, Any] = {"plane": plane, "count": count, "sync_s": [], "cpu_s": [], "floor_s": []}
-    floor: Floor | None = None
-    for number in range(rounds):
+    with Spaces() as spaces, Ours(plane) as ours:
+        found, engine = syncs(spaces, ours, plane, store, folder, rounds)
+        found["count"] = count
+        found["changes_s"] = replace_endpoints(store, engine, count, changes)
+        found["new_s"] = add_services(store, engine, count, changes)
+    found["rss_mib"] = resident_mib()
+    found["peak_mib"] = resident_mib("VmHWM")
+    return found
+
+
+def syncs(
+    spaces: Spaces, ours: Ours, plane: str, store: Store, folder: Path, rounds: int
+) -> tuple[dict[str, Any], Engine]:
+    """Seconds of full syncs and of their floors; the engine whose state is in the kernel at the end."""
+    found: dict[str, Any] = {"plane": plane, "sync_s": [], "cpu_s": [], "floor_s": []}
+
+    def sync(counts: bool = True) -> Engine:
         spaces.fresh()
-        engine = Engine(facts(), [factory.make(facts())])
-        cpu = time.process_time()
-        started = time.perf_counter()
+        engine = ours.engine()
+        cpu, started = time.process_time(), time.perf_counter()
         engine.sync(store.snapshot())
-        found["sync_s"].append(time.perf_counter() - started)
-        found["cpu_s"].append(time.process_time() - cpu)
-        if number == rounds - 1:
-            break
-        floor = floor or Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
-        engine.planes[0].driver.close()
+        if counts:
+            found["sync_s"].append(time.perf_counter() - started)
+            found["cpu_s"].append(time.process_time() - cpu)
+        return engine
+
+    def load() -> None:
         spaces.fresh()
         found["floor_s"].append(floor.load())
-    found["changes_s"] = replace_endpoints(store, engine, count, changes)
-    found["new_s"] = add_services(store, engine, count, changes)
-    found["rss_mib"] = resident_mib()
-    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return found
+
+    engine = sync()
+    if plane == "ebpf":
+        for _ in range(1, rounds):
+            engine = sync()
+        return found, engine
+    floor = Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
+    load()
+    for number in range(1, rounds):
+        if number % 2:
+            load()
+            engine = sync()
+        else:
+            engine = sync()
+            load()
+    if rounds % 2:  # the floor was last
+        engine = sync(counts=False)
+    return found, engine
 
 
 def replace_endpoints(store: Store, engine: Engine, count: int, changes: int) -> list[float]:

@@ -1,13 +1,14 @@
-"""Connections for benchmarks: a server that accepts and forgets, a client that times how long connecting takes.
+"""Connections and datagrams for benchmarks: a server that forgets them, a client that times what each of them takes.
 
     python -m bench.viptime serve PORT
         until it is killed; "ready" on stdout
-    python -m bench.viptime pair HOST PORT DIRECT PORT COUNT [CGROUP]
-        nanoseconds per connect(2) to a virtual and to a direct address, and seconds for all of each, JSON
+    python -m bench.viptime connections|datagrams HOST PORT DIRECT PORT COUNT [CGROUP]
+        nanoseconds each, to a virtual and to a direct address, and seconds for all of each, JSON
 
-The two ways take turns, a block each, in two processes: what connects through the virtual address is a member of
-``CGROUP`` (whose programs translate), what connects directly is not and passes no program. The client has one
-processor, the server the other, so that who wakes whom where is the same for all.
+The two ways take turns, a block each, in two processes: what goes through the virtual address is a member of ``CGROUP``
+(whose programs translate), what goes directly is not and passes no program. The client has one processor, the server the
+other, so that who wakes whom where is the same for all. Datagrams go to a socket nobody reads: over veths the sender's
+processor carries each of them all the way into it, so what a send takes is the processor time of the whole path.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _RESET = struct.pack("ii", 1, 0)
+_DATAGRAM = bytes(64)
 BLOCK = 50
 CLIENT_CPU, SERVER_CPU = 0, 1
 
 
 def serve(port: int) -> None:
-    """Accept and close at once, on every address."""
+    """Accept and close at once, and leave datagrams unread, on every address."""
     pin(SERVER_CPU)
-    with socket.create_server(("0.0.0.0", port), backlog=1024) as listener:
+    with (
+        socket.create_server(("0.0.0.0", port), backlog=1024) as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unread,
+    ):
+        unread.bind(("0.0.0.0", port))
         print("ready", flush=True)
         while True:
             listener.accept()[0].close()
@@ -41,7 +48,11 @@ def pin(cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
 
 
-def block(host: str, port: int, took: list[int]) -> float:
+Block = Callable[[str, int, list[int]], float]
+"""Goes to an address and a port, notes nanoseconds, tells the seconds of all."""
+
+
+def connections(host: str, port: int, took: list[int]) -> float:
     """One connection after another, each reset so that no TIME_WAIT fills the tables; seconds for all."""
     started = time.perf_counter()
     for _ in range(BLOCK):
@@ -54,7 +65,25 @@ def block(host: str, port: int, took: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def pair(through: tuple[str, int], direct: tuple[str, int], count: int, cgroup: str) -> dict[str, Any]:
+def datagrams(host: str, port: int, took: list[int]) -> float:
+    """One after another from one socket, which connection tracking knows by the first of them; one figure for all."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((host, port))
+        sock.send(_DATAGRAM)
+        started = time.perf_counter_ns()
+        for _ in range(BLOCK):
+            sock.send(_DATAGRAM)
+        spent = time.perf_counter_ns() - started
+    took.append(spent // BLOCK)
+    return spent / 1e9
+
+
+WAYS: dict[str, Block] = {"connections": connections, "datagrams": datagrams}
+
+
+def pair(
+    block: Block, through: tuple[str, int], direct: tuple[str, int], count: int, cgroup: str
+) -> dict[str, Any]:
     """Both ways in turns."""
     pin(CLIENT_CPU)
     turn, done = socket.socketpair()
@@ -92,4 +121,5 @@ if __name__ == "__main__":
         serve(int(words[0]))
     else:
         group = words[5] if len(words) > 5 else ""
-        print(json.dumps(pair((words[0], int(words[1])), (words[2], int(words[3])), int(words[4]), group)))
+        through, direct = (words[0], int(words[1])), (words[2], int(words[3]))
+        print(json.dumps(pair(WAYS[sys.argv[1]], through, direct, int(words[4]), group)))
