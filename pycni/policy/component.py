@@ -31,13 +31,12 @@ from pycni.agent.settings import Settings
 from pycni.agent.tableguard import SETTLE_S, TableGuard
 from pycni.errors import KernelError, PycniError
 from pycni.ipam.endpoints import EndpointStore
-from pycni.model.policy import CLUSTER_NETWORK_POLICY, NETWORK_POLICY
-from pycni.policy import metrics as readings
 from pycni.policy import nft
 from pycni.policy.base import Dataplane
 from pycni.policy.component_fast import Exits, FastMaker
 from pycni.policy.component_gate import Gate
 from pycni.policy.component_report import PART, PolicyReport, Unreadable
+from pycni.policy.component_upkeep import Upkeep
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.insides import Insides
 from pycni.policy.metrics import PolicyMetrics
@@ -49,15 +48,13 @@ from pycni.policy.shut import Shut
 from pycni.policy.spoof_legs import TABLE as ROUTED
 from pycni.policy.spoof_rules import TABLE as SENDERS
 from pycni.reconcile.backoff import Backoff
-from pycni.reconcile.runner import Runner, describe, eternal, on_loop
+from pycni.reconcile.runner import Runner, eternal, on_loop
 from pycni.store import Store
 from pycni.view.policies import KINDS
 
 log = logging.getLogger("pycni.policy")
 T = TypeVar("T")
 
-SWEEP_S = 5.0
-"""How often the fast path forgets connections that have ended."""
 FAST_S = 60.0
 """Between two attempts to have a fast path."""
 LOOK_S = 0.5
@@ -93,7 +90,7 @@ class PolicyComponent:
         self._store = store
         self._waits = recorded
         self._unreadable = Unreadable(malformed)
-        self._make, self._see_bridged = make, see_bridged
+        self._make = make
         self._resync_s = float(settings.policy_sync_period)
         health, registry = health or Health(), metrics or Registry()
         self.report = PolicyReport(health, registry, valid_s=self._resync_s * 2 + 60)
@@ -115,26 +112,46 @@ class PolicyComponent:
             observer=self.report,
         )
         self._poke: Callable[[], None] = self._runner.poke
-        self.gate = Gate(
-            self._lock,
-            self._pods,
-            store.track(*KINDS),
-            Overlay(self._objects, self._pods),
+        self.gate = self._new_gate(make_shut, spoof_check=recorded and settings.policy_spoof_check)
+        self._upkeep = Upkeep(
+            store,
             self.report,
-            self._changed,
-            settled=Settled(self._objects, lambda: self.report.reason),
-            spoof_check=recorded and settings.policy_spoof_check,
-            insides=Insides(settings.state_dir, senders=settings.policy_spoof_check),
-            without_admin=settings.policy_net_admin == "refuse",
-            make_shut=make_shut,
+            self._metrics,
+            self._owned,
+            engine=lambda: self._engine,
+            denied=self.gate.denied,
+            see_bridged=see_bridged,
         )
         self._guard = TableGuard("policies", TABLE, self._look_at_everything)
         self._senders = TableGuard("check of pods' own addresses", SENDERS, self._look_at_senders)
         self._routed = TableGuard("check of routed pods' own addresses", ROUTED, self._look_at_senders)
-        self._routes = Routes(
-            settings.node_name,
+        self._routes = self._new_routes()
+        self._full_at = float("-inf")
+        self._again_at, self._fast_at = float("inf"), float("-inf")
+        self._again = Backoff(1.0, 300.0)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def _new_gate(self, make_shut: Callable[[], Shut], *, spoof_check: bool) -> Gate:
+        settings = self._settings
+        return Gate(
+            self._lock,
+            self._pods,
+            self._store.track(*KINDS),
+            Overlay(self._objects, self._pods),
+            self.report,
+            self._changed,
+            settled=Settled(self._objects, lambda: self.report.reason),
+            spoof_check=spoof_check,
+            insides=Insides(settings.state_dir, senders=settings.policy_spoof_check),
+            without_admin=settings.policy_net_admin == "refuse",
+            make_shut=make_shut,
+        )
+
+    def _new_routes(self) -> Routes:
+        return Routes(
+            self._settings.node_name,
             lambda: self._engine,
-            lambda: Overlay(store.snapshot(), self._pods),
+            lambda: Overlay(self._store.snapshot(), self._pods),
             self._owned,
             trouble=lambda: "; ".join(filter(None, (self.report.reason, self._unreadable.text))),
             notes=lambda: self.report.notes,
@@ -144,12 +161,6 @@ class PolicyComponent:
             shut=self.gate.held,
             beside=self.gate.sides,
         )
-        self._full_at = float("-inf")
-        self._again_at, self._fast_at = float("inf"), float("-inf")
-        self._again = Backoff(1.0, 300.0)
-        self._read_at = float("-inf")
-        self._wanted = asyncio.Event()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -161,11 +172,10 @@ class PolicyComponent:
             exits.callback(self._routes.close)
             exits.callback(self._cancel_timers)
             self._poke = on_loop(self._runner.poke)
-            self._metrics.wanted = on_loop(self._wanted.set)
             exits.callback(self._store.subscribe(self._poke))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(eternal("policies", self._runner.run()))
-                tasks.create_task(eternal("policies' upkeep", self._keep()))
+                tasks.create_task(eternal("policies' upkeep", self._upkeep.run()))
                 tasks.create_task(self._guard.run(exits, self._work))
                 tasks.create_task(self._senders.run(exits, self._work))
                 tasks.create_task(self._routed.run(exits, self._work))
@@ -239,7 +249,7 @@ class PolicyComponent:
             if engine is None:
                 engine = self._begin()
             elif full:
-                self._watch_bridges()
+                self._upkeep.watch_bridges()
             result, holders = self.gate.take_in(engine, full=full, again=again)
             if result is not None:
                 sizes = {kind: len(self._store.snapshot().of(kind)) for kind in KINDS[:3]} if full else {}
@@ -313,21 +323,6 @@ class PolicyComponent:
 
     # --- beside passes -----------------------------------------------------------------------------------------------
 
-    async def _keep(self) -> NoReturn:
-        """Sweeping the fast path, and reading counters while somebody wants them."""
-        while True:
-            try:
-                async with asyncio.timeout(SWEEP_S):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
-            self._wanted.clear()
-            await self._owned(self._sweep)
-            now = asyncio.get_running_loop().time()
-            if self._metrics.due and now - self._read_at >= readings.READ_S - 1:
-                self._read_at = now
-                await self._owned(self._read)
-
     async def _watch_insides(self) -> NoReturn:
         """Have a pass when somebody changes our tables inside a pod."""
         loop, insides = asyncio.get_running_loop(), self.gate.insides
@@ -344,40 +339,6 @@ class PolicyComponent:
             changed.clear()
             if await self._work(insides.noticed):
                 self._runner.poke()
-
-    def _watch_bridges(self) -> None:
-        """Somebody may switch off what shows bridged packets to the table, as ``sysctl --system`` can: nobody tells."""
-        try:
-            if self._see_bridged():
-                log.warning("policies: bridged packets did not pass the filters: switched on again")
-        except KernelError as error:
-            self.report.trouble("bridged packets", str(error))
-        else:
-            self.report.trouble("bridged packets", "")
-
-    def _sweep(self) -> None:
-        engine = self._engine
-        if engine is not None:
-            self._watch_bridges()
-        if engine is None or engine.fast is None:
-            return
-        try:
-            engine.fast.sweep()
-        except KernelError as error:
-            self.report.note("connections of the fast path", f"not swept: {error}")
-        else:
-            self.report.note("connections of the fast path", "")
-
-    def _read(self) -> None:
-        engine = self._engine
-        if engine is None:
-            return
-        objects = self._store.snapshot()
-        policies = {kind: len(objects.of(kind)) for kind in (NETWORK_POLICY, CLUSTER_NETWORK_POLICY)}
-        try:
-            self._metrics.take(readings.read(engine, policies, self.gate.denied))
-        except PycniError as error:
-            log.warning("counters of policies: %s", describe(error))
 
     def _own_exits(self) -> Sequence[str] | None:
         try:
