@@ -41,6 +41,17 @@ class Variant:
         """Seconds of a median ADD plus a median DEL."""
         return statistics.median(self.add) + statistics.median(self.delete)
 
+    def pairs_by_round(self) -> list[float]:
+        """The same of each round alone."""
+        return [
+            one + two for one, two in zip(self.by_round(self.add), self.by_round(self.delete), strict=True)
+        ]
+
+    def by_round(self, values: list[float]) -> list[float]:
+        """The median of each round's calls; every round calls for the same pods."""
+        size = len(values) // len(self.add_rates)
+        return [statistics.median(values[start : start + size]) for start in range(0, len(values), size)]
+
     def pair_p99(self) -> float:
         """Seconds of a 99th percentile ADD plus DEL."""
         return quantile(self.add, 0.99) + quantile(self.delete, 0.99)
@@ -92,7 +103,7 @@ def measure(
     """ADD and DEL every pod with every variant in turn, ``parallel`` at a time, in the node's namespace."""
     home = netns.open_netns(f"/run/netns/{node}")
 
-    def one_round(variant: Variant, keep: bool) -> None:
+    def one_round(variant: Variant, pods: list[str], *, keep: bool) -> None:
         results: dict[str, bytes] = {}
         cpu = -_helpers_cpu(variant.helpers)
 
@@ -115,7 +126,10 @@ def measure(
                 if keep:
                     times.extend(took for took, _ in done)
                     rates.append(len(pods) / elapsed)
-                time.sleep(0.2)  # what a plugin does in the background is finished outside the other's turn
+                if keep or command == "DEL":
+                    time.sleep(
+                        0.2
+                    )  # what a plugin does in the background is finished outside the other's turn
         cpu += _helpers_cpu(variant.helpers)
         if keep:
             variant.cpu.append(cpu / len(pods))
@@ -123,6 +137,7 @@ def measure(
     try:
         for index in range(rounds + 1):
             for variant in variants if index % 2 else variants[::-1]:
-                one_round(variant, keep=index > 0)
+                # The first round warms up.
+                one_round(variant, pods if index else pods[:parallel], keep=index > 0)
     finally:
         os.close(home)

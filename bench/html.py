@@ -146,7 +146,7 @@ def _table(words: tuple[str, ...], body: str) -> str:
 
 
 def _ratio(row: Row) -> str:
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    ratio = "" if row.ratio is None else escape(f"{row.ratio:.2f} {row.unit}".strip())
     return ratio if row.noise is None else f"{ratio} <span class='soft'>±{row.noise * 100:.0f} %</span>"
 
 
@@ -171,7 +171,7 @@ def _row(row: Row) -> str:
     met = {"yes": '<span class="yes">yes</span>', "NO": '<span class="no">no</span>', "-": ""}[row.met]
     return (
         f"<tr><td>{escape(row.question)}</td><td>{escape(row.ours)}</td><td>{escape(row.peer)}</td>"
-        f'<td class="number">{_ratio(row)}</td><td class="bar">{_bar(row) if row.peer else ""}</td>'
+        f'<td class="number">{_ratio(row)}</td><td class="bar">{_bar(row) if row.peer and not row.unit else ""}</td>'
         f"<td>{escape(row.target)}</td><td>{met}</td></tr>"
     )
 

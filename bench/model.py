@@ -21,9 +21,9 @@ class Row(msgspec.Struct, kw_only=True):
     ours: str
     peer: str = ""
     ratio: float | None = None
-    """Ours / peer, or ours alone when there is no peer."""
+    """Ours / peer; or ours alone, where the target has a unit or there is no peer."""
     target: str = ""
-    """Like ``<= 0.9``; "" reports only."""
+    """Like ``<= 0.9``, or ``<= 5 ms`` where ours alone is promised; "" reports only."""
     better: str = ""
     """``less`` or ``more``; "": the target tells, or nothing does."""
     noise: float | None = None
@@ -36,6 +36,11 @@ class Row(msgspec.Struct, kw_only=True):
             return "-"
         relation, bound = self.target.split()[:2]
         return "yes" if _COMPARE[relation](self.ratio, float(bound)) else "NO"
+
+    @property
+    def unit(self) -> str:
+        """Of ``ratio`` where it is none, from the target."""
+        return "".join(self.target.split()[2:3])
 
     @property
     def direction(self) -> str:

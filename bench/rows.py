@@ -41,7 +41,8 @@ def row(
 ) -> None:
     """Register one row.
 
-    ``ratio``: ours / peer, or ours alone when there is no peer. ``target``: like ``<= 0.9``; "" reports only.
+    ``ratio``: ours / peer, or ours alone when there is no peer. ``target``: like ``<= 0.9``, or ``<= 5 ms``
+    when ``ratio`` is such a figure and no ratio; "" reports only.
     ``better``: ``less`` or ``more``, where no target tells. ``ratios``: those of the single rounds, which tell the noise.
     """
     screen().rows.append(
@@ -86,7 +87,14 @@ def table() -> list[str]:
     """The rows as lines of a text table."""
     head = ("question", "pycni", "peer", "ratio", "target", "met")
     body = [
-        (r.question, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}", r.target, r.met)
+        (
+            r.question,
+            r.ours,
+            r.peer,
+            "" if r.ratio is None else f"{r.ratio:.2f} {r.unit}".strip(),
+            r.target,
+            r.met,
+        )
         for found in SCREENS.values()
         for r in found.rows
     ]

@@ -20,7 +20,7 @@ import pytest
 from bench.proxyload import facts, filled
 from bench.proxysync import Spaces
 from bench.rows import row
-from bench.size import QUICK
+from bench.size import sized
 from pycni.agent.traffic import TrafficRoutes
 from pycni.kernel import netns, sysctl
 from pycni.kernel.conntrack_new import Connection, remember
@@ -37,10 +37,11 @@ from pycni_proxy import planes
 from pycni_proxy.engine import Engine
 from pycni_proxy.traffic import ServiceTraffic
 
-PODS = 100 if QUICK else 1000
-SERVICES = 1000 if QUICK else 10_000
-CONNECTIONS = 5000 if QUICK else 50_000
-ROUNDS = 5 if QUICK else 15
+PODS = sized(1000, 100)
+SERVICES = sized(10_000, 1000)
+CONNECTIONS = sized(50_000, 5000)
+ROUNDS = sized(15, 5)
+BLOCKS = sized(8, 4)
 
 
 @pytest.fixture
@@ -198,12 +199,12 @@ def test_hearing_of_connections(space: None) -> None:
         f"{took / count * 1e6:.0f} us",
         "",
         took / count * 1e6,
-        "<= 100",
+        "<= 100 us",
     )
 
 
 def test_rates_of_many_nodes() -> None:
-    nodes = 2 if QUICK else 5
+    nodes = sized(5, 2)
 
     def samples(at: int) -> dict[str, Sample]:
         pods = tuple(
@@ -298,14 +299,24 @@ class Way:
 def test_what_counting_bytes_costs_a_packet() -> None:
     way = Way()
     try:
-        pairs = [(way.send(0, 600), way.send(1, 600)) for _ in range(60 if QUICK else 400)]
+        blocks = [quickest(way, sized(50, 15)) for _ in range(BLOCKS)]
     finally:
         way.close()
-    off, on = (min(times) for times in zip(*pairs, strict=True))
+    off, on = (min(times) for times in zip(*blocks, strict=True))
     row(
         "conntrack-accounting: a 64-byte packet through a router, the quickest of many rounds",
         f"{on * 1e6:.2f} us",
         f"{off * 1e6:.2f} us without",
         on / off,
         "<= 1.02",
+        ratios=[one / two for two, one in blocks],
     )
+
+
+def quickest(way: Way, rounds: int) -> tuple[float, float]:
+    """Seconds of a packet without and with accounting, in turns; the machine's moods only ever add to them."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds * 2):
+        accounting = (number + number // 2) % 2
+        found[accounting].append(way.send(accounting, 600))
+    return min(found[0]), min(found[1])
