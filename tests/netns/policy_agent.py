@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,14 +9,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
 from pycni.agent.health import Health
-from pycni.agent.settings_file import load
 from pycni.ipam.endpoints import EndpointStore
 from pycni.kernel import bpf_places, netns, nft_names
 from pycni.model.endpoint import Endpoint
@@ -25,45 +22,18 @@ from pycni.policy import cleanup, nft
 from pycni.policy.base import Dataplane
 from pycni.policy.component import PolicyComponent
 from pycni.policy.component_fast import PARTS
-from pycni.reconcile.backoff import Backoff
-from pycni.sources.manifests import ManifestSource
-from pycni.store import Store
+from tests.netns.policy_thread import Manifests, PolicyThread
 from tests.proxy.topology import NODE, PODS, Topology
+from tests.waiting import wait_for
 
 LABELS = {"a": ("shop", "web"), "b": ("shop", "db"), "c": ("lone", "web")}
-API = {"NetworkPolicy": "networking.k8s.io/v1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2"}
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
-    """What the condition gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.005)
-    return found
-
-
-class Folder:
-    """Manifests, one object a file."""
+class Folder(Manifests):
+    """Manifests of the topology's node."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir()
-        status = {"addresses": [{"type": "InternalIP", "address": address} for address in NODE]}
-        self.put("Node", "n1", status=status, spec={"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]})
-        for name in ("shop", "lone"):
-            self.put("Namespace", name)
-
-    def put(self, kind: str, name: str, namespace: str = "", labels: Any = None, **fields: Any) -> None:
-        """Write an object; the file is whole or not there."""
-        meta = {"name": name, "namespace": namespace, "labels": labels or {}}
-        value = {"apiVersion": API.get(kind, "v1"), "kind": kind, "metadata": meta, **fields}
-        draft = self.path / f".{kind}-{namespace}-{name}"
-        draft.write_text(json.dumps(value))
-        draft.rename(self.path / f"{kind}-{namespace}-{name}.json")
-
-    def drop(self, kind: str, name: str, namespace: str = "") -> None:
-        (self.path / f"{kind}-{namespace}-{name}.json").unlink()
+        super().__init__(path, NODE, podCIDRs=["10.244.1.0/24", "fd00:244:1::/64"])
 
     def pod(self, name: str, *, ips: bool = True, **labels: str) -> None:
         """A pod of the topology; without addresses as the API has it before its ADD has returned."""
@@ -74,9 +44,6 @@ class Folder:
             "Pod", name, namespace, {"app": app, **labels},
             spec={"nodeName": "n1", "containers": []}, status=status,
         )  # fmt: skip
-
-    def policy(self, name: str, namespace: str = "shop", **spec: Any) -> None:
-        self.put("NetworkPolicy", name, namespace, spec={"podSelector": {}, **spec})
 
 
 def endpoint(name: str, state: str = "pending", mac: str = "02:00:00:00:00:01") -> Endpoint:
@@ -110,82 +77,38 @@ class PolicyAgent:
         """Whether senders are checked."""
         self.records = EndpointStore(str(state))
         self.health = Health()
-        self.component: PolicyComponent
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop
-        self._task: asyncio.Task[None]
-        self._calls: ThreadPoolExecutor
-        self.error: BaseException | None = None
+        self._thread: PolicyThread | None = None
 
     def start(self, *, ready: bool = True, listed: bool = True) -> None:
         """``listed``: the manifests are read at once; else by ``read``."""
-        begun = threading.Event()
         self.health = Health()
-        settings = load(
-            ["--components=policy", "--node-name=n1", f"--policy-spoof-check={self.checks}", *self.flags],
-            {},
-            "n1",
-        ).settings
-
-        async def main() -> None:
-            store = Store()
-            self._source = ManifestSource(self.folder.path)
-            self.component = PolicyComponent(
-                settings,
-                store,
-                health=self.health,
-                recorded=True,
-                exits=lambda: ("eth0",),
-                malformed=self._source.malformed,
-                make=lambda: self.wrap(nft.make()),
-                backoff=Backoff(0.05, 0.2),
-            )
-            self.component.follow_pods(self.records)
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()  # type: ignore[assignment]
-            self._reading = asyncio.Event()
-            if listed:
-                self._reading.set()
-
-            async def read() -> None:
-                await self._reading.wait()
-                await self._source.run(store)
-
-            begun.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.component.run())
-                tasks.create_task(read())
-
-        def life() -> None:
-            fd = netns.open_netns(netns.path(self.space))
-            try:
-                with contextlib.suppress(asyncio.CancelledError):
-                    netns.run_in(fd, lambda: asyncio.run(main()))
-            except BaseException as exc:
-                self.error = exc
-                begun.set()
-            finally:
-                os.close(fd)
-
-        self._thread = threading.Thread(target=life)
-        self._thread.start()
-        assert begun.wait(10)
+        self._thread = PolicyThread(
+            self.space,
+            [f"--policy-spoof-check={self.checks}", *self.flags],
+            self.folder.path,
+            self.records,
+            health=self.health,
+            listed=listed,
+            exits=lambda: ("eth0",),
+            make=lambda: self.wrap(nft.make()),
+        )
         if ready:
             wait_for(lambda: self.red == "", "policies to be programmed")
 
+    @property
+    def component(self) -> PolicyComponent:
+        assert self._thread is not None
+        return self._thread.component
+
     def read(self) -> None:
         """Let the manifests be read."""
-        self._loop.call_soon_threadsafe(self._reading.set)
+        assert self._thread is not None
+        self._thread.read()
 
     def stop(self) -> None:
-        if self._thread is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._task.cancel)
-            self._thread.join(20)
-            assert not self._thread.is_alive()
-            self._thread = None
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
 
     def close(self) -> None:
         try:
@@ -245,7 +168,8 @@ class PolicyAgent:
             asleep.set()
             assert awake.wait(20)
 
-        self._loop.call_soon_threadsafe(sleep)
+        assert self._thread is not None
+        self._thread.call(sleep)
         assert asleep.wait(5)
         try:
             yield

@@ -14,9 +14,10 @@ from pycni.model.kube import TCP, UDP
 from pycni.policy import cleanup, nft, spoof_rules
 from pycni.policy.nft.layout import TABLE
 from tests.netns.fabric_nodes import run
-from tests.netns.policy_agent import policy_agent, wait_for
+from tests.netns.policy_agent import policy_agent
 from tests.proxy.topology import PODS, source_of, topology
 from tests.proxy.traffic import Dial, Traffic
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

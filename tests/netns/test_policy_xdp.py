@@ -35,6 +35,7 @@ from tests.netns.test_policy_xdp_law import BLOCKS, CLOSED, PEER, POD_IP, bare, 
 from tests.netns.xdp_rig import Judge, Wire, first_packet, ifindex, look, plain, sending, vxlan, wire
 from tests.proxy.topology import topology
 from tests.proxy.traffic import Traffic
+from tests.waiting import wait_for
 
 OTHERS = "int other(struct xdp_md *ctx) { return XDP_PASS; }"
 MODES = pytest.mark.parametrize("mode", ["native", "generic"])
@@ -431,7 +432,7 @@ def test_nothing_is_lost_while_it_comes_changes_and_goes(spaces, traffic, bpffs,
     before = carrier_changes(spaces)
     echoes = Echoes(spaces.path("far"), "10.244.2.11", "10.244.1.11")
     try:
-        wait_for(lambda: echoes.answered)
+        wait_for(lambda: echoes.answered, "an echo")
         rig = rig_of(spaces, traffic, bpffs, "native", tracked=False)
         try:
             for number in range(10):
@@ -451,16 +452,9 @@ def test_nothing_is_lost_while_it_comes_changes_and_goes(spaces, traffic, bpffs,
         finally:
             close(rig)
         answered = len(echoes.answered)
-        wait_for(lambda: len(echoes.answered) > answered + 20)
+        wait_for(lambda: len(echoes.answered) > answered + 20, "echoes")
     finally:
         lost = echoes.stop()
     assert echoes.sent > 100
     assert not lost
     assert carrier_changes(spaces) == before
-
-
-def wait_for(done):
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

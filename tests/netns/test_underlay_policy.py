@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from tests.netns.podenv import connect, pings, serving
-from tests.netns.underlay_rig import Ground, World, populated, underlay, wait_for
+from tests.netns.underlay_rig import Ground, World, populated, underlay
 from tests.netns.underlay_segment import FAR, PEER
+from tests.waiting import wait_for
 
 FAMILIES = (4, 6)
 DENY = {"policyTypes": ["Ingress", "Egress"]}

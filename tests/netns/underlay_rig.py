@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import json
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +14,6 @@ from typing import Any, NamedTuple
 from pycni.agent.cni_ops import CniOps
 from pycni.agent.health import Health
 from pycni.agent.pods import Pods
-from pycni.agent.settings_file import load
 from pycni.ipam.endpoints import EndpointStore
 from pycni.ipam.pool import Pools
 from pycni.kernel import netns as namespaces
@@ -25,13 +21,11 @@ from pycni.kernel.pod import PodDriver
 from pycni.model.podnet import PodNetwork
 from pycni.policy import cleanup
 from pycni.policy.component import PolicyComponent
-from pycni.reconcile.backoff import Backoff
-from pycni.sources.manifests import ManifestSource
-from pycni.store import Store
 from tests.netns.podenv import Env, Pod, node
+from tests.netns.policy_thread import Manifests, PolicyThread
 from tests.netns.underlay_segment import FAR, NODE, PEER, Segment
+from tests.waiting import wait_for
 
-API = {"NetworkPolicy": "networking.k8s.io/v1", "ClusterNetworkPolicy": "policy.networking.k8s.io/v1alpha2"}
 SERVICE = "10.96.0.10"
 PODNET = PodNetwork(
     subnets=(ip_network("10.1.2.0/24"),),
@@ -59,39 +53,14 @@ RANGES = [
         }
     ],
 ]
-PATIENCE_S = 20.0
 _NUMBERS = itertools.count()
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """What the condition gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.005)
-    return found
-
-
-class Folder:
-    """Manifests, one object a file."""
+class Folder(Manifests):
+    """Manifests of the segment's node."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(parents=True)
-        status = {"addresses": [{"type": "InternalIP", "address": address} for address in NODE]}
-        self.put("Node", "n1", status=status)
-        self.put("Namespace", "shop")
-        self.put("Namespace", "lone")
-
-    def put(self, kind: str, name: str, namespace: str = "", labels: Any = None, **fields: Any) -> None:
-        meta = {"name": name, "namespace": namespace, "labels": labels or {}}
-        value = {"apiVersion": API.get(kind, "v1"), "kind": kind, "metadata": meta, **fields}
-        draft = self.path / f".{kind}-{namespace}-{name}"
-        draft.write_text(json.dumps(value))
-        draft.rename(self.path / f"{kind}-{namespace}-{name}.json")
-
-    def drop(self, kind: str, name: str, namespace: str = "") -> None:
-        (self.path / f"{kind}-{namespace}-{name}.json").unlink()
+        super().__init__(path, NODE)
 
     def pod(
         self, name: str, namespace: str = "shop", *, ips: Any = (), node: str = "n1", **labels: str
@@ -102,9 +71,6 @@ class Folder:
             status={"phase": "Running", "podIPs": [{"ip": address} for address in ips]},
         )  # fmt: skip
 
-    def policy(self, name: str, namespace: str = "shop", **spec: Any) -> None:
-        self.put("NetworkPolicy", name, namespace, spec={"podSelector": {}, **spec})
-
 
 class Agent:
     """CNI operations in the node's namespace; the policy component on a thread of its own in it."""
@@ -114,8 +80,7 @@ class Agent:
         self.flags = flags
         self.manifests = Folder(folder / "manifests")
         self.podnet: PodNetwork | None = PODNET
-        self._thread: threading.Thread | None = None
-        self.error: BaseException | None = None
+        self._thread: PolicyThread | None = None
 
     def start(self, *, listed: bool = True, ready: bool = True) -> None:
         self.health = Health()
@@ -124,7 +89,15 @@ class Agent:
         self.driver = PodDriver()
         self.driver.start()
         self.pods = Pods(self.driver, self.records)
-        self._run_component(listed=listed)
+        self._thread = PolicyThread(
+            self.space,
+            ["--policy-sync-period=600", f"--state-dir={self.folder / 'state'}", *self.flags],
+            self.manifests.path,
+            self.records,
+            health=self.health,
+            listed=listed,
+            exits=lambda: ("eth1",),
+        )
         self.ops = CniOps(
             ipam=self.pools,
             endpoints=self.records,
@@ -139,78 +112,27 @@ class Agent:
         if ready:
             wait_for(lambda: self.red == "", "policies to be programmed")
 
-    def _run_component(self, *, listed: bool) -> None:
-        begun = threading.Event()
-        words = [
-            "--components=policy",
-            "--node-name=n1",
-            "--policy-sync-period=600",
-            f"--state-dir={self.folder / 'state'}",
-            *self.flags,
-        ]
-        settings = load(words, {}, "n1").settings
-
-        async def main() -> None:
-            store = Store()
-            source = ManifestSource(self.manifests.path)
-            self.component = PolicyComponent(
-                settings,
-                store,
-                health=self.health,
-                recorded=True,
-                exits=lambda: ("eth1",),
-                malformed=source.malformed,
-                backoff=Backoff(0.05, 0.2),
-            )
-            self.component.follow_pods(self.records)
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            self._reading = asyncio.Event()
-            if listed:
-                self._reading.set()
-
-            async def read() -> None:
-                await self._reading.wait()
-                await source.run(store)
-
-            begun.set()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.component.run())
-                tasks.create_task(read())
-
-        def life() -> None:
-            fd = namespaces.open_netns(namespaces.path(self.space))
-            try:
-                with contextlib.suppress(asyncio.CancelledError):
-                    namespaces.run_in(fd, lambda: asyncio.run(main()))
-            except BaseException as exc:
-                self.error = exc
-                begun.set()
-            finally:
-                os.close(fd)
-
-        self._thread = threading.Thread(target=life)
-        self._thread.start()
-        assert begun.wait(PATIENCE_S)
-        assert self.error is None, self.error
+    @property
+    def component(self) -> PolicyComponent:
+        assert self._thread is not None
+        return self._thread.component
 
     def read(self) -> None:
         """Let the manifests be read."""
-        self._loop.call_soon_threadsafe(self._reading.set)
+        assert self._thread is not None
+        self._thread.read()
 
     def stop(self) -> None:
         """As when the agent ends: the kernel keeps everything."""
-        if self._thread is None:
+        thread, self._thread = self._thread, None
+        if thread is None:
             return
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
-        self._thread = None
-        self.driver.close()
-        self.pools.close()
-        self.records.close()
-        if self.error is not None:
-            raise self.error
+        try:
+            thread.stop()
+        finally:
+            self.driver.close()
+            self.pools.close()
+            self.records.close()
 
     @property
     def red(self) -> str:

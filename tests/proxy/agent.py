@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,10 @@ import yaml
 from pycni.kernel import netns
 from pycni_proxy.cli_services import AgentError, fetch
 from tests.proxy.topology import NODE, Topology
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 HEALTH = 10256
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    """What the condition gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.01)
 
 
 def service(name: str, ip: str, port: int = 80, protocol: str = "TCP", **spec: Any) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import pytest
 
 from pycni.kernel import netns
 from pycni.model.kube import TCP
-from tests.proxy.agent import HEALTH, piece, service, wait_for
+from tests.proxy.agent import HEALTH, piece, service
 from tests.proxy.topology import NODE, OUTSIDE, PODS
 from tests.proxy.traffic import Dial
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.root
 

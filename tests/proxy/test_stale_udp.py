@@ -9,8 +9,9 @@ import socket
 import pytest
 
 from pycni.kernel import netns
-from tests.proxy.agent import piece, service, wait_for
+from tests.proxy.agent import piece, service
 from tests.proxy.topology import NODE, PODS
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.root
 
