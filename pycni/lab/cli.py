@@ -19,6 +19,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _spec_arguments(up)
     _command(commands, "down", "down", "remove a lab, whatever state it is in")
     _command(commands, "status", "status", "nodes, their agents and subnets, pods")
+    _pod_commands(commands)
+    _object_commands(commands)
+    _try_commands(commands)
+    _agent_commands(commands)
+    demo = _command(
+        commands, "demo", "demo", "up, matrix, kill an agent under traffic, down: telling what happens"
+    )
+    _spec_arguments(demo)
+
+
+def _pod_commands(commands: Any) -> None:
+    """Pods by hand."""
     pod = commands.add_parser("pod", help="add or remove a pod").add_subparsers(
         dest="pod_command", metavar="COMMAND", required=True
     )
@@ -47,56 +59,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ready.add_argument(
         "--listen", choices=("on", "off"), help="whether its servers listen (default: as before)"
     )
-    _object_commands(commands)
-    execute = _command(
-        commands, "exec", "execute", "run a command in a node, a pod, the fabric or the client"
-    )
-    execute.usage = "%(prog)s [--name NAME] [--json] NODE|POD|fabric|client -- CMD ..."
-    execute.add_argument("target", metavar="NODE|POD|fabric|client")
-    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
-    execute.set_defaults(takes_rest=True)
-    matrix = _command(commands, "matrix", "matrix", "try who reaches whom with real packets")
-    matrix.add_argument(
-        "--timeout", type=float, default=2.0, metavar="S", help="patience per check (default: 2)"
-    )
-    matrix.add_argument(
-        "--policy", action="store_true", help="what policies do between pods, beside what they should"
-    )
-    matrix.add_argument(
-        "--port",
-        default="",
-        metavar="PORT",
-        help="with --policy: NUMBER[/PROTOCOL] (default: all declared ones)",
-    )
-    agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
-    agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
-    agent.add_argument("node", help="name of the node")
-    backend = _command(
-        commands, "backend", "change:backend", "change the backend node by node, under traffic"
-    )
-    backend.add_argument("type", metavar="TYPE", help="the new backend")
-    backend.add_argument("--node", help="only this node (default: all, one after the other)")
-    backend.add_argument(
-        "--backend-conf",
-        type=_json_object,
-        default={},
-        metavar="JSON",
-        help="keys of the net-conf's Backend object besides Type",
-    )
-    scrape = _command(
-        commands,
-        "scrape-config",
-        "scrape:scrape_config",
-        "a Prometheus configuration that scrapes its agents",
-    )
-    scrape.add_argument(
-        "--rules", action="append", default=[], metavar="FILE", help="a file of rules; may be repeated"
-    )
-    scrape.add_argument("--interval", default="15s", help="between two scrapes (default: 15s)")
-    demo = _command(
-        commands, "demo", "demo", "up, matrix, kill an agent under traffic, down: telling what happens"
-    )
-    _spec_arguments(demo)
 
 
 def _object_commands(commands: Any) -> None:
@@ -149,6 +111,59 @@ def _object_commands(commands: Any) -> None:
     ask.add_argument(
         "--timeout", type=float, default=2.0, metavar="S", help="patience each time (default: 2)"
     )
+
+
+def _try_commands(commands: Any) -> None:
+    """What is run in a lab: commands, and who reaches whom."""
+    execute = _command(
+        commands, "exec", "execute", "run a command in a node, a pod, the fabric or the client"
+    )
+    execute.usage = "%(prog)s [--name NAME] [--json] NODE|POD|fabric|client -- CMD ..."
+    execute.add_argument("target", metavar="NODE|POD|fabric|client")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    execute.set_defaults(takes_rest=True)
+    matrix = _command(commands, "matrix", "matrix", "try who reaches whom with real packets")
+    matrix.add_argument(
+        "--timeout", type=float, default=2.0, metavar="S", help="patience per check (default: 2)"
+    )
+    matrix.add_argument(
+        "--policy", action="store_true", help="what policies do between pods, beside what they should"
+    )
+    matrix.add_argument(
+        "--port",
+        default="",
+        metavar="PORT",
+        help="with --policy: NUMBER[/PROTOCOL] (default: all declared ones)",
+    )
+
+
+def _agent_commands(commands: Any) -> None:
+    """Agents: their lives, their backend, who watches them."""
+    agent = _command(commands, "agent", "agent", "stop, kill or start the agent of a node")
+    agent.add_argument("action", choices=("stop", "kill", "start", "restart"))
+    agent.add_argument("node", help="name of the node")
+    backend = _command(
+        commands, "backend", "change:backend", "change the backend node by node, under traffic"
+    )
+    backend.add_argument("type", metavar="TYPE", help="the new backend")
+    backend.add_argument("--node", help="only this node (default: all, one after the other)")
+    backend.add_argument(
+        "--backend-conf",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="keys of the net-conf's Backend object besides Type",
+    )
+    scrape = _command(
+        commands,
+        "scrape-config",
+        "scrape:scrape_config",
+        "a Prometheus configuration that scrapes its agents",
+    )
+    scrape.add_argument(
+        "--rules", action="append", default=[], metavar="FILE", help="a file of rules; may be repeated"
+    )
+    scrape.add_argument("--interval", default="15s", help="between two scrapes (default: 15s)")
 
 
 def _command(commands: Any, name: str, function: str, summary: str) -> argparse.ArgumentParser:
@@ -215,6 +230,11 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
         default="netns",
         help="nodes are network namespaces (default) or User-Mode Linux guests with a kernel of their own",
     )
+    _component_arguments(parser)
+
+
+def _component_arguments(parser: argparse.ArgumentParser) -> None:
+    """What nodes do beside networks."""
     parser.add_argument(
         "--proxy",
         choices=("nftables", "ipvs", "ebpf", "auto", "none"),
