@@ -26,7 +26,7 @@ vagrant-qemu: setup
 	$(ROOT) vagrant/qemu.sh
 
 vagrant-bench:
-	cd vagrant && vagrant up && ./cluster.sh up && ./cluster.sh verify && ./cluster.sh bench && ./cluster.sh report report.json
+	cd vagrant && vagrant up && ./cluster.sh up && ./cluster.sh verify && ./cluster.sh bench && ./cluster.sh report report
 
 # QUICK=1: fewer rounds and smaller sizes.
 bench: setup

@@ -1,5 +1,5 @@
 #!/bin/sh
-# cluster.sh up | verify | backend NAME | bench | report FILE: what is done with hosts that are there, all together, one script of provision/ at a
+# cluster.sh up | verify | backend NAME | bench | report PATH: what is done with hosts that are there, all together, one script of provision/ at a
 # time on each. PYCNI_ON is the program that runs a command on a host, `PYCNI_ON HOST COMMAND...`; without it Vagrant's.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,6 +38,8 @@ up() {
   each pods
   each objects
   each doctor
+  on "$first" traces authority
+  each traces
 }
 
 verify() {
@@ -53,31 +55,39 @@ backend() {
   each pods
 }
 
+# What crosses hosts, by backend; a node that is drained; what pytest bench/ says of each host's kernel.
 bench() {
   for name in ${PYCNI_BENCH_BACKENDS:-vxlan host-gw wireguard}; do
-    backend "$name" >/dev/null
+    [ "$("$PYCNI_ON" "$first" grep ^PYCNI_BACKEND= /etc/pycni/hosts.env)" = "PYCNI_BACKEND='$name'" ] || backend "$name"
     on "$first" bench "$name" "${PYCNI_BENCH_SECONDS:-3}" "${PYCNI_BENCH_ROUNDS:-5}"
   done
   if [ "${PYCNI_BGP:-exabgp}" != none ] && [ "${PYCNI_PROXY:-auto}" != none ]; then
-    on router converge 12 &
-    asking=$!
-    sleep 4
-    on "$first" drain drain
-    sleep 4
-    on "$first" drain undrain
-    wait $asking
+    drained "${PYCNI_BENCH_SECONDS:-3}"
   fi
+  suite=${PYCNI_BENCH_SUITE-proxy policy}
+  # shellcheck disable=SC2086
+  # One after another: a hypervisor's hosts share its processors.
+  [ -z "$suite" ] || for node in $nodes; do on "$node" suite "${PYCNI_BENCH_QUICK:-1}" $suite; done
 }
 
-# Every figure, as one JSON object.
+# drained SECONDS: the first node's announcements go and come back, SECONDS between, while the router asks.
+drained() {
+  on router converge begin
+  sleep "$1"
+  on "$first" drain drain
+  sleep "$1"
+  on "$first" drain undrain
+  sleep "$1"
+  found=$(on router converge end | base64 -w 0)
+  on "$first" bench drained "$found"
+}
+
+# report PATH: every figure, as PATH.json and PATH.html.
 report() {
-  {
-    printf '{"hosts": '
-    "$PYCNI_ON" "$first" cat /var/lib/pycni-hosts/report.json
-    printf ', "drain": '
-    "$PYCNI_ON" router cat /var/lib/pycni-hosts/converge.json || echo null
-    printf '}\n'
-  } >"$1"
+  on "$first" report
+  for kind in json html; do
+    "$PYCNI_ON" "$first" cat "/var/lib/pycni-hosts/report.$kind" >"$1.$kind"
+  done
 }
 
 case ${1:-} in

@@ -78,7 +78,8 @@ module PycniSettings
   end
 
   # Variables of ours that others read.
-  OTHERS = %w[PYCNI_ON PYCNI_SOURCE PYCNI_SOCKET PYCNI_BENCH_BACKENDS PYCNI_BENCH_SECONDS PYCNI_BENCH_ROUNDS].freeze
+  OTHERS = %w[PYCNI_ON PYCNI_SOURCE PYCNI_SOCKET PYCNI_BENCH_BACKENDS PYCNI_BENCH_SECONDS PYCNI_BENCH_ROUNDS
+    PYCNI_BENCH_SUITE PYCNI_BENCH_QUICK].freeze
 
   # What is right alone and wrong together.
   def self.together(values)

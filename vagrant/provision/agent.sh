@@ -7,6 +7,16 @@ load
 # both IPV4 IPV6: those of the families pods have, with a comma.
 both() { { ! ipv4 || echo "$1"; ! ipv6 || echo "$2"; } | paste -sd, -; }
 
+# Traces of other hosts' agents. Until there is an authority (traces.sh) this host is its own, so the agent has what it wants.
+trace=/etc/pycni/trace
+if [ ! -e $trace/node.key ]; then
+  install -d -m 700 $trace
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj "/CN=$PYCNI_HOST" \
+    -keyout $trace/node.key.new -out $trace/node.crt 2>$STATE/last || die "openssl: $(cat $STATE/last)"
+  cp $trace/node.crt $trace/ca.crt
+  mv $trace/node.key.new $trace/node.key
+fi
+
 components=network
 [ "$PYCNI_PROXY" = none ] || components=$components,proxy
 [ "$PYCNI_POLICY" = none ] || components=$components,policy
@@ -20,6 +30,10 @@ components=network
   echo 'PYCNID_IP_MASQ="true"'
   echo 'PYCNID_HEALTHZ_IP="127.0.0.1"'
   echo 'PYCNID_HEALTHZ_PORT="8285"'
+  echo 'PYCNID_TRACE_LISTEN="[::]:9475"'
+  echo "PYCNID_TRACE_TLS_CERT=\"$trace/node.crt\""
+  echo "PYCNID_TRACE_TLS_KEY=\"$trace/node.key\""
+  echo "PYCNID_TRACE_TLS_CA=\"$trace/ca.crt\""
   if [ "$components" != network ]; then
     install -d -m 755 /etc/pycni/manifests
     echo 'PYCNID_MANIFEST_DIR="/etc/pycni/manifests"'

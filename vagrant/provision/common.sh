@@ -9,7 +9,7 @@ if [ "$PYCNI_HOST" = router ]; then
   packages="$packages frr python3"
 else
   packages="$packages ca-certificates python3 python3-venv python3-nftables nftables iptables ipset ipvsadm conntrack
-    ethtool etcd-client iperf3 sockperf"
+    ethtool openssl etcd-client iperf3 sockperf"
   [ "$PYCNI_KUBERNETES" = 1 ] || ! members | grep -qx "$PYCNI_HOST" || packages="$packages etcd-server"
   [ "$PYCNI_BGP" != bird ] || packages="$packages bird2"
   [ "$PYCNI_BACKEND" != wireguard ] || packages="$packages wireguard-tools"

@@ -1,29 +1,32 @@
 """What a drained node costs those outside: run on the router, with nothing but Python's own library.
 
-``converge.py ADDRESS SECONDS`` opens a connection to the Service's external address every 20 ms and tells how many
-were not answered, the longest time without an answer. Somebody drains a node meanwhile.
+``converge.py ADDRESS FILE`` opens a connection to the Service's external address every 20 ms until it is told to end,
+then writes how many were not answered and the longest time without an answer. Somebody drains a node meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-REPORT = Path("/var/lib/pycni-hosts/converge.json")
 EVERY_S, PATIENCE_S = 0.02, 1.0
+ENDING: list[int] = []
 
 
-def main(address: str, seconds: float) -> None:
-    """Ask for so long."""
+def main(address: str, path: Path) -> None:
+    """Ask until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda number, _: ENDING.append(number))
     answers: Counter[str] = Counter()
     failed, longest = 0, 0.0
     begun = last = time.monotonic()
-    while (now := time.monotonic()) - begun < seconds:
+    while not ENDING:
+        now = time.monotonic()
         name = ""
         with contextlib.suppress(OSError), socket.create_connection((address, 80), PATIENCE_S) as sock:
             name = sock.recv(4096).decode().partition(" ")[0]
@@ -38,10 +41,13 @@ def main(address: str, seconds: float) -> None:
         "asked": failed + answers.total(),
         "failed": failed,
         "longest_ms": round(longest * 1000),
+        "seconds": round(time.monotonic() - begun, 1),
         "by": answers,
     }
-    print(json.dumps(row))
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(row) + "\n")
+    new.rename(path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]))

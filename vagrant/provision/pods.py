@@ -2,7 +2,7 @@
 
 Life: ``add`` makes what is missing and remembers it in ``pods.json``; ``serve`` (a service of the host) opens the
 servers and then writes the host's page of the address book, ``/pycni-hosts/<host>`` in etcd; ``objects`` makes
-manifests for this host's agent of all hosts' pages. ``verify.py`` and ``bench.py`` read the same book. Settings come
+manifests for this host's agent of all hosts' pages. ``verify.py`` and ``across.py`` read the same book. Settings come
 by ``lib.sh``'s variables.
 """
 
@@ -13,17 +13,16 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from measured import Place, serving
 
 from pycni.kernel import netns as kernel_netns
 from pycni.lab.probe import Doors, Prober
@@ -41,6 +40,8 @@ CONFLIST = "/etc/cni/net.d/10-pycni.conflist"
 MANIFESTS = Path("/etc/pycni/manifests")
 BOOK = "/pycni-hosts/"
 PORT, NODE_PORT = 8080, 30080
+OUTSIDE_PORT = 8081
+"""Of ``outside.py``, on the router."""
 SERVICE = {Family.V4: "10.96.0.80", Family.V6: "fd00:10:96::80"}
 EXTERNAL = {Family.V4: "10.99.0.80", Family.V6: "fd00:10:99::80"}
 FAMILIES = {"ipv4": (Family.V4,), "ipv6": (Family.V6,), "dual": (Family.V4, Family.V6)}
@@ -226,7 +227,7 @@ def serve() -> None:
         )
         for pod in pods
     )
-    with _measuring(pods), PodServer() as server, Prober(hosts_here(pods, mtu)) as prober:
+    with serving(_measured(pods)), PodServer() as server, Prober(hosts_here(pods, mtu)) as prober:
         server.set(served)
         for problem in server.problems():
             print(problem, flush=True)
@@ -262,30 +263,14 @@ def _publish(page: Page) -> None:
             return
 
 
-@contextlib.contextmanager
-def _measuring(pods: tuple[Pod, ...]) -> Iterator[None]:
-    """Servers for ``bench.py``, in the node and in its first pod."""
-    places = [("", underlay()[host()])]
+def _measured(pods: tuple[Pod, ...]) -> list[Place]:
+    """Where ``across.py`` measures to: the node, its first open pod."""
+    places = [Place("", "", next(iter(underlay()[host()].values())))]
     first = next((pod for pod in pods if not pod.closed), None)
     if first is not None:
-        places.append((first.name, {Family.V6 if ":" in ip else Family.V4: ip for ip in first.ips}))
-    running = [
-        subprocess.Popen([*prefix, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for name, addresses in places
-        for prefix in ([["ip", "netns", "exec", namespace(name)] if name else []])
-        for address in [next(iter(addresses.values()))]
-        for words in (
-            ["iperf3", "-s", "-B", address],
-            ["sockperf", "server", "--tcp", "-i", address, "-p", "5202"],
-        )
-        if shutil.which(words[0])
-    ]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+        space = namespace(first.name)
+        places.append(Place(space, kernel_netns.path(space), first.ips[0]))
+    return places
 
 
 # objects

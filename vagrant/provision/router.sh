@@ -1,5 +1,6 @@
 #!/bin/sh
-# The router of the fabric: FRR, with BGP to every node; one session each carries both families.
+# The router of the fabric: FRR, with BGP to every node; one session each carries both families. And, as it is no part of the
+# cluster, a server that tells by which address it sees a client.
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 load
@@ -44,3 +45,18 @@ install -d -o frr -g frr -m 755 /var/run/frr /var/log/frr
 service frr "/etc/frr/frr.conf /etc/frr/daemons" "" root \
   sh -c '/usr/lib/frr/frrinit.sh restart; exec tail -f /dev/null --pid "$(cat /run/frr/watchfrr.pid)"'
 until_ok 120 "FRR answers" vtysh -c "show bgp summary"
+
+here=$(cd "$(dirname "$0")" && pwd)
+put /etc/systemd/system/pycni-outside.service <<END
+[Unit]
+Description=tells clients by which address they are seen
+After=network.target
+
+[Service]
+ExecStart=/usr/bin/python3 -ISB $here/outside.py 8081
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+END
+service pycni-outside "$here/outside.py" "" root /usr/bin/python3 -ISB "$here/outside.py" 8081

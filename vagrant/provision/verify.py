@@ -16,14 +16,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import msgspec
 from pods import (
     EXTERNAL,
     NODE_PORT,
+    OUTSIDE_PORT,
     PORT,
     SERVICE,
     STATE,
@@ -71,10 +73,12 @@ def main() -> int:
     pages = book()
     rows = [_kernel(), _matrix(pages)]
     with Inside() as inside:
+        rows += list(_sources(pages, inside))
         if setting("PYCNI_PROXY") != "none":
             rows += list(_services(pages, inside))
         if setting("PYCNI_POLICY") != "none":
             rows.append(_policies(pages, inside))
+    rows += list(_traces(pages))
     (STATE / "verify.json").write_bytes(msgspec.json.encode(rows))
     for row in rows:
         print(f"{'ok  ' if row.ok else 'FAIL'}  {row.host:<7} {row.check:<22} {row.detail}")
@@ -170,6 +174,11 @@ class Question(NamedTuple):
 
 def ask(inside: Inside, questions: Sequence[Question], seconds: float) -> list[str]:
     """Who answers each, all asked at once: the pod's name, "" where nobody does in time."""
+    return [line.partition(" ")[0] for line in lines_of(inside, questions, seconds)]
+
+
+def lines_of(inside: Inside, questions: Sequence[Question], seconds: float) -> list[str]:
+    """The line each is answered by, all asked at once; "" where nobody answers in time."""
     with contextlib.ExitStack() as stack:
         poll = stack.enter_context(selectors.DefaultSelector())
         answers = [""] * len(questions)
@@ -186,9 +195,42 @@ def ask(inside: Inside, questions: Sequence[Question], seconds: float) -> list[s
                 assert isinstance(key.fileobj, socket.socket)
                 with contextlib.suppress(OSError):  # refused or reset: no answer
                     # A line is far smaller than a segment.
-                    answers[key.data] = key.fileobj.recv(4096).decode().partition(" ")[0]
+                    answers[key.data] = key.fileobj.recv(4096).decode().strip()
                 poll.unregister(key.fileobj)
         return answers
+
+
+def _sources(pages: dict[str, Page], inside: Inside) -> Iterator[Row]:
+    """By which address a pod of this host is seen: outside by its node's, by pods of other hosts by its own."""
+    mine = next(pod for pod in load() if not pod.closed)
+    there = next((page for name, page in pages.items() if name != host()), pages[host()])
+    pod = [item for item in there.pods if not item.closed][-1]
+    own, far = ({_family(ip): ip for ip in item.ips} for item in (mine, pod))
+    place = namespace(mine.name)
+    ways = {
+        "seen by a pod": {Question(place, far[family], PORT): f"{pod.name} {own[family]}" for family in own}
+    }
+    if "router" in underlay():
+        outside, node = underlay()["router"], underlay()[host()]
+        ways["seen outside (NAT)"] = {
+            Question(place, outside[item], OUTSIDE_PORT): node[item] for item in own
+        }
+    for label, expected in ways.items():
+        answers = _right(expected, inside, ANSWER_S)
+        text = ", ".join(
+            f"{question.address} sees {own[_family(question.address)]} as {answer.split()[-1] if answer else 'nobody'}"
+            for question, answer in answers.items()
+        )
+        yield Row(host=host(), check=label, ok=answers == expected, detail=text)
+
+
+def _right(expected: Mapping[Question, str], inside: Inside, seconds: float) -> dict[Question, str]:
+    """The answers, once they are those expected, or when patience ends."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answers = dict(zip(expected, lines_of(inside, list(expected), seconds), strict=True))
+        if answers == expected or time.monotonic() > deadline:
+            return answers
 
 
 def _services(pages: dict[str, Page], inside: Inside) -> Iterator[Row]:
@@ -244,6 +286,57 @@ def _policies(pages: dict[str, Page], inside: Inside) -> Row:
     detail = f"{allowed} connections allowed, {len(expected) - allowed} denied"
     detail += "".join(f"; WRONG {item.place} -> {item.address}" for item in wrong)
     return Row(host=host(), check="policies", ok=not wrong and bool(allowed), detail=detail)
+
+
+def _traces(pages: dict[str, Page]) -> Iterator[Row]:
+    """``pycnictl trace`` to the next host's pods: this agent asks that one, so hops of both are known."""
+    names = list(pages)
+    peer = names[(names.index(host()) + 1) % len(names)]
+    if peer == host():
+        return
+    mine = next(pod for pod in load() if not pod.closed)
+    open_, closed = ([pod for pod in pages[peer].pods if pod.closed is flag] for flag in (False, True))
+    yield _trace("trace to pod", mine.name, f"{open_[0].name}:{PORT}", lambda found: _whole(found, peer))
+    if setting("PYCNI_PROXY") != "none":
+        yield _trace("trace to Service", mine.name, "web:80", lambda found: bool(found["ok"]))
+    own = next((pod for pod in load() if pod.closed), None)
+    if own is not None and closed:
+
+        def denied(found: dict[str, Any]) -> bool:
+            fault = found["fault"] or {}
+            return not found["ok"] and fault.get("node") == peer and "closed" in fault["cause"]
+
+        yield _trace("trace, denied", own.name, f"{closed[0].name}:{PORT}", denied)
+
+
+def _whole(found: dict[str, Any], peer: str) -> bool:
+    return bool(found["ok"]) and {host(), peer} <= {hop["node"] for hop in found["hops"]}
+
+
+def _trace(check: str, source: str, target: str, right: Callable[[dict[str, Any]], bool]) -> Row:
+    """Again for a while: an agent that has just started, or is busy, may take its time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        words = ["pycnictl", "trace", source, target, "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        found: dict[str, Any] = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        if found and right(found):
+            return Row(host=host(), check=check, ok=True, detail=_told(source, target, found))
+        if time.monotonic() > deadline:
+            text = _told(source, target, found) if found else done.stderr.strip()[-300:]
+            return Row(host=host(), check=check, ok=False, detail=text)
+
+
+def _told(source: str, target: str, found: dict[str, Any]) -> str:
+    hops = "; ".join(f"{len(list(group))} hops on {node}" for node, group in groupby(found["hops"], _node))
+    fault = found["fault"]
+    end = f"round trip {found['round_trip_us']:.0f} us" if found["round_trip_us"] else "no answer"
+    why = f"; {fault['node']}: {fault['cause']}" if fault else ""
+    return f"{source} -> {target}: {hops}; {end}{why}" + "".join(f"; {item}" for item in found["limits"])
+
+
+def _node(hop: dict[str, Any]) -> str:
+    return str(hop["node"])
 
 
 if __name__ == "__main__":
