@@ -9,35 +9,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
-
-import msgspec
 
 from pycni.check import objects
+from pycni.check.cases import SERVERS, Cases, Door
 from pycni.check.model import (
     ALLOW,
     DENY,
-    HOST_PORT,
     NAMESPACE,
     NODE,
     OPEN,
     OUTSIDE,
     POD,
-    PORT,
-    SILENCE_S,
     Case,
     Expect,
     Host,
     Scene,
     Site,
-    Task,
     Test,
 )
 from pycni.model.family import Family
 
-MESH = 6
-"""Nodes up to which each is tried with each."""
-SERVERS = ("tcp", "udp")
 REACH = ("ping", *SERVERS)
 ASKED = 6
 """Questions to a Service, one after the other."""
@@ -46,127 +37,9 @@ NO_SERVICES = "the agents serve no Services"
 NO_POLICIES = "the agents enforce no policies"
 
 
-class Door(NamedTuple):
-    """What is knocked at."""
-
-    target: str
-    """For people."""
-    family: Family
-    host: str
-    port: int = 0
-
-
-class _Cases:
-    """Makes cases with numbers of their own."""
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene, self.site = scene, scene.site
-        self._numbers = itertools.count(1)
-        pods = scene.pods
-        self.a, self.b, self.c = (pods[name] for name in objects.FIRST)
-        self.far = [pods[name] for name in objects.far(scene.site)]
-        self.first = scene.site.nodes[0]
-
-    def each(
-        self,
-        pairs: Iterable[tuple[Host, Host]],
-        kinds: Sequence[str],
-        expect: Expect | None = None,
-    ) -> Iterator[Case]:
-        """Every pair in every family by every kind."""
-        for source, target in pairs:
-            port = PORT if target.kind == POD else HOST_PORT
-            names = (target.name,) if target.kind == POD else ()
-            want = expect or Expect(who=names)
-            for family in self.site.families:
-                if family in source.addresses and family in target.addresses:
-                    for kind in kinds:
-                        at = target.addresses[family]
-                        asked = want if kind in SERVERS else msgspec.structs.replace(want, who=(), seen=())
-                        yield self.case(source, Door(target.name, family, at, port), kind, asked)
-
-    def case(self, source: Host, door: Door, kind: str, expect: Expect, *, count: int = 1) -> Case:
-        """One."""
-        target, family, host, port = door
-        task = Task(
-            number=next(self._numbers),
-            kind=kind,
-            host=host,
-            port=port if kind in {*SERVERS, "bulk", "reach"} else 0,
-            family=int(family) if kind == "name" else 0,
-            count=count,
-            wait_s=SILENCE_S if expect.denied else self.site.answer_s,
-            patience_s=self.site.patience_s,
-            silence=expect.denied,
-        )
-        return Case(source=source, target=target, family=family, task=task, expect=expect)
-
-    # --- who with whom
-
-    def between_nodes(self) -> list[tuple[Host, Host]]:
-        """Pods of different nodes, both ways."""
-        hosts = [self.a, *self.far]
-        if len(hosts) <= MESH:
-            return list(itertools.permutations(hosts, 2))
-        ring = list(zip(hosts, [*hosts[1:], hosts[0]], strict=True))
-        return [*ring, *((two, one) for one, two in ring)]
-
-    def own_node(self) -> list[tuple[Host, Host]]:
-        """Each node's pod with its node."""
-        return list(zip([self.a, *self.far], self.site.nodes, strict=True))
-
-    def next_node(self) -> list[tuple[Host, Host]]:
-        """Each node's pod with the node after it."""
-        nodes = self.site.nodes
-        return list(zip([self.a, *self.far], [*nodes[1:], nodes[0]], strict=True)) if self.far else []
-
-    # --- Services
-
-    def addresses(self, name: str) -> dict[Family, str]:
-        """A Service's cluster addresses."""
-        found = self.scene.services.get(name, {}).get("clusterIPs") or ()
-        return {Family.V6 if ":" in ip else Family.V4: ip for ip in found if ip != "None"}
-
-    def served(
-        self,
-        name: str,
-        sources: Iterable[Host],
-        expect: Expect,
-        kinds: Sequence[str] = SERVERS,
-        count: int = 1,
-    ) -> Iterator[Case]:
-        """A Service by its cluster addresses."""
-        for source, (family, address) in itertools.product(sources, self.addresses(name).items()):
-            if family in source.addresses:
-                for kind in kinds:
-                    door = Door(f"Service {name}", family, address, 80)
-                    yield self.case(source, door, kind, expect, count=count)
-
-    def node_ports(self, sources: Iterable[Host], nodes: Iterable[Host], expect: Expect) -> Iterator[Case]:
-        """Service ``all`` by the nodes' addresses."""
-        ports = {
-            item["protocol"].lower(): item.get("nodePort", 0)
-            for item in self.scene.services.get(objects.ALL, {}).get("ports", ())
-        }
-        families = self.addresses(objects.ALL)
-        for source, node in itertools.product(sources, nodes):
-            for family in families:
-                if family in node.addresses and family in source.addresses:
-                    for kind in SERVERS:
-                        at = Door(
-                            f"Service all at {node.name}", family, node.addresses[family], ports.get(kind, 0)
-                        )
-                        yield self.case(source, at, kind, expect)
-
-    @property
-    def servers(self) -> tuple[str, ...]:
-        """Everybody behind Service ``all``."""
-        return tuple(self.scene.pods)
-
-
 def tests(scene: Scene) -> list[Test]:
     """All of them, in the order of the table."""
-    made = _Cases(scene)
+    made = Cases(scene)
     return [*_reach(made), *_sizes(made), *_services(made), *_names(made), *_outside(made), *_policies(made)]
 
 
@@ -215,7 +88,7 @@ def _test(
     )
 
 
-def _reach(made: _Cases) -> list[Test]:
+def _reach(made: Cases) -> list[Test]:
     own = OWN_NODE if made.site.beside_node else ""
     other = "" if made.far else NO_OTHER
     turned = [(node, pod) for pod, node in made.own_node()]
@@ -246,7 +119,7 @@ def _reach(made: _Cases) -> list[Test]:
     ]  # fmt: skip
 
 
-def _sizes(made: _Cases) -> list[Test]:
+def _sizes(made: Cases) -> list[Test]:
     other = "" if made.far else NO_OTHER
     return [
         _test(
@@ -269,7 +142,7 @@ def _sizes(made: _Cases) -> list[Test]:
     ]
 
 
-def _services(made: _Cases) -> list[Test]:
+def _services(made: Cases) -> list[Test]:
     none = "" if made.site.services else NO_SERVICES
     beside = none or ("pods on the underlay pass by their node" if made.site.beside_node else "")
     someone = Expect(who=made.servers)
@@ -318,7 +191,7 @@ def _services(made: _Cases) -> list[Test]:
     ]
 
 
-def _names(made: _Cases) -> list[Test]:
+def _names(made: Cases) -> list[Test]:
     domain = made.site.dns
     none = "" if domain else "the cluster has no DNS"
     if made.site.beside_node:
@@ -362,7 +235,7 @@ def _names(made: _Cases) -> list[Test]:
     ]  # fmt: skip
 
 
-def _outside(made: _Cases) -> list[Test]:
+def _outside(made: Cases) -> list[Test]:
     outside, site = made.site.outside, made.site
 
     def cases() -> Iterator[Case]:
@@ -388,7 +261,7 @@ def _outside(made: _Cases) -> list[Test]:
     ]
 
 
-def _policies(made: _Cases) -> list[Test]:
+def _policies(made: Cases) -> list[Test]:
     none = "" if made.site.policies else NO_POLICIES
     shut = made.scene.pods[objects.guarded(made.site)]
     denied = Expect(denied=True)
