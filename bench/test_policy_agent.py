@@ -18,11 +18,14 @@ import pytest
 from bench.fed import API_PORT, HEALTH_PORT, api, program, resident_mib, wait_ready
 from bench.policyload import APPS, SPACES
 from bench.rows import row
+from bench.size import sized
 from bench.test_kube import meta
 from tests.cni.runtimes import inside
 
 POLICIES, PODS = 1_000, 5_000
 NODES = {"100 of them here": 50, "1,000 of them here": 5}
+RUNS = sized(("first", "again"), ("first",))
+SETTLE_S = sized(5, 1)
 KUBE_ROUTER_MIB = 98
 
 
@@ -84,7 +87,7 @@ def agent(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("where", NODES)
+@pytest.mark.parametrize("where", list(NODES)[: sized(None, 1)])
 def test_an_agent_with_all_policies(benchmark: Any, where: str) -> None:
     objects = {
         "nodes": [{"metadata": {"name": "n0"}}],
@@ -96,13 +99,13 @@ def test_an_agent_with_all_policies(benchmark: Any, where: str) -> None:
     with api(objects) as (space, folder):
 
         def start() -> None:
-            for which in ("first", "again"):
+            for which in RUNS:
                 log = folder / f"{which}.log"
                 with contextlib.ExitStack() as life:
                     started = time.monotonic()
                     made = life.enter_context(program(space, agent(folder), log))
                     found[f"{which}_s"] = wait_ready(space, log) - started
-                    time.sleep(5)
+                    time.sleep(SETTLE_S)
                     found["mib"] = max(resident_mib(made.pid), found.get("mib", 0.0))
 
         benchmark.pedantic(start, rounds=1)
@@ -119,7 +122,8 @@ def test_an_agent_with_all_policies(benchmark: Any, where: str) -> None:
         f"{found['mib']:.0f} MiB",
         f"kube-router {KUBE_ROUTER_MIB} MiB",
         found["mib"],
-        "<= 98",
+        "<= 98 MiB",
     )
     row(f"{about}: process start until all are in the kernel", f"{found['first_s']:.2f} s")
-    row(f"{about}: the same, restarted beside what is there", f"{found['again_s']:.2f} s")
+    if "again" in RUNS:
+        row(f"{about}: the same, restarted beside what is there", f"{found['again_s']:.2f} s")

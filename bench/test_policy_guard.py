@@ -1,27 +1,30 @@
-"""What a packet pays for the check that pods send by their own addresses: one process, both ends, guard on and off in turns.
+"""What does a packet pay for the check that pods send by their own addresses?
 
-    pytest bench/test_policy_guard.py -s
-
-A datagram there and back between two pods of a node, and one stream; with 2 and with 500 pods checked.
+A datagram there and back between two pods of a node, and one stream; unchecked, with 2 and with 500 pods checked, in turns.
 One thread sends and receives, so the figure is the kernel's way through veth, bridge and hooks and nothing of scheduling.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from bench.rows import row
+from bench.size import sized
 from pycni.kernel import netns as namespaces
 from pycni.policy.base import LocalPod
 from pycni.policy.spoof import Guard
 from tests.netns.podenv import Env, Pod, node
 
-ROUNDS, TRIPS = 40, 2000
+ROUNDS, TRIPS = sized(40, 8), 2000
+MANY = 500
 STREAM_BYTES = 64 << 20
 
 
@@ -69,14 +72,14 @@ def bound(family: int) -> socket.socket:
 
 
 def trip(one: socket.socket, two: socket.socket, there: str, back: str) -> float:
-    """Nanoseconds for a datagram there and back."""
+    """Microseconds for a datagram there and back."""
     began = time.perf_counter_ns()
     for _ in range(TRIPS):
         one.sendto(b"x", (there, 7000))
         two.recv(8)
         two.sendto(b"x", (back, 7000))
         one.recv(8)
-    return (time.perf_counter_ns() - began) / TRIPS
+    return (time.perf_counter_ns() - began) / TRIPS / 1e3
 
 
 def stream(client: socket.socket, server: socket.socket) -> float:
@@ -92,44 +95,72 @@ def stream(client: socket.socket, server: socket.socket) -> float:
     return sent * 8 / (time.perf_counter() - began) / 1e9
 
 
-def compared(
-    on: Callable[[], object], off: Callable[[], object], measure: Callable[[], float]
-) -> tuple[float, float]:
-    """Medians without and with, taken in turns."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for turn in range(ROUNDS * 2):
-        (off, on)[turn % 2]()
-        found[turn % 2].append(measure())
-    return statistics.median(found[0]), statistics.median(found[1])
+class Figures:
+    """What was measured with so many pods checked; 0 is without the guard."""
+
+    def __init__(self, *, more_is_better: bool = False) -> None:
+        self.found: dict[int, list[float]] = {}
+        self._more = more_is_better
+
+    def fill(self, guard: Guard, pods: dict[int, list[LocalPod]], measure: Callable[[], float]) -> None:
+        """All rounds; the order is another one each time."""
+        for _ in range(ROUNDS):
+            for count in random.sample(list(pods), len(pods)):
+                if pods[count]:
+                    guard.apply(pods[count])
+                else:
+                    guard.remove()
+                self.found.setdefault(count, []).append(measure())
+
+    def tell(self, question: str, one: int, other: int, unit: str, target: str = "") -> None:
+        """How many times as slow with ``one`` pods checked as with ``other``: a row."""
+        pairs = zip(self.found[one], self.found[other], strict=True)
+        ratios = [theirs / mine if self._more else mine / theirs for mine, theirs in pairs]
+        mine, theirs = (statistics.median(self.found[count]) for count in (one, other))
+        peer = f"{f'{other} pods' if other else 'unchecked'}: {theirs:.3g}"
+        ratio = statistics.median(ratios)
+        row(question, f"{mine:.3g} {unit}", peer, ratio, target, better="less", ratios=ratios)
 
 
-def trips(
-    one: Pod, two: Pod, family: int, on: Callable[[], object], off: Callable[[], object]
-) -> tuple[float, float]:
-    """Nanoseconds of a datagram there and back, without and with."""
+def datagrams(one: Pod, two: Pod, family: int, guard: Guard, pods: dict[int, list[LocalPod]]) -> Figures:
+    """Microseconds of a datagram there and back."""
+    found = Figures()
     addresses = (one.v4(), two.v4()) if family == 4 else (one.v6(), two.v6())
     with one.inside(lambda: bound(family)) as first, two.inside(lambda: bound(family)) as second:
-        return compared(on, off, lambda: trip(first, second, addresses[1], addresses[0]))
+        found.fill(guard, pods, lambda: trip(first, second, addresses[1], addresses[0]))
+    return found
 
 
-@pytest.mark.parametrize("count", [2, 500])
-def test_cost_of_the_guard(env: Env, count: int) -> None:
+def streams(one: Pod, two: Pod, guard: Guard, pods: dict[int, list[LocalPod]]) -> Figures:
+    """Gbit/s of one stream."""
+    found = Figures(more_is_better=True)
+    with two.inside(lambda: socket.create_server(("0.0.0.0", 7001))) as listener:
+        client = one.inside(lambda: socket.create_connection((two.v4(), 7001)))
+        server = listener.accept()[0]
+        with client, server:
+            found.fill(guard, pods, lambda: stream(client, server))
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_cost_of_the_guard(benchmark: Any, env: Env) -> None:
     one, two = (env.attach((4, 6), is_default_gateway=True) for _ in range(2))
+    mine = [local(one), local(two)]
+    pods = {0: [], 2: mine, MANY: [*mine, *others(MANY - 2)]}
     guard = Guard()
-    pods = [local(one), local(two), *others(count - 2)]
-    lines = []
+
+    def everything() -> dict[str, Figures]:
+        found = {
+            f"IPv{family}: a datagram there and back": datagrams(one, two, family, guard, pods)
+            for family in (4, 6)
+        }
+        return found | {"IPv4: one stream": streams(one, two, guard, pods)}
+
     try:
-        for family in (4, 6):
-            off, on = trips(one, two, family, lambda: guard.apply(pods), guard.remove)
-            lines.append(
-                f"IPv{family}, {count} pods: there and back {off / 1e3:.2f} us, checked {on / 1e3:.2f} us ({on / off:.3f})"
-            )
-        with two.inside(lambda: socket.create_server(("0.0.0.0", 7001))) as listener:
-            client = one.inside(lambda: socket.create_connection((two.v4(), 7001)))
-            server = listener.accept()[0]
-            with client, server:
-                off, on = compared(lambda: guard.apply(pods), guard.remove, lambda: stream(client, server))
-        lines.append(f"IPv4, {count} pods: one stream {off:.1f} Gbit/s, checked {on:.1f} ({on / off:.3f})")
+        measured = benchmark.pedantic(everything, rounds=1)
     finally:
         guard.close()
-    print("\n" + "\n".join(lines))
+    for what, found in measured.items():
+        unit = "Gbit/s" if "stream" in what else "us"
+        found.tell(f"{what}, {MANY} pods checked against none", MANY, 0, unit)
+        found.tell(f"{what}, {MANY} pods checked against 2", MANY, 2, unit, "<= 1.05")

@@ -18,6 +18,7 @@ import pytest
 
 from bench.plots import curves
 from bench.rows import row
+from bench.size import sized
 from pycni.kernel import bpf, bpf_build
 from pycni.policy import nft
 from pycni.policy.engine import PolicyEngine
@@ -29,7 +30,7 @@ from tests.netns.policy_rig import block, policy, rule, web
 from tests.netns.test_policy_xdp_law import CLOSED, PEER, POD_IP, bare, shop
 from tests.netns.xdp_rig import LOCAL, Judge, Wire, ifindex, plain, vxlan, wire
 
-ROUNDS, PACKETS, SLOW_PACKETS = 15, 250_000, 30_000
+ROUNDS, PACKETS, SLOW_PACKETS = sized(40, 6), 250_000, 30_000
 HAS_FRAGS = 1 << 5
 SOURCE = """
 static long (*redirect)(u32, u64) = (void *)23;
@@ -246,10 +247,16 @@ def _measure(meter: Meter, variants: dict[str, Variant]) -> dict[str, list[float
 def _tell(found: dict[str, list[float]]) -> None:
     medians = {name: statistics.median(values) for name, values in found.items()}
     for (one, other), (question, target) in QUESTIONS.items():
-        ratio = statistics.median(
-            theirs / mine for mine, theirs in zip(found[one], found[other], strict=True)
+        ratios = [theirs / mine for mine, theirs in zip(found[one], found[other], strict=True)]
+        row(
+            f"{question} (packets per CPU second)",
+            _rate(medians[one]),
+            _rate(medians[other]),
+            statistics.median(ratios),
+            target,
+            better="more",
+            ratios=ratios,
         )
-        row(f"{question} (packets per CPU second)", _rate(medians[one]), _rate(medians[other]), ratio, target)
     series = {
         name: [(number + 1, 1e3 / value) for number, value in enumerate(values)]
         for name, values in found.items()
