@@ -40,7 +40,7 @@ from pycni_proxy.traffic import ServiceTraffic
 PODS = sized(1000, 100)
 SERVICES = sized(10_000, 1000)
 CONNECTIONS = sized(50_000, 5000)
-ROUNDS = sized(15, 5)
+ROUNDS = sized(11, 5)
 BLOCKS = sized(8, 4)
 
 
