@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from bench import byhand
-from bench.backendpath import Variant, rounds
-from bench.test_wire import Pods
+from bench.backendpath import Pods, Variant, rounds
 from tests.netns.fabric_nodes import FabricWorld, until
 from tests.proxy.uml_boot import answer
 

@@ -20,6 +20,7 @@ from tempfile import mkdtemp
 
 MTU = {"host-gw": 1500, "vxlan": 1450, "ipip": 1480, "wireguard": 1420, "udp": 1472}
 """Of pods."""
+UNDERLAY = 1500
 
 
 def _ip(namespace: str, *lines: str) -> None:
@@ -52,37 +53,38 @@ def _run(namespace: str, *command: str) -> str:
     return done.stdout
 
 
-def _node(prefix: str, index: int, backend: str, *, masquerade: bool) -> None:
+def _node(prefix: str, index: int, backend: str, more: int, *, masquerade: bool) -> None:
     node = f"{prefix}n{index}"
     subprocess.run(["ip", "netns", "add", node], check=True)
     _ip(
         f"{prefix}net",
         f"link add e{index} type veth peer name eth0 netns {node}",
-        f"link set e{index} master underlay up",
+        f"link set e{index} mtu {UNDERLAY + more} master underlay up",
     )
     _ip(
         node,
+        f"link set eth0 mtu {UNDERLAY + more}",
         "link set lo up",
         f"addr add 192.168.77.{index}/24 dev eth0",
         "link set eth0 up",
     )
-    bridge(node, f"10.77.{index}.1", MTU[backend])
+    bridge(node, f"10.77.{index}.1", MTU[backend] + more)
     _run(node, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     if masquerade:
         _run(node, "nft", MASQUERADE)
 
 
-def _host_gw(node: str, index: int, other: int) -> None:
+def _host_gw(node: str, index: int, other: int, more: int) -> None:
     _ip(node, f"route add 10.77.{other}.0/24 via 192.168.77.{other}")
 
 
-def _vxlan(node: str, index: int, other: int) -> None:
+def _vxlan(node: str, index: int, other: int, more: int) -> None:
     _ip(
         node,
         f"link add flannel.1 address 02:00:00:00:00:0{index} type vxlan id 1 local 192.168.77.{index} "
         "dev eth0 dstport 8472 nolearning",
         f"addr add 10.77.{index}.0/32 dev flannel.1",
-        f"link set flannel.1 mtu {MTU['vxlan']} up",
+        f"link set flannel.1 mtu {MTU['vxlan'] + more} up",
         f"neigh add 10.77.{other}.0 lladdr 02:00:00:00:00:0{other} dev flannel.1 nud permanent",
         f"route add 10.77.{other}.0/24 via 10.77.{other}.0 dev flannel.1 onlink",
     )
@@ -90,11 +92,11 @@ def _vxlan(node: str, index: int, other: int) -> None:
     _run(node, "bridge", "fdb", "add", *entry.split(), "self", "permanent")
 
 
-def _ipip(node: str, index: int, other: int) -> None:
+def _ipip(node: str, index: int, other: int, more: int) -> None:
     _ip(
         node,
         f"link add ipip0 type ipip local 192.168.77.{index} dev eth0",
-        f"link set ipip0 mtu {MTU['ipip']} up",
+        f"link set ipip0 mtu {MTU['ipip'] + more} up",
         f"addr add 10.77.{index}.0/32 dev ipip0",
         f"route add 10.77.{other}.0/24 via 192.168.77.{other} dev ipip0 onlink",
     )
@@ -139,7 +141,11 @@ def _wireguard(prefix: str, folder: Path) -> None:
         _ip(node, f"link set wg0 mtu {MTU['wireguard']} up", f"route add 10.77.{other}.0/24 dev wg0")
 
 
-KERNEL: Mapping[str, Callable[[str, int, int], None]] = {"host-gw": _host_gw, "vxlan": _vxlan, "ipip": _ipip}
+KERNEL: Mapping[str, Callable[[str, int, int, int], None]] = {
+    "host-gw": _host_gw,
+    "vxlan": _vxlan,
+    "ipip": _ipip,
+}
 
 
 def bridge(node: str, gateway: str, mtu: int) -> None:
@@ -174,8 +180,13 @@ def remove(namespace: str) -> None:
 
 
 @contextmanager
-def network(prefix: str, backend: str, *, masquerade: bool = True) -> Iterator[dict[str, tuple[str, str]]]:
-    """Build it; yields pods as name -> (namespace, address): ``a`` and ``b`` on node 1, ``c`` on node 2."""
+def network(
+    prefix: str, backend: str, *, masquerade: bool = True, more: int = 0
+) -> Iterator[dict[str, tuple[str, str]]]:
+    """Build it; yields pods as name -> (namespace, address): ``a`` and ``b`` on node 1, ``c`` on node 2.
+
+    ``more``: bytes that a packet of the underlay may have beyond 1,500; those in user space have no use for them.
+    """
     names = [f"{prefix}{name}" for name in ("p11", "p12", "p21", "n1", "n2", "net")]
     folder = mkdtemp(prefix="pyb")
     programs: list[subprocess.Popen[bytes]] = []
@@ -183,21 +194,21 @@ def network(prefix: str, backend: str, *, masquerade: bool = True) -> Iterator[d
         subprocess.run(["ip", "netns", "add", f"{prefix}net"], check=True)
         _ip(f"{prefix}net", "link add underlay type bridge", "link set underlay up")
         for index in (1, 2):
-            _node(prefix, index, backend, masquerade=masquerade)
+            _node(prefix, index, backend, more, masquerade=masquerade)
         if backend == "wireguard":
             _wireguard(prefix, Path(folder))
         for index, other in ((1, 2), (2, 1)):
             if backend == "udp":
                 programs.append(_udp(f"{prefix}n{index}", index, other))
             elif backend in KERNEL:
-                KERNEL[backend](f"{prefix}n{index}", index, other)
+                KERNEL[backend](f"{prefix}n{index}", index, other, more)
         pods = {
             "a": (f"{prefix}p11", "10.77.1.2"),
             "b": (f"{prefix}p12", "10.77.1.3"),
             "c": (f"{prefix}p21", "10.77.2.2"),
         }
         for name, address in pods.values():
-            pod(f"{prefix}n{address.split('.')[2]}", name, address, MTU[backend])
+            pod(f"{prefix}n{address.split('.')[2]}", name, address, MTU[backend] + more)
         yield pods
     finally:
         for program in programs:

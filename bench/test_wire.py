@@ -1,128 +1,72 @@
 """Do packets travel as fast as over the same topology built by hand? They should: the kernel moves them, not we.
 
-iperf3 (one stream) and sockperf (TCP ping-pong) between pods of one node and of two, over VXLAN and host-gw, ours and
-the hand-built network taking turns.
+One stream (iperf3) and round trips between pods of one node and of two, over VXLAN and host-gw, ours and the hand-built
+network taking turns.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import re
-import statistics
-import subprocess
-import sys
-import time
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from bench.backendpath import CPU, GBIT, TRIP, Figures, Pods, Variant, microseconds, note_stream
 from bench.byhand import network
 from bench.rows import row
+from bench.size import sized
+from pycni.lab.run import Lab
+from pycni.lab.topology import LabSpec, pod_namespace
 
-ROUNDS = 5
-SECONDS = 1
-PORT = 5201
-SOCKPERF_PORTS = itertools.count(11111)
-Pods = dict[str, tuple[str, str]]
-
-
-def lab(*words: str) -> Any:
-    """Run ``pycnictl lab``; returns its JSON."""
-    command = [sys.executable, "-m", "pycni.cli", "lab", words[0], "--name", LAB, *words[1:]]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout) if "--json" in words else None
-
-
-LAB = f"pyb{os.getpid()}"
+ROUNDS = int(os.environ.get("WIRE_ROUNDS", str(sized(5, 2))))
+PATHS = sized((("same node", "b"), ("two nodes", "c")), (("two nodes", "c"),))
+WORDS = {GBIT: "throughput", TRIP: "round trip", CPU: "processor time per Gbit"}
 
 
 @contextmanager
 def ours(backend: str) -> Iterator[Pods]:
     """Two nodes with two pods each: ``a`` and ``b`` share a node, ``c`` is on the other."""
-    status = lab("up", "--nodes", "2", "--pods", "2", "--backend", backend, "--json")
+    name = f"pyb{os.getpid()}"
+    lab = Lab.up(LabSpec(name=name, nodes=2, pods=2, backend=backend))
     try:
-        pods = [(p["node"], f"pycni-{LAB}-pod.{p['name']}", p["ips"][0]) for p in status["pods"]]
-        first = [pod for pod in pods if pod[0] == "node1"]
-        other = next(pod for pod in pods if pod[0] == "node2")
-        yield {"a": first[0][1:], "b": first[1][1:], "c": other[1:]}
+        pods = [(pod.node, (pod_namespace(name, pod.name), pod.ips[0])) for pod in lab.pods()]
+        first, second = (place for node, place in pods if node == "node1")
+        yield {"a": first, "b": second, "c": next(place for node, place in pods if node == "node2")}
     finally:
-        lab("down")
-
-
-@contextmanager
-def server(namespace: str, *command: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{namespace}", "--", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        time.sleep(0.15)
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def client(namespace: str, *command: str) -> str:
-    done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{namespace}", "--", *command],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout
-
-
-def gigabits(pods: Pods, source: str, target: str) -> float:
-    namespace, address = pods[target]
-    with server(namespace, "iperf3", "-s", "-1", "-p", str(PORT)):
-        out = client(pods[source][0], "iperf3", "-c", address, "-p", str(PORT), "-t", str(SECONDS), "-J")
-    return float(json.loads(out)["end"]["sum_received"]["bits_per_second"]) / 1e9
-
-
-def microseconds(pods: Pods, source: str, target: str) -> float:
-    """Median round trip. A port of its own each time: sockperf cannot bind one in TIME_WAIT."""
-    port = str(next(SOCKPERF_PORTS))
-    namespace, address = pods[target]
-    command = ["sockperf", "ping-pong", "--tcp", "-i", address, "-p", port, "-t", "1", "--full-rtt"]
-    with server(namespace, "sockperf", "server", "--tcp", "-i", address, "-p", port):
-        for _ in range(50):
-            found = re.search(r"percentile 50.000 =\s+([\d.]+)", out := client(pods[source][0], *command))
-            if found:
-                return float(found[1])
-            time.sleep(0.1)  # the server takes its time to listen
-    raise RuntimeError(out)
+        lab.down()
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_same_as_by_hand(benchmark: Any, backend: str) -> None:
-    figures: dict[tuple[str, str, str], list[float]] = {}
+    found = Figures()
 
     def rounds() -> None:
         with ours(backend) as mine, network(f"pyb{os.getpid()}", backend) as hand:
-            for number in range(ROUNDS):
-                order = [("ours", mine), ("hand", hand)]
-                for path, target in (("same node", "b"), ("two nodes", "c")):
-                    for name, pods in order if number % 2 else order[::-1]:
-                        for what, measure in (("Gbit/s", gigabits), ("us", microseconds)):
-                            figures.setdefault((path, what, name), []).append(measure(pods, "a", target))
+            makers = {"ours": mine, "hand": hand}
+            for pods in makers.values():
+                for _, target in PATHS:
+                    microseconds(pods, "a", target, 0.05)  # neighbours
+            for _ in range(ROUNDS):
+                for path, target in PATHS:
+                    for maker in random.sample(list(makers), 2):
+                        note_stream(found, Variant(path, maker), makers[maker], target=target)
+                    for maker in random.sample(list(makers), 2):
+                        found.note(Variant(path, maker), TRIP, microseconds(makers[maker], "a", target))
 
     benchmark.pedantic(rounds, rounds=1)
-    for path in ("same node", "two nodes"):
-        for what in ("Gbit/s", "us"):
-            mine, hand = (statistics.median(figures[path, what, name]) for name in ("ours", "hand"))
-            better = mine / hand if what == "Gbit/s" else hand / mine
-            label = "throughput" if what == "Gbit/s" else "round trip"
+    for path, _ in PATHS:
+        mine, hand = Variant(path, "ours"), Variant(path, "hand")
+        for metric, words in WORDS.items():
             row(
-                f"{backend}, {path}: {label}",
-                f"{mine:.1f} {what}",
-                f"by hand {hand:.1f} {what}",
-                better,
-                ">= 0.97",
+                f"{backend}, {path}: {words}",
+                f"{found.median(mine, metric):.3g} {metric}",
+                f"by hand {found.median(hand, metric):.3g} {metric}",
+                found.ratio(mine, hand, metric),
+                "" if metric == CPU else ">= 0.97",
+                better="more",
+                ratios=found.ratios(mine, hand, metric),
             )
