@@ -2,7 +2,8 @@
 
 Store kinds are the object kinds ("Service", "EndpointSlice", "Node", "Pod", "Namespace"); keys are ``namespace/name``,
 for cluster-wide objects ``name``. Addresses are canonical text (``wire/kube`` normalises them), so that equal objects
-compare equal. Names and meanings are those of the Kubernetes API reference, v1 and discovery.k8s.io/v1.
+compare equal. No object refers to one that refers to it, so the cycle collector need not look at a hundred thousand of
+them. Names and meanings are those of the Kubernetes API reference, v1 and discovery.k8s.io/v1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PROTOCOLS: Mapping[str, int] = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 PROTOCOL_NAMES: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 
 
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
+class Meta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The part of metadata that is kept."""
 
     name: str
@@ -61,7 +62,7 @@ class Ingress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """ipMode Proxy: not to be intercepted."""
 
 
-class Service(msgspec.Struct, frozen=True, kw_only=True):
+class Service(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """v1 Service."""
 
     meta: Meta
@@ -102,7 +103,7 @@ class SlicePort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     protocol: int = TCP
 
 
-class SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+class SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One entry of an EndpointSlice's endpoints. Absent conditions are resolved as the API says (ready: true)."""
 
     address: str
@@ -121,7 +122,7 @@ class SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Name in DNS below a headless service."""
 
 
-class EndpointSlice(msgspec.Struct, frozen=True, kw_only=True):
+class EndpointSlice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """discovery.k8s.io/v1 EndpointSlice of address type IPv4 or IPv6 (others are not kept)."""
 
     meta: Meta
@@ -136,7 +137,7 @@ class EndpointSlice(msgspec.Struct, frozen=True, kw_only=True):
     """endpoints.kubernetes.io/last-change-trigger-time in seconds since the epoch; 0.0 without."""
 
 
-class KubeNode(msgspec.Struct, frozen=True, kw_only=True):
+class KubeNode(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """v1 Node."""
 
     meta: Meta
@@ -162,7 +163,7 @@ class ContainerPort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     host_port: int = 0
 
 
-class Pod(msgspec.Struct, frozen=True, kw_only=True):
+class Pod(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """v1 Pod."""
 
     meta: Meta
@@ -181,7 +182,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     """A container of it may change the pod's network: it is privileged or has CAP_NET_ADMIN."""
 
 
-class Namespace(msgspec.Struct, frozen=True, kw_only=True):
+class Namespace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """v1 Namespace."""
 
     meta: Meta

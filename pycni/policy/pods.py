@@ -133,7 +133,7 @@ class LocalPods:
 
     def corrected(self, pod: Pod) -> Pod:
         """A pod of the cluster with the addresses it has by this node's records."""
-        if pod.host_network:
+        if pod.host_network or self._know_nothing_of(pod):
             return pod
         mine = [item for item in self._by_pod.get(pod.meta.key, ()) if item.fits(pod)]
         ips = tuple(text for text in pod.ips if self._leaves(text, pod))
@@ -144,6 +144,10 @@ class LocalPods:
         if (ips, pod.node) == (pod.ips, self._node):
             return pod
         return msgspec.structs.replace(pod, ips=ips, node=self._node)
+
+    def _know_nothing_of(self, pod: Pod) -> bool:
+        """As of nearly every pod: those of other nodes."""
+        return self._by_address.keys().isdisjoint(pod.ips) and pod.meta.key not in self._by_pod
 
     def _leaves(self, text: str, pod: Pod) -> bool:
         """Whether the records leave the pod this address."""

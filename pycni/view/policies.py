@@ -143,7 +143,7 @@ class PolicyView:
         return self._groups.members(group)
 
     def bearers(self, named: Named) -> Iterable[tuple[bytes, int]]:
-        """Addresses and numbers of the ports of a name."""
+        """Addresses and numbers of the ports of a name that policies here refer to."""
         return self._groups.bearers(named)
 
     def claimants(self, address: bytes) -> Iterable[str]:
@@ -202,10 +202,10 @@ class PolicyView:
 
     # --- pods ----------------------------------------------------------------------------------------------------
 
-    def _take_pods(self, objects: Objects, keys: Iterable[str]) -> tuple[list[Kind], set[str]]:
-        """Kinds that got or lost a pod, and pods whose own rows may differ."""
+    def _take_pods(self, objects: Objects, keys: Iterable[str]) -> tuple[set[Kind], set[str]]:
+        """Kinds that got or lost a pod, and pods of this node whose own rows may differ."""
         pods = objects.of(POD)
-        census, dirty, touched, kinds = self._census, set[bytes](), set[str](), list[Kind]()
+        census, dirty, touched, kinds = self._census, set[bytes](), set[str](), set[Kind]()
         for key in keys:
             old = census.of(key)
             dirty |= census.put(key, pods.get(key))
@@ -214,8 +214,7 @@ class PolicyView:
                 continue
             for known in (old, new):
                 if known is not None:
-                    kinds.append(known.kind)
-                    touched.add(key)
+                    kinds.add(known.kind)
         for address in dirty:
             was, now = census.holders.get(address), census.claimant(address)
             if was is now:
@@ -223,7 +222,8 @@ class PolicyView:
             for known, act in ((was, self._release), (now, self._hold)):
                 if known is not None:
                     act(address, known)
-                    touched.add(known.key)
+                    if known.local:
+                        touched.add(known.key)
         return kinds, touched
 
     def _hold(self, address: bytes, known: Known) -> None:

@@ -37,7 +37,9 @@ class Groups:
         """The kinds of each group."""
         self._name_users: dict[Named, int] = {}
         self._bearers: dict[Named, set[tuple[bytes, int]]] = {}
-        """Every named port there is, used or not."""
+        """Addresses and numbers of the ports of every name in use."""
+        self._naming: dict[Named, set[Kind]] = {}
+        """Kinds with pods that have, or had, a port of a name, whether it is in use or not."""
         self._seen: dict[str, Having[Kind]] = {}
         """Kinds that have been matched, by namespace."""
 
@@ -54,7 +56,8 @@ class Groups:
                 count = self._name_users[named] = self._name_users.get(named, 0) + 1
                 if count == 1:
                     self._put(NAMES, named, None)
-                    for address, port in self._bearers.get(named, ()):
+                    found = self._bearers[named] = set(self._named(named))
+                    for address, port in found:
                         self._put(PORTS, (named, address, port), None)
 
     def disuse(self, matches: Iterable[Match]) -> None:
@@ -69,7 +72,7 @@ class Groups:
                 if not self._name_users[named]:
                     del self._name_users[named]
                     self._drop(NAMES, named)
-                    for address, port in self._bearers.get(named, ()):
+                    for address, port in self._bearers.pop(named):
                         self._drop(PORTS, (named, address, port))
 
     def members(self, name: str) -> Iterator[bytes]:
@@ -78,7 +81,7 @@ class Groups:
             yield from kind.addresses
 
     def bearers(self, named: Named) -> Iterable[tuple[bytes, int]]:
-        """Addresses and numbers of the ports of a name."""
+        """Addresses and numbers of the ports of a name in use."""
         return self._bearers.get(named, ())
 
     def _start(self, group: Group, labels: Labels) -> None:
@@ -114,8 +117,12 @@ class Groups:
         for name in kind.groups:
             self._put(MEMBERS, (name, address), None)
         for named, port in known.ports:
-            self._bearers.setdefault(named, set()).add((address, port))
-            if named in self._name_users:
+            if named not in kind.names:
+                kind.names.add(named)
+                self._naming.setdefault(named, set()).add(kind)
+            bearers = self._bearers.get(named)
+            if bearers is not None:
+                bearers.add((address, port))
                 self._put(PORTS, (named, address, port), None)
 
     def release(self, address: bytes, known: Known) -> None:
@@ -123,11 +130,10 @@ class Groups:
         for name in known.kind.groups:
             self._drop(MEMBERS, (name, address))
         for named, port in known.ports:
-            bearers = self._bearers[named]
-            bearers.discard((address, port))
-            if not bearers:
-                del self._bearers[named]
-            self._drop(PORTS, (named, address, port))
+            bearers = self._bearers.get(named)
+            if bearers is not None:
+                bearers.discard((address, port))
+                self._drop(PORTS, (named, address, port))
 
     def moved(self, namespace: str, labels: Mapping[str, str]) -> None:
         """Labels of a namespace changed."""
@@ -142,6 +148,20 @@ class Groups:
         for name in kind.groups:
             self._kinds[name].discard(kind)
         kind.groups.clear()
+        for named in kind.names:
+            kinds = self._naming[named]
+            kinds.discard(kind)
+            if not kinds:
+                del self._naming[named]
+        kind.names.clear()
+
+    def _named(self, named: Named) -> Iterator[tuple[bytes, int]]:
+        """Addresses and numbers of the ports of a name, found by going through its kinds."""
+        of, holders = self._census.of, self._census.holders
+        for kind in self._naming.get(named, ()):
+            for known in filter(None, map(of, kind.pods)):
+                for port in [number for each, number in known.ports if each == named]:
+                    yield from ((item, port) for item in known.addresses if holders.get(item) is known)
 
     def _enter(self, kind: Kind, labels: Labels) -> None:
         kind.seen = True

