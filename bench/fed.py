@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pycni.kernel import netns
 from tests.cni.node import ROOT
@@ -50,12 +51,12 @@ def api(objects: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     with tempfile.TemporaryDirectory(prefix="pyb") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         log = folder / "api.log"
-        (folder / "objects.json").write_text(json.dumps(objects))
+        (folder / "objects.json").write_bytes(msgspec.json.encode(objects))
         netns.create(space)
         stack.callback(netns.delete, space)
         for words in ("link set lo up", f"addr add {ADDRESS}/24 dev lo"):
             subprocess.run(["ip", "-n", space, *words.split()], check=True)
-        server = ["-m", "tests.k8s.api_server", "127.0.0.1", str(API_PORT), str(folder / "objects.json")]
+        server = ["-m", "bench.feeder", "127.0.0.1", str(API_PORT), str(folder / "objects.json")]
         stack.enter_context(program(space, server, log))
         end = time.monotonic() + PATIENCE_S
         while "serving" not in log.read_text():
