@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +19,6 @@ import msgspec
 
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import (
-    backends,
     driver,
     etcd,
     inside,
@@ -29,6 +26,7 @@ from pycni.lab import (
     netns,
     pods,
     processes,
+    ready,
     resolv,
     router,
     survey,
@@ -49,9 +47,6 @@ from pycni.lab.topology import LabError, LabSpec
 
 PARALLEL = 4
 """Agents starting and pods being added at the same time: two per core of the machine this was tuned on."""
-READY_TIMEOUT_S = 60.0
-SETTLE_S, SETTLE_BGP_S = 5.0, 20.0
-"""Patience for the nodes to get to know each other once all are ready, by leases and by BGP."""
 
 
 class Lab:
@@ -244,16 +239,7 @@ class Lab:
 
         An agent is ready when its own node is; that its peers know of it takes some milliseconds more.
         """
-        by_bgp = not backends.of(self.spec.backend).routes
-        if by_bgp and self.spec.bgp == "none":
-            return []
-        usual = SETTLE_BGP_S if by_bgp else SETTLE_S
-        deadline = time.monotonic() + (usual if timeout is None else timeout)
-        while missing := survey.missing_routes(self.nodes()):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(self.driver.poll_s)
-        return missing
+        return ready.await_routes(self.spec, self.nodes(), self.driver.poll_s, timeout)
 
     def agent(self, node: str) -> ProcessId | None:
         """The agent's process when it runs."""
@@ -279,27 +265,13 @@ class Lab:
 
         ``update`` is told how many are.
         """
-        waiting = deque(self.node(name) for name in names)
-        starting: dict[str, tuple[LabNode, float]] = {}
-        while waiting or starting:
-            while waiting and len(starting) < PARALLEL:
-                node = waiting.popleft()
-                self._remember(node.name, node.start())
-                starting[node.name] = (node, time.monotonic() + READY_TIMEOUT_S)
-            time.sleep(self.driver.poll_s)
-            for node, deadline in list(starting.values()):
-                answer = node.readiness()
-                if answer.ready:
-                    del starting[node.name]
-                    if update is not None:
-                        update(f"{len(names) - len(waiting) - len(starting)} of {len(names)}")
-                elif self.agent(node.name) is None:
-                    raise LabError(f"the agent of {node.name} ended; {node.log} ends with:\n{node.log_end()}")
-                elif time.monotonic() > deadline:
-                    raise LabError(
-                        f"{node.name} is not ready after {READY_TIMEOUT_S:g} s: {answer.reason}; "
-                        f"{node.log} ends with:\n{node.log_end()}"
-                    )
+        nodes = [self.node(name) for name in names]
+        ready.start_agents(nodes, self._start_agent, PARALLEL, self.driver.poll_s, update)
+
+    def _start_agent(self, node: LabNode) -> ProcessId:
+        process = node.start()
+        self._remember(node.name, process)
+        return process
 
     # pods
 
