@@ -23,7 +23,7 @@ qemu: setup
 
 # The hosts of vagrant/ emulated, and on a hypervisor; vagrant/README.md has the settings.
 vagrant-qemu: setup
-	$(ROOT) vagrant/qemu.sh
+	$(ROOT) vagrant/qemu.sh --report vagrant/report
 
 vagrant-bench:
 	cd vagrant && vagrant up && ./cluster.sh up && ./cluster.sh verify && ./cluster.sh bench && ./cluster.sh report report

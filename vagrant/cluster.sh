@@ -13,7 +13,8 @@ if [ "${PYCNI_KUBERNETES:-0}" = 1 ]; then
   echo "cluster.sh: PYCNI_KUBERNETES=1: pods, Services and policies are kubectl's business there" >&2
   exit 2
 fi
-nodes=$(for host in $PYCNI_HOSTS; do echo "${host%%=*}"; done | grep -vx router)
+hosts=$(for host in $PYCNI_HOSTS; do echo "${host%%=*}"; done)
+nodes=$(echo "$hosts" | grep -vx router)
 first=$(echo "$nodes" | head -n 1)
 
 # on HOST SCRIPT [ARGUMENT...]
@@ -44,7 +45,7 @@ up() {
 
 verify() {
   failed=0
-  for node in $nodes router; do on "$node" verify || failed=1; done
+  for host in $hosts; do on "$host" verify || failed=1; done
   return $failed
 }
 

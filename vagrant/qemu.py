@@ -127,9 +127,13 @@ class Hosts:
         ) as process:
             assert process.stdout is not None
             lines = []
-            for line in process.stdout:
-                lines.append(line)
-                print(line, end="", flush=True)
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    print(line, end="", flush=True)
+            except BaseException:
+                process.kill()
+                raise
         if process.returncode and not may_fail:
             logs = "\n".join(f"{name}:\n{self.logs(name)}" for name in self.hosts)
             raise SystemExit(f"cluster.sh {' '.join(words)} exits with {process.returncode}\n{logs}")

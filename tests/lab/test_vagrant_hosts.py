@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from bench.model import decode
+
 from .conftest import unique_name
 from .vagrant_hosts import PROVISION, Hosts
 
@@ -48,9 +50,44 @@ def test_pods_services_and_policies_of_all_hosts_work_with_each_other(hosts):
     assert node["matrix"].startswith(f"{(2 * 5 + 2 * 3 + 6) * 4 * 2} of ")
     assert node["policies"] == "6 connections allowed, 6 denied"
     assert all(f"node{i}-p{j}:" in node["ClusterIP from pod"] for i in (1, 2, 3) for j in (1, 2))
+    # A pod is seen outside by its node's addresses.
+    assert re.fullmatch(
+        r"192\.168\.57\.2 sees 10\.244\.[\d.]+ as 192\.168\.57\.11, fd57::2 sees fd00:10:244:[\w:]+ as fd57::11",
+        node["seen outside (NAT)"],
+    )
+    assert re.match(
+        r"node1-p1 -> node2-p1:8080: \d+ hops on node1; \d+ hops on node2; round trip", node["trace to pod"]
+    )
+    assert "node2: the packet is dropped: ingress of Pod default/node2-closed" in node["trace, denied"]
     assert [check for _, _, check, _ in found["router"][1]] == [
         f"{what} {family}" for family in ("ipv4", "ipv6") for what in ("BGP", "external IP")
     ]
+
+
+def test_what_is_measured_across_hosts_is_a_report_like_that_of_bench(hosts, tmp_path):
+    small = {"PYCNI_BENCH_SECONDS": "1", "PYCNI_BENCH_ROUNDS": "1", "PYCNI_BENCH_SUITE": ""}
+    hosts.cluster("bench", PYCNI_BENCH_BACKENDS="vxlan", **small)
+    hosts.cluster("report", str(tmp_path / "found"))
+    report = decode((tmp_path / "found.json").read_bytes(), "found.json")
+    rows = {screen.name: screen.rows for screen in report.screens}
+    assert {name: len(found) for name, found in rows.items()} == {
+        "hosts_backends": 3,
+        "hosts_drain": 2,
+        "hosts_policy": 2,
+        "hosts_services": 2,
+    }
+    for name, found in rows.items():
+        assert all(row.ratio is not None and row.direction for row in found)
+        assert name == "hosts_drain" or all(row.ratio > 0 and row.peer for row in found)
+    assert len(report.rows()) == 9
+    assert report.quick
+    page = (tmp_path / "found.html").read_text()
+    assert page.endswith("</html>\n")
+    assert all(f'id="{name}"' in page for name in rows)
+    # The drained node came back.
+    told = hosts.run("node1", "pycnictl", "bgp").stdout
+    assert "10.99.0.80/32" in told
+    assert "being drained" not in told
 
 
 def test_etcd_is_one_of_three_members(hosts):

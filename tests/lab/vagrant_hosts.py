@@ -203,8 +203,7 @@ class Guests(Hosts):
     def __init__(self, name: str, folder: Path, nodes: int, **settings: str) -> None:
         super().__init__(name, folder, nodes, **settings)
         self.rows = {f"node{i}": (f"172.20.0.{i}", f"fd57::{10 + i}") for i in range(1, nodes + 1)}
-        rows = [("router", "172.20.255.254", "fd57::2"), *((host, *row) for host, row in self.rows.items())]
-        self.settings["PYCNI_HOSTS"] = " ".join("=".join(row) for row in rows)
+        self.settings["PYCNI_HOSTS"] = " ".join("=".join((host, *row)) for host, row in self.rows.items())
 
     def __exit__(self, *_exc: object) -> None:
         cleanup.down(self.name)

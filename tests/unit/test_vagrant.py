@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,4 +166,52 @@ def test_units_that_scripts_write_are_ones_systemd_takes(tmp_path):
             done = run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy))
             assert (done.returncode, done.stdout + done.stderr) == (0, ""), name
             found += 1
-    assert found == 2
+    assert found == 3
+
+
+def test_a_report_of_hosts_has_one_screen_of_each_name_and_judges_backends():
+    done = run(
+        sys.executable, "-c", CLAIMS, PYTHONPATH=f"{FOLDER / 'provision'}:{ROOT}", PYCNI_SOURCE=str(ROOT)
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "screens": {"hosts_backends": [6, 5.0], "hosts_drain": [1, 1.0]},
+        "claims": [
+            [
+                "udp against host-gw: throughput of one stream, as a share of the hosts' own",
+                0.125,
+                "<= 0.5",
+                "yes",
+            ],
+            [
+                "vxlan against host-gw: throughput of one stream, as a share of the hosts' own",
+                0.5,
+                ">= 0.7",
+                "NO",
+            ],
+        ],
+        "alone": [],
+    }
+
+
+CLAIMS = """
+import json
+from bench.model import Row, Screen
+from report import claims, merged
+def rows(backend, ratio):
+    return [
+        Row(question=f"{backend}: {what}, pod to pod against node to node", ours="", peer="x", ratio=ratio)
+        for what in ("throughput of one stream", "round trip")
+    ]
+def screen(name, rows, took):
+    return Screen(name=name, title="t", rows=rows, took_s=took)
+found = merged([
+    screen("hosts_backends", rows("udp", 0.1), 2.0), screen("hosts_drain", rows("a", 1.0)[:1], 1.0),
+    screen("hosts_backends", rows("vxlan", 0.4), 2.0), screen("hosts_backends", rows("host-gw", 0.8), 1.0),
+])
+print(json.dumps({
+    "screens": {item.name: [len(item.rows), item.took_s] for item in found},
+    "claims": [[row.question, row.ratio, row.target, row.met] for row in claims(found[0].rows)],
+    "alone": [row.question for row in claims(rows("vxlan", 0.4))],
+}))
+"""

@@ -14,5 +14,6 @@ for file in $files; do [ -e "$file" ] || die "PYCNI_BENCH_SUITE: there is no $fi
   pycni-python -m pip install -q --disable-pip-version-check hypothesis matplotlib pytest pytest-benchmark pytest-timeout
 say "pytest bench/: $*"
 # shellcheck disable=SC2086
-pycni-python -B -m pytest -q -p no:cacheprovider --report $STATE/suite $files
+# What this host cannot do, as eBPF without a compiler, the report tells as broken.
+pycni-python -B -m pytest -q -p no:cacheprovider --report $STATE/suite $files || [ $? = 1 ]
 pycni-python -B "$here/report.py" suite $STATE/suite.json
