@@ -68,6 +68,11 @@ def policy(name: str, own: str, some: tuple[Rule, ...]) -> NetworkPolicy:
 @lru_cache(maxsize=16)
 def cluster(shape: str, count: int) -> Snapshot:
     """All objects of a cluster with ``count`` rules for each of the two nodes."""
+    return filled(shape, count).snapshot()
+
+
+def filled(shape: str, count: int) -> Store:
+    """The same in a store of its own."""
     store = Store()
     pods = [_pod("a", ADDRESSES["a"], "n1", app="client")]
     policies = []
@@ -92,7 +97,7 @@ def cluster(shape: str, count: int) -> Snapshot:
     store.replace(POD, {pod.meta.key: pod for pod in pods})
     store.replace(NETWORK_POLICY, {item.meta.key: item for item in policies})
     store.replace(CLUSTER_NETWORK_POLICY, {})
-    return store.snapshot()
+    return store
 
 
 def _node(name: str) -> KubeNode:
