@@ -44,7 +44,7 @@ def ours(backend: str) -> Iterator[Pods]:
 def measured() -> list[Any]:
     """All of them: backend, maker, metric, values."""
     with ExitStack() as stack:
-        networks: dict[Variant, Pods] = {Variant("cable", "hand"): stack.enter_context(byhand.pair("pybx"))}
+        networks: dict[Variant, Pods] = {}
         for number, backend in enumerate(BACKENDS):
             twin = byhand.network(f"pybh{number}", backend, masquerade=False)
             networks[Variant(backend, "hand")] = stack.enter_context(twin)

@@ -36,10 +36,13 @@ class Joins(NamedTuple):
 async def by_bgp(kind: str, count: int, times: int) -> Joins:
     """So many nodes, and so many that come one after the other."""
     net = Underlay()
-    nodes = [Node(net.switch, number, net.folder, kind) for number in range(1, count + 1)]
-    kernels = [KernelRoutes(node.where) for node in nodes]
+    nodes: list[Node] = []
+    kernels: list[KernelRoutes] = []
     joins = Joins([], [])
     try:
+        for number in range(1, count + 1):
+            nodes.append(Node(net.switch, number, net.folder, kind))
+            kernels.append(KernelRoutes(nodes[-1].where))
         for node in nodes:
             await node.engine.put(node.plan(nodes, SETTINGS))
             await node.start()

@@ -253,10 +253,14 @@ class Subject:
         await self._node.engine.put(self._node.plan((self._node,), self._settings))
         return told
 
-    async def stop(self) -> None:
-        """End it."""
+    def abandon(self) -> None:
+        """End what there is before it was started."""
         if self._bare is not None:
             self._bare.end()
+
+    async def stop(self) -> None:
+        """End it."""
+        self.abandon()
         if self._node is not None:
             await self._node.stop()
 
@@ -266,15 +270,31 @@ class BgpNet:
 
     def __init__(self, kind: str, routers: Sequence[int], timers: Timers) -> None:
         self.kind, self.timers = kind, timers
-        self.net = Underlay()
-        self.node = Subject(self.net, kind, routers, timers)
-        self.routers = {
-            number: BareBird(
-                self.net.switch.join(number), self.net.folder, f"r{number}", self.router_conf(number, ())
-            )
-            for number in routers
-        }
-        self.kernel = KernelRoutes(self.node.where)
+        self.routers: dict[int, BareBird] = {}
+        with contextlib.ExitStack() as unless_done:
+            self.net = Underlay()
+            unless_done.callback(self.net.close)
+            self.node = Subject(self.net, kind, routers, timers)
+            unless_done.callback(self.node.abandon)
+            unless_done.callback(self._end_routers)
+            for number in routers:
+                where, conf = self.net.switch.join(number), self.router_conf(number, ())
+                self.routers[number] = BareBird(where, self.net.folder, f"r{number}", conf)
+            self.kernel = KernelRoutes(self.node.where)
+            unless_done.pop_all()
+
+    def _end_routers(self) -> None:
+        for item in self.routers.values():
+            item.end()
+
+    async def close(self) -> None:
+        """End everything."""
+        try:
+            await self.node.stop()
+        finally:
+            self.kernel.close()
+            self._end_routers()
+            self.net.close()
 
     def router_conf(self, number: int, networks: Sequence[str]) -> str:
         """The second router's paths are longer."""
@@ -329,11 +349,7 @@ async def bgp_net(
         await made.all_up()
         yield made
     finally:
-        await made.node.stop()
-        made.kernel.close()
-        for item in made.routers.values():
-            item.end()
-        made.net.close()
+        await made.close()
 
 
 __all__ = ["BARE", "BIRD", "EXABGP", "KINDS", "BgpNet", "Timers", "addresses", "bgp_net", "packed", "until"]

@@ -78,12 +78,15 @@ def _component(net: Underlay, kind: str, where: str, store: Store) -> BgpCompone
 
 async def from_objects(kind: str, count: int, changes: int) -> Times:
     """So many Services at once, then one after the other comes and goes."""
-    net = Underlay()
-    where = net.switch.join(NODE)
-    peer = BareBird(net.switch.join(PEER), net.folder, "peer", router_conf(PEER, (), Timers()))
-    store = Store()
-    running = asyncio.create_task(_component(net, kind, where, store).run())
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        net = Underlay()
+        stack.callback(net.close)
+        where = net.switch.join(NODE)
+        peer = BareBird(net.switch.join(PEER), net.folder, "peer", router_conf(PEER, (), Timers()))
+        stack.callback(peer.end)
+        store = Store()
+        running = asyncio.create_task(_component(net, kind, where, store).run())
+        stack.push_async_callback(_ended, running)
         wish = f"[{{remoteip: 192.0.2.{PEER}, remoteasn: {ROUTERS[PEER]}}}]"
         node = KubeNode(
             meta=Meta(name="a", annotations={"kube-router.io/peers": wish}),
@@ -93,12 +96,12 @@ async def from_objects(kind: str, count: int, changes: int) -> Times:
             store.replace(objects, listed)
         await until(lambda: peer.up(bfd=False), wanted=True)
         return await _measured(store, peer, count, changes)
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-        peer.end()
-        net.close()
+
+
+async def _ended(running: asyncio.Task[None]) -> None:
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 async def _measured(store: Store, peer: BareBird, count: int, changes: int) -> Times:

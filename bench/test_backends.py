@@ -106,7 +106,7 @@ def test_backends(benchmark: Any) -> None:
 def compared(
     found: Figures, backends: Sequence[str], where: str = "", metrics: Sequence[str] = METRICS
 ) -> None:
-    """Each beside its twin, then beside the cable."""
+    """Each beside its twin, then beside the cable where there was one."""
     for backend in backends:
         mine, hand = Variant(backend, "ours"), Variant(backend, "hand")
         for metric in metrics if backend != ALONE else ():
@@ -118,7 +118,7 @@ def compared(
                 "" if metric == CPU else AS_BY_HAND,
                 peer="by hand",
             )
-    for backend in backends:
+    for backend in backends if found.makers(CABLE.backend) else ():
         mine = Variant(backend, "ours")
         row(
             f"{backend}{where} against a bare cable: " + ", ".join(WORDS[metric] for metric in metrics),
