@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -25,13 +24,13 @@ from pycni.kernel import netns as namespaces
 from pycni.kernel.pod import PodDriver
 from pycni.model.endpoint import Endpoint, Owner
 from pycni.model.podnet import PodNetwork
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import PODNET, addresses, links, pings, run
 from tests.wire.cni_cases import conf
 
 SHIM = Path(__file__).resolve().parents[2] / "cni-bin" / "pycni"
 HOST_LOCAL = Path("/usr/lib/cni")
 VALID = "cni.dev/valid-attachments"
-_NUMBERS = itertools.count()
 
 
 class Agent:
@@ -125,17 +124,8 @@ def host_ends() -> list[str]:
 
 @pytest.fixture
 def make_pod() -> Iterator[Callable[[], str]]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}k{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    yield make
-    for name in made:
-        namespaces.delete(name)
+    with fresh_spaces() as make:
+        yield make
 
 
 @pytest.fixture

@@ -1,33 +1,44 @@
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from pycni.kernel import netns as namespaces
-
-_NUMBERS = itertools.count()
+from tests.netns.fresh import fresh_spaces
+from tests.netns.podenv import Env, node
+from tests.proxy.topology import Topology, topology
+from tests.proxy.traffic import Traffic, serving_all
 
 
 @pytest.fixture
 def netns_factory() -> Iterator[Callable[[], str]]:
     """Makes fresh named namespaces; all are removed at the end."""
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}-{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    yield make
-    for name in made:
-        namespaces.delete(name)
+    with fresh_spaces() as make:
+        yield make
 
 
 @pytest.fixture
 def netns(netns_factory: Callable[[], str]) -> str:
     """The name of one fresh namespace."""
     return netns_factory()
+
+
+@pytest.fixture
+def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
+    """A node for pods; the test's thread is in its namespace."""
+    with node(netns_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def spaces() -> Iterator[Topology]:
+    """A node with pods, neighbours and what is behind them."""
+    with topology() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def traffic(spaces: Topology) -> Iterator[Traffic]:
+    """Clients and servers everywhere in it."""
+    with serving_all(spaces.listeners()) as made:
+        yield made

@@ -5,21 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from pycni.model.cni import Bandwidth
-from tests.netns.podenv import Env, Pod, links, node, pings, run
+from tests.netns.podenv import Env, Pod, links, pings, run
 
 RATE = 40_000_000
 BURST = 800_000
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
 
 
 def throughput(sender: Pod, receiver: Pod, megabytes: float, family: int = 4) -> float:

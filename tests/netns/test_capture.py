@@ -16,6 +16,7 @@ from pycni.kernel import netns
 from pycni.kernel.capture import Capture, Frame
 from pycni.trace.frames import dissect, probe, socket_filter, spots
 from pycni.trace.model import ICMP, Flow
+from tests.netns.fresh import fresh_spaces
 
 T = TypeVar("T")
 PROBE = Flow(
@@ -28,21 +29,14 @@ PROBE = Flow(
 
 @pytest.fixture
 def ends() -> Iterator[tuple[str, str]]:
-    names = (f"pyt{os.getpid()}capa", f"pyt{os.getpid()}capb")
-    made = []
-    try:
-        for name in names:
-            netns.create(name)
-            made.append(name)
+    with fresh_spaces() as make:
+        names = (make(), make())
         pair = f"address 02:00:00:00:00:01 type veth peer name c1 address 02:00:00:00:00:02 netns {names[1]}"
         _ip(names[0], f"link add c0 {pair}\naddr add 10.7.0.1/24 dev c0\nlink set c0 up\nlink set lo up\n")
         _ip(names[1], "addr add 10.7.0.2/24 dev c1\nlink set c1 up\n")
         _ip(names[0], "neigh replace 10.7.0.2 lladdr 02:00:00:00:00:02 dev c0\n")
         _ip(names[1], "neigh replace 10.7.0.1 lladdr 02:00:00:00:00:01 dev c1\n")
         yield names
-    finally:
-        for name in made:
-            netns.delete(name)
 
 
 def _ip(space: str, batch: str) -> None:

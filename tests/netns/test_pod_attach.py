@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -15,13 +14,7 @@ from pycni.kernel import netns as namespaces
 from pycni.kernel import pod as pod_module
 from pycni.kernel import podbridged, podlink
 from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
-from tests.netns.podenv import FAMILIES, PODNET, Env, addresses, links, node, pings, run
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
+from tests.netns.podenv import FAMILIES, PODNET, Env, addresses, links, pings, run
 
 
 @pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)

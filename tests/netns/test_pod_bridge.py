@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -12,15 +11,9 @@ from msgspec.structs import replace
 from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.model.podnet import PodNetwork
-from tests.netns.podenv import FAMILIES, Env, addresses, links, node, pings, run
+from tests.netns.podenv import FAMILIES, Env, addresses, links, pings, run
 
 MOVED = PodNetwork(subnets=(ip_network("10.1.9.0/24"),), networks=(ip_network("10.1.0.0/16"),), mtu=1450)
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
 
 
 def moved(env: Env, network: str = "net", podnet: PodNetwork = MOVED, **conf):

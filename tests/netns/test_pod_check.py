@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 
 from pycni.model.cni import CniResult, InterfaceResult
-from tests.netns.podenv import Env, node, run
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
-
+from tests.netns.podenv import Env, run
 
 INSIDE = {
     "interface gone": ("ip link del eth0", "interface eth0 is missing in the pod"),

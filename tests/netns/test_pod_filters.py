@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.netns.podenv import FAMILIES, Env, Pod, connect, exchange, links, node, pings, run, serving
+from tests.netns.podenv import FAMILIES, Env, Pod, connect, exchange, links, pings, run, serving
 
 NODE = {4: "192.0.2.1", 6: "2001:db8::1"}
 OUT = {4: "192.0.2.2", 6: "2001:db8::2"}
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
 
 
 @pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)

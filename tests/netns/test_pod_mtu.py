@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -11,13 +10,7 @@ import pytest
 from pycni.kernel import netns as namespaces
 from pycni.kernel.podmtu import PodAt, follow
 from pycni.model.attachment import AttachmentKind
-from tests.netns.podenv import PODNET, Env, Pod, node, pings, run
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
+from tests.netns.podenv import PODNET, Env, Pod, pings, run
 
 
 def mtu(device: str, where: str = "") -> int:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from pycni.errors import KernelError
 from pycni.kernel import poddel
 from pycni.model.cni import Bandwidth
-from tests.netns.podenv import Env, links, node, run
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
+from tests.netns.podenv import Env, links, run
 
 
 @pytest.fixture

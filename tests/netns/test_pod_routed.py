@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 import pytest
@@ -13,15 +12,9 @@ from pycni.kernel.podroutewatch import RouteWatch
 from pycni.kernel.vips import Vips
 from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import Bandwidth, PortMapping
-from tests.netns.podenv import FAMILIES, Env, addresses, links, node, pings, run
+from tests.netns.podenv import FAMILIES, Env, addresses, links, pings, run
 
 PTP = {"attachment": AttachmentKind.PTP}
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
 
 
 @pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
-from tests.netns.podenv import FAMILIES, Env, Pod, connect, exchange, links, node, pings, run, serving
+from tests.netns.podenv import FAMILIES, Env, Pod, connect, exchange, links, pings, run, serving
 from tests.netns.test_bandwidth import BURST, DIRECTIONS, RATE, throughput
 
 PTP = AttachmentKind.PTP
@@ -19,12 +18,6 @@ NODE = {4: "192.0.2.1", 6: "2001:db8::1"}
 OUT = {4: "192.0.2.2", 6: "2001:db8::2"}
 WEB = PortMapping(host_port=8080, container_port=80)
 DNS = PortMapping(host_port=53, container_port=5353, protocol="udp")
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
 
 
 def own(pod: Pod, family: int) -> str:

@@ -15,25 +15,9 @@ from pycni.policy import cleanup, nft, spoof_rules
 from pycni.policy.nft.layout import TABLE
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_agent import policy_agent
-from tests.proxy.topology import PODS, source_of, topology
-from tests.proxy.traffic import Dial, Traffic
+from tests.proxy.topology import PODS, source_of
+from tests.proxy.traffic import Dial
 from tests.waiting import wait_for
-
-
-@pytest.fixture(scope="module")
-def spaces():
-    with topology() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def traffic(spaces):
-    made = Traffic()
-    try:
-        made.listen(spaces.listeners())
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

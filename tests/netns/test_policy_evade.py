@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pycni.kernel import conntrack
-from pycni.kernel import netns as namespaces
 from pycni.model.kube import POD, Meta
 from pycni.model.policy import NETWORK_POLICY, NetworkPolicy
 from tests.netns import frames as f
 from tests.netns.evade_world import GATEWAY, OUT, UPLINK, Judged, address, judged, local, only
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Pod, connect, links, serving
 from tests.netns.test_portmap import mapping
 
@@ -26,20 +25,8 @@ HBH, ROUTING, DESTINATION = 0, 43, 60
 
 @pytest.fixture(scope="module", params=["nftables", "ebpf"])
 def world(request: pytest.FixtureRequest) -> Iterator[Judged]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}e{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with judged(make, programs=request.param == "ebpf") as found:
-            yield found
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, judged(make, programs=request.param == "ebpf") as found:
+        yield found
 
 
 def token() -> bytes:

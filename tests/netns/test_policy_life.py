@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from pycni.kernel import netns as namespaces
 from pycni.model.kube import Meta
 from pycni.model.policy import (
     CLUSTER_NETWORK_POLICY,
@@ -23,27 +20,15 @@ from pycni.model.policy import (
 )
 from tests.lab.policy_flood import Ear, Flood
 from tests.netns.evade_world import FROM_C, POLICIES, Judged, address, judged, only
+from tests.netns.fresh import fresh_spaces
 
-_NUMBERS = itertools.count()
 TURNS = {"nftables": 800, "ebpf": 150}
 
 
 @pytest.fixture(scope="module", params=TURNS)
 def world(request: pytest.FixtureRequest) -> Iterator[Judged]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}c{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with judged(make, programs=request.param == "ebpf") as found:
-            yield found
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, judged(make, programs=request.param == "ebpf") as found:
+        yield found
 
 
 def isolated(name: str) -> NetworkPolicy:

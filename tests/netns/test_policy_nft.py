@@ -29,7 +29,7 @@ from pycni.policy.nft.layout import LOG_GROUP, TABLE
 from tests.laws.test_policy_nft import random_steps
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_rig import EVERY, Rig, Try, block, policy, rule, web
-from tests.proxy.topology import PODS, SECOND, Topology, topology
+from tests.proxy.topology import PODS, SECOND, Topology
 from tests.proxy.traffic import Traffic
 
 ALL = Selector()
@@ -101,22 +101,6 @@ LISTED = (
     "a named port",
     "many rules with ports of their own",
 )
-
-
-@pytest.fixture(scope="module")
-def spaces():
-    with topology() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def traffic(spaces):
-    made = Traffic()
-    try:
-        made.listen(spaces.listeners())
-        yield made
-    finally:
-        made.close()
 
 
 def engine_in(path, node="n1"):

@@ -37,7 +37,7 @@ from pycni.policy.explain import Answer
 from pycni.policy.report import Routes
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_rig import Try, block, policy, rule, web
-from tests.netns.test_policy_nft import HTTP, TCP80, cluster, does, rig, spaces, traffic  # noqa: F401
+from tests.netns.test_policy_nft import HTTP, TCP80, cluster, does, rig  # noqa: F401
 from tests.proxy.topology import PODS, REMOTE
 
 ALL = Selector()
@@ -164,7 +164,7 @@ def test_explain_agrees_with_the_kernel_as_long_as_nobody_touches_it(node):
     assert told == {True, False}
 
 
-def test_explain_names_what_the_kernel_has_otherwise(node, spaces):  # noqa: F811
+def test_explain_names_what_the_kernel_has_otherwise(node, spaces):
     node.only(*POLICIES)
     name = spaces.names["node"]
     run(name, f"nft delete element inet pycni_policy judged_ingress4 {{ {PODS['a'][0]} }}")
@@ -185,7 +185,7 @@ def test_explain_names_what_the_kernel_has_otherwise(node, spaces):  # noqa: F81
     assert not explained(node, "shop/x", "shop/a").notes
 
 
-def test_explain_says_when_bridged_packets_are_not_seen(node, spaces):  # noqa: F811
+def test_explain_says_when_bridged_packets_are_not_seen(node, spaces):
     node.only(*POLICIES)
     run(spaces.names["node"], "sysctl -qw net.bridge.bridge-nf-call-ip6tables=0")
     try:
@@ -258,7 +258,7 @@ def heard(reader, count, seconds=5.0):
     return found
 
 
-def test_a_denial_tells_who_whom_and_which_policy(node, spaces):  # noqa: F811
+def test_a_denial_tells_who_whom_and_which_policy(node, spaces):
     node.only(*POLICIES, policy("shop/more", web(app="web"), ingress=()))
     with listening(spaces.path("node"), NftDrops) as reader:
         before = time.time()

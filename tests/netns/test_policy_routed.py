@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from pycni.attach.plan import RoutedLeg
-from pycni.kernel import netns as namespaces
 from pycni.policy.spoof_rules import SOURCE
 from tests.netns import frames as f
 from tests.netns.evade_world import NAMES, OUT, UPLINK, Judged, address, judged
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Pod, connect, exchange, links, pings, serving
 
-_NUMBERS = itertools.count()
 WORLDS = {
     "table": (False, NAMES),
     "programs, pods of both kinds": (True, ("a", "b", "e")),
@@ -25,20 +22,8 @@ WORLDS = {
 @pytest.fixture(scope="module", params=WORLDS)
 def world(request: pytest.FixtureRequest) -> Iterator[Judged]:
     programs, routed = WORLDS[request.param]
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}r{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with judged(make, programs=programs, routed=routed) as there:
-            yield there
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, judged(make, programs=programs, routed=routed) as there:
+        yield there
 
 
 ALLOWED = [("c", "b", 80), ("b", "a", 80), ("e", "c", 80), ("a", "p", 80), ("out", "p", 80), ("b", "out", 80)]

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import NamedTuple, Self
 
 import pytest
@@ -23,7 +23,9 @@ from pycni.policy.drops_nft import NftDrops
 from pycni.policy.spoof import Guard
 from pycni.policy.spoof_rules import REFUSALS, SOURCE, TABLE, link_local
 from tests.netns import frames as f
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Env, Pod, connect, exchange, links, node, pings, run, serving
+from tests.netns.spoof_rig import CheckedPods, guards_in
 
 _NUMBERS = itertools.count()
 OUTSIDER = {4: "10.1.9.9", 6: "fd00:1:9::9"}
@@ -32,45 +34,18 @@ MDNS = {4: "224.0.0.251", 6: "ff02::fb"}
 
 @pytest.fixture(scope="module")
 def spaces() -> Iterator[Callable[[], str]]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}s{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    yield make
-    for name in made:
-        namespaces.delete(name)
+    with fresh_spaces() as make:
+        yield make
 
 
-class World:
+class World(CheckedPods):
     """A node with the pods a, b and c, all checked, and catchers at b, c and the node's bridge."""
 
     def __init__(self, env: Env) -> None:
-        self.env = env
-        self.a, self.b, self.c = (env.attach((4, 6), is_default_gateway=True) for _ in range(3))
-        self.guard = Guard()
-        self.guard.apply([local(pod) for pod in (self.a, self.b, self.c)])
+        super().__init__(env, [env.attach((4, 6), is_default_gateway=True) for _ in range(3)], local)
         self.gateway = f.mac(links()["cni0"]["address"])
-        self._wires = ExitStack()
-        self._wires.callback(self.guard.close)
-        self._sender = self._wires.enter_context(self.a.inside(lambda: f.wire("eth0")))
-        self.catchers = {
-            "b": self._wires.enter_context(f.catching(self.b.inside, "eth0")),
-            "c": self._wires.enter_context(f.catching(self.c.inside, "eth0")),
-            "node": self._wires.enter_context(f.catching(lambda fn: fn(), "cni0")),
-        }
-
-    def close(self) -> None:
-        self._wires.close()
-
-    def counts(self) -> dict[str, int]:
-        return {item.policy: item.packets for item in self.guard.denied()}
-
-    def send(self, frame: bytes) -> None:
-        self._sender.send(frame.ljust(60, b"\0"))
+        self.catch("c", self.c.inside)
+        self.catch("node", lambda fn: fn(), "cni0")
 
 
 @pytest.fixture(scope="module")
@@ -480,17 +455,8 @@ def pods(count: int) -> list[LocalPod]:
 @pytest.fixture
 def guards(netns: str) -> Iterator[Callable[[], Guard]]:
     """Makes guards in one fresh namespace."""
-    made: list[Guard] = []
-    fd = namespaces.open_netns(namespaces.path(netns))
-
-    def make() -> Guard:
-        made.append(namespaces.run_in(fd, Guard))
-        return made[-1]
-
-    yield make
-    for guard in made:
-        guard.close()
-    os.close(fd)
+    with guards_in(netns) as make:
+        yield make
 
 
 def rows_of(guard: Guard) -> dict[str, dict[bytes, None]]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
 
-from pycni.kernel import netns as namespaces
 from pycni.model.attachment import AttachmentKind
 from pycni.model.family import show
 from pycni.policy.base import LocalPod
@@ -18,7 +15,9 @@ from pycni.policy.spoof import Guard
 from pycni.policy.spoof_legs import TABLE, on_legs
 from pycni.policy.spoof_rules import REFUSALS, SOURCE, instructions, link_local
 from tests.netns import frames as f
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Env, Pod, connect, exchange, node, pings, run, serving
+from tests.netns.spoof_rig import CheckedPods, guards_in
 
 _NUMBERS = itertools.count()
 OUTSIDER = {4: "10.1.9.9", 6: "fd00:1:9::9"}
@@ -34,57 +33,28 @@ def attach(env: Env) -> Pod:
     return env.attach((4, 6), attachment=AttachmentKind.PTP)
 
 
-class World:
+class World(CheckedPods):
     """A node with routed pods a, b and c, all checked, a neighbour outside, and catchers at b and outside."""
 
     def __init__(self, env: Env) -> None:
-        self.env = env
         self.out = env.outside((4, 6))
-        self.a, self.b, self.c = (attach(env) for _ in range(3))
+        pods = [attach(env) for _ in range(3)]
         # The kernel's own filter of sources is not what is tested, and there is none for IPv6.
-        for device in ("all", self.a.plan.host):
+        for device in ("all", pods[0].plan.host):
             run(f"sysctl -qw net.ipv4.conf.{device}.rp_filter=0")
-        self.guard = Guard()
-        self.guard.apply([local(pod) for pod in (self.a, self.b, self.c)])
+        super().__init__(env, pods, local)
         self.gateway = self.a.plan.names.host_mac
-        self._wires = ExitStack()
-        self._wires.callback(self.guard.close)
-        self._sender = self._wires.enter_context(self.a.inside(lambda: f.wire("eth0")))
-        self.catchers = {
-            name: self._wires.enter_context(f.catching(pod.inside, "eth0"))
-            for name, pod in (("b", self.b), ("out", self.out))
-        }
-
-    def close(self) -> None:
-        self._wires.close()
-
-    def counts(self) -> dict[str, int]:
-        return {item.policy: item.packets for item in self.guard.denied()}
-
-    def send(self, frame: bytes) -> None:
-        self._sender.send(frame.ljust(60, b"\0"))
+        self.catch("out", self.out.inside)
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}l{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with node(make) as env:
-            there = World(env)
-            try:
-                yield there
-            finally:
-                there.close()
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, node(make) as env:
+        there = World(env)
+        try:
+            yield there
+        finally:
+            there.close()
 
 
 class Case(NamedTuple):
@@ -258,17 +228,8 @@ def pods(count: int, *, routed: bool = True) -> list[LocalPod]:
 @pytest.fixture
 def guards(netns: str) -> Iterator[Callable[[], Guard]]:
     """Makes guards in one fresh namespace."""
-    made: list[Guard] = []
-    fd = namespaces.open_netns(namespaces.path(netns))
-
-    def make() -> Guard:
-        made.append(namespaces.run_in(fd, Guard))
-        return made[-1]
-
-    yield make
-    for guard in made:
-        guard.close()
-    os.close(fd)
+    with guards_in(netns) as make:
+        yield make
 
 
 def test_the_table_is_there_while_routed_pods_are(guards, netns):

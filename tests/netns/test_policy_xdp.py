@@ -33,8 +33,6 @@ from tests.netns.policy_ebpf_rig import NO_GRACE, in_node, local_pods, pins
 from tests.netns.policy_rig import EVERY, Rig, Try, block, policy, rule, web
 from tests.netns.test_policy_xdp_law import BLOCKS, CLOSED, PEER, POD_IP, bare, payload, shop
 from tests.netns.xdp_rig import Judge, Wire, first_packet, ifindex, look, plain, sending, vxlan, wire
-from tests.proxy.topology import topology
-from tests.proxy.traffic import Traffic
 from tests.waiting import wait_for
 
 OTHERS = "int other(struct xdp_md *ctx) { return XDP_PASS; }"
@@ -302,22 +300,6 @@ WORLDS = {
     "a block with an exception": (policy("shop/b", ingress=(rule(block("10.244.2.0/24", "10.244.2.11/32"), block("fd00:244:2::/64"), ports=[PortRange(first=80, last=80)]),)),),
 }  # fmt: skip
 FROM_OUTSIDE = [one for one in EVERY if one.client in {"x", "y", "out"} and one.port == 80]
-
-
-@pytest.fixture(scope="module")
-def spaces():
-    with topology() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def traffic(spaces):
-    made = Traffic()
-    try:
-        made.listen(spaces.listeners())
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

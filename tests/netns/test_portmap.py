@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,13 +10,7 @@ import pytest
 
 from pycni.errors import KernelError
 from pycni.model.cni import IpamConf, PortMapping, RouteConf
-from tests.netns.podenv import FAMILIES, Env, connect, exchange, links, node, run, serving
-
-
-@pytest.fixture
-def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
-    with node(netns_factory) as made:
-        yield made
+from tests.netns.podenv import FAMILIES, Env, connect, exchange, links, run, serving
 
 
 def mapping(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import os
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -21,6 +19,7 @@ from pycni.kernel.pod import PodDriver
 from pycni.model.podnet import PodNetwork
 from pycni.policy import cleanup
 from pycni.policy.component import PolicyComponent
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Env, Pod, node
 from tests.netns.policy_thread import Manifests, PolicyThread
 from tests.netns.underlay_segment import FAR, NODE, PEER, Segment
@@ -53,7 +52,6 @@ RANGES = [
         }
     ],
 ]
-_NUMBERS = itertools.count()
 
 
 class Folder(Manifests):
@@ -214,24 +212,12 @@ class World(NamedTuple):
 @contextlib.contextmanager
 def underlay() -> Iterator[Ground]:
     """The calling thread is in the node's namespace inside."""
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyt{os.getpid()}u{next(_NUMBERS)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with node(make) as env:
-            segment = Segment(make)
-            try:
-                yield Ground(env, segment, segment.host(FAR), segment.host(PEER))
-            finally:
-                segment.close()
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, node(make) as env:
+        segment = Segment(make)
+        try:
+            yield Ground(env, segment, segment.host(FAR), segment.host(PEER))
+        finally:
+            segment.close()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy.agent import Agent, agent
 from tests.proxy.topology import Topology, topology
-from tests.proxy.traffic import Traffic
+from tests.proxy.traffic import Traffic, serving_all
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,8 @@ def spaces() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def traffic(spaces: Topology) -> Iterator[Traffic]:
     """Clients and servers."""
-    made = Traffic()
-    try:
-        made.listen(spaces.listeners())
+    with serving_all(spaces.listeners()) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

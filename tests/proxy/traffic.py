@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pycni.kernel import netns
@@ -346,6 +346,17 @@ class Traffic:
         if not line:
             raise RuntimeError("the traffic process has died")
         return json.loads(line)
+
+
+@contextlib.contextmanager
+def serving_all(items: list[Listen]) -> Iterator[Traffic]:
+    """The process with these servers."""
+    made = Traffic()
+    try:
+        made.listen(items)
+        yield made
+    finally:
+        made.close()
 
 
 if __name__ == "__main__":
