@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 
 from bench.proxyload import add_datagrams, facts, filled
-from pycni_proxy import ebpf, planes
-from pycni_proxy.ebpf.driver import Places, SockDriver
+from pycni_proxy import planes
 from pycni_proxy.engine import Engine
 
 
@@ -18,6 +17,9 @@ def main() -> None:
     plane, count = sys.argv[1], int(sys.argv[2])
     made = []
     if plane == "ebpf":
+        from pycni_proxy import ebpf
+        from pycni_proxy.ebpf.driver import Places, SockDriver
+
         bpffs, cgroup, client = sys.argv[3:]
         first = ebpf.make(facts(), Places(bpffs=bpffs, cgroup=cgroup))
         assert isinstance(first.driver, SockDriver)

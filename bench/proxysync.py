@@ -25,9 +25,8 @@ from bench.socketplace import socket_place
 from pycni.kernel import netns
 from pycni.model.kube import ENDPOINT_SLICE, SERVICE
 from pycni.store import Store
-from pycni_proxy import ebpf, planes
+from pycni_proxy import planes
 from pycni_proxy.base import Dataplane
-from pycni_proxy.ebpf.driver import Places
 from pycni_proxy.engine import Engine
 
 
@@ -91,6 +90,9 @@ class Ours:
         names = planes.ROWS["ebpf"] if self._plane == "ebpf" else (self._plane,)
         made: list[Dataplane] = []
         if names[0] == "ebpf":
+            from pycni_proxy import ebpf
+            from pycni_proxy.ebpf.driver import Places
+
             place = self._open.enter_context(socket_place(f"pyb{os.getpid()}e{self._count}"))
             made.append(ebpf.make(facts(), Places(bpffs=place.bpffs, cgroup=place.cgroup)))
             names = names[1:]
@@ -128,57 +130,46 @@ class Spaces:
 
 
 def measure(plane: str, count: int, folder: Path, rounds: int, changes: int) -> dict[str, Any]:
-    """Everything of one size."""
+    """Everything of one size. Single changes are measured after the last full sync, before its floor."""
     store = filled(count)
     gc.collect()
     gc.freeze()
+    found: dict[str, Any] = {"plane": plane, "count": count, "sync_s": [], "cpu_s": [], "floor_s": []}
+    floor: Floor | None = None
     with Spaces() as spaces, Ours(plane) as ours:
-        found, engine = syncs(spaces, ours, plane, store, folder, rounds)
-        found["count"] = count
-        found["changes_s"] = replace_endpoints(store, engine, count, changes)
-        found["new_s"] = add_services(store, engine, count, changes)
-    found["rss_mib"] = resident_mib()
-    found["peak_mib"] = resident_mib("VmHWM")
+        for number in range(rounds):
+            first = number % 2 and floor
+            if first:
+                spaces.fresh()
+                found["floor_s"].append(first.load())
+            spaces.fresh()
+            engine = ours.engine()
+            full_sync(store, engine, found)
+            if plane != "ebpf":
+                floor = floor or Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
+            if number == rounds - 1:
+                single_changes(store, engine, found, changes)
+            if floor and not first:
+                spaces.fresh()
+                found["floor_s"].append(floor.load())
     return found
 
 
-def syncs(
-    spaces: Spaces, ours: Ours, plane: str, store: Store, folder: Path, rounds: int
-) -> tuple[dict[str, Any], Engine]:
-    """Seconds of full syncs and of their floors; the engine whose state is in the kernel at the end."""
-    found: dict[str, Any] = {"plane": plane, "sync_s": [], "cpu_s": [], "floor_s": []}
+def full_sync(store: Store, engine: Engine, found: dict[str, Any]) -> None:
+    """All of the store into an empty kernel."""
+    cpu, started = time.process_time(), time.perf_counter()
+    engine.sync(store.snapshot())
+    found["sync_s"].append(time.perf_counter() - started)
+    found["cpu_s"].append(time.process_time() - cpu)
 
-    def sync(counts: bool = True) -> Engine:
-        spaces.fresh()
-        engine = ours.engine()
-        cpu, started = time.process_time(), time.perf_counter()
-        engine.sync(store.snapshot())
-        if counts:
-            found["sync_s"].append(time.perf_counter() - started)
-            found["cpu_s"].append(time.process_time() - cpu)
-        return engine
 
-    def load() -> None:
-        spaces.fresh()
-        found["floor_s"].append(floor.load())
-
-    engine = sync()
-    if plane == "ebpf":
-        for _ in range(1, rounds):
-            engine = sync()
-        return found, engine
-    floor = Floor(plane, engine.planes[0].compiler.text(engine.tables(plane)), folder)
-    load()
-    for number in range(1, rounds):
-        if number % 2:
-            load()
-            engine = sync()
-        else:
-            engine = sync()
-            load()
-    if rounds % 2:  # the floor was last
-        engine = sync(counts=False)
-    return found, engine
+def single_changes(store: Store, engine: Engine, found: dict[str, Any], changes: int) -> None:
+    """One endpoint, one service, again and again; memory at the end."""
+    count = found["count"]
+    found["changes_s"] = replace_endpoints(store, engine, count, changes)
+    found["new_s"] = add_services(store, engine, count, changes)
+    found["rss_mib"] = resident_mib()
+    found["peak_mib"] = resident_mib("VmHWM")
 
 
 def replace_endpoints(store: Store, engine: Engine, count: int, changes: int) -> list[float]:

@@ -41,26 +41,19 @@ class VipNode:
         self.node, self.client, self.server = f"{name}n", f"{name}c", f"{name}s"
         self._name = name
         self._cgroup = ""
+        self._client: subprocess.Popen[str] | None = None
         self._made = ExitStack()
         try:
             for space in (self.node, self.client, self.server):
                 netns.create(space)
                 self._made.callback(netns.delete, space)
-                self.ip(space, "link set lo up")
             self._link(self.client, "10.255.0.1/24", f"{CLIENT}/24")
             self._link(self.server, "10.200.0.1/24", f"{SERVER}/24")
-            for index in range(ENDPOINTS):
-                self.ip(self.server, f"addr add {endpoint(1, index)}/32 dev eth0")
-                self.ip(self.node, f"route add {endpoint(1, index)} via {SERVER}")
+            ends = [endpoint(1, index) for index in range(ENDPOINTS)]
+            self.ip(self.server, *(f"addr add {end}/32 dev eth0" for end in ends))
+            self.ip(self.node, "link set lo up", *(f"route add {end} via {SERVER}" for end in ends))
             self.run(self.node, "sysctl -qw net.ipv4.ip_forward=1")
-            serving = self._made.enter_context(
-                subprocess.Popen(
-                    [*inside(self.server), sys.executable, "-m", "bench.viptime", "serve", str(TARGET_PORT)],
-                    cwd=ROOT,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            serving = self._start(self.server, "serve", str(TARGET_PORT))
             self._made.callback(serving.kill)
             assert serving.stdout is not None
             assert serving.stdout.readline() == "ready\n"
@@ -70,16 +63,32 @@ class VipNode:
 
     def _link(self, space: str, near: str, far: str) -> None:
         leg = f"to-{space[-1]}"
-        self.ip(self.node, f"link add {leg} type veth peer name eth0 netns {space}")
-        self.ip(self.node, f"addr add {near} dev {leg}")
-        self.ip(self.node, f"link set {leg} up")
-        self.ip(space, f"addr add {far} dev eth0")
-        self.ip(space, "link set eth0 up")
-        self.ip(space, f"route add default via {near.partition('/')[0]}")
+        self.ip(
+            self.node,
+            f"link add {leg} type veth peer name eth0 netns {space}",
+            f"addr add {near} dev {leg}",
+            f"link set {leg} up",
+        )
+        self.ip(
+            space,
+            "link set lo up",
+            f"addr add {far} dev eth0",
+            "link set eth0 up",
+            f"route add default via {near.partition('/')[0]}",
+        )
 
-    def ip(self, space: str, words: str) -> None:
-        """An ip(8) command inside a namespace."""
-        subprocess.run(["ip", "-n", space, *words.split()], check=True)
+    def _start(self, space: str, *words: str) -> subprocess.Popen[str]:
+        """``bench.viptime`` inside a namespace; without site-packages, which take a guest long to look through."""
+        command = [sys.executable, "-S", "-m", "bench.viptime", *words]
+        return self._made.enter_context(
+            subprocess.Popen(
+                [*inside(space), *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        )
+
+    def ip(self, space: str, *lines: str) -> None:
+        """Commands of ip(8) inside a namespace."""
+        subprocess.run(["ip", "-n", space, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
     def run(self, space: str, words: str, text: str | None = None) -> str:
         """A command inside a namespace; its output."""
@@ -101,8 +110,15 @@ class VipNode:
         self, what: str, through: tuple[str, int], direct: tuple[str, int], count: int
     ) -> tuple[Times, Times]:
         """Time ``connections`` or ``datagrams`` from the client through a virtual address and, in turns, to a direct one."""
-        words = f"{what} {through[0]} {through[1]} {direct[0]} {direct[1]} {count} {self._cgroup}"
-        answer = json.loads(self.run(self.client, f"{sys.executable} -m bench.viptime {words}"))
+        asking = self._client or self._start(self.client, "client", self._cgroup)
+        self._client = asking
+        assert asking.stdin is not None
+        assert asking.stdout is not None
+        print(what, *through, *direct, count, file=asking.stdin, flush=True)
+        line = asking.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.client}: {what} to {through} or {direct} failed, see stderr")
+        answer = json.loads(line)
         first, second = (
             Times([ns / 1e9 for ns in answer[way]["ns"]], count / answer[way]["seconds"])
             for way in ("through", "direct")
@@ -110,7 +126,7 @@ class VipNode:
         return first, second
 
     def use_sockets(self) -> SocketPlace:
-        """Make what an eBPF data plane of this node's own needs; clients of virtual addresses are members."""
+        """Make what an eBPF data plane of this node's own needs; clients of virtual addresses are members. Before the first of them."""
         place = self._made.enter_context(socket_place(self._name))
         self._cgroup = place.cgroup
         return place

@@ -2,8 +2,9 @@
 
     python -m bench.viptime serve PORT
         until it is killed; "ready" on stdout
-    python -m bench.viptime connections|datagrams HOST PORT DIRECT PORT COUNT [CGROUP]
-        nanoseconds each, to a virtual and to a direct address, and seconds for all of each, JSON
+    python -m bench.viptime client [CGROUP]
+        per line "connections|datagrams HOST PORT DIRECT PORT COUNT" on stdin one of JSON: nanoseconds each, to a virtual and
+        to a direct address, and seconds for all of each
 
 The two ways take turns, a block each, in two processes: what goes through the virtual address is a member of ``CGROUP``
 (whose programs translate), what goes directly is not and passes no program. The client has one processor, the server the
@@ -81,45 +82,67 @@ def datagrams(host: str, port: int, took: list[int]) -> float:
 WAYS: dict[str, Block] = {"connections": connections, "datagrams": datagrams}
 
 
-def pair(
-    block: Block, through: tuple[str, int], direct: tuple[str, int], count: int, cgroup: str
-) -> dict[str, Any]:
-    """Both ways in turns."""
+Way = dict[str, Any]
+"""``ns``: a list; ``seconds``: of all."""
+
+
+class Plain:
+    """A second process, which goes directly."""
+
+    def __init__(self) -> None:
+        """Forks. Nothing else may be open yet that the child should not have."""
+        mine, its = socket.socketpair()
+        self._pid = os.fork()
+        if not self._pid:
+            mine.close()
+            with its.makefile("r") as asked, its.makefile("w") as told:
+                for line in asked:
+                    print(json.dumps(one_block(*line.split())), file=told, flush=True)
+            os._exit(0)
+        its.close()
+        self._asks, self._hears = mine.makefile("w"), mine.makefile("r")
+        mine.close()
+
+    def block(self, what: str, host: str, port: str) -> Way:
+        """One block in the other process, while this one waits."""
+        print(what, host, port, file=self._asks, flush=True)
+        found: Way = json.loads(self._hears.readline())
+        return found
+
+    def close(self) -> None:
+        """Ends it."""
+        self._asks.close()
+        self._hears.close()
+        os.waitpid(self._pid, 0)
+
+
+def one_block(what: str, host: str, port: str) -> Way:
+    """In this process."""
+    took: list[int] = []
+    spent = WAYS[what](host, int(port), took)
+    return {"ns": took, "seconds": spent}
+
+
+def client(cgroup: str) -> None:
+    """Both ways in turns, as the lines of stdin say, until it ends."""
     pin(CLIENT_CPU)
-    turn, done = socket.socketpair()
-    child = os.fork()
-    if not child:
-        turn.close()
-        plain: list[int] = []
-        spent = 0.0
-        while done.recv(1):
-            spent += block(*direct, plain)
-            done.send(b"!")
-        with done.makefile("w") as answer:
-            json.dump({"ns": plain, "seconds": spent}, answer)
-        os._exit(0)
-    done.close()
+    plain = Plain()
     if cgroup:
         Path(cgroup, "cgroup.procs").write_text("0")
-    took: list[int] = []
-    seconds = 0.0
-    for _ in range(count // BLOCK):
-        seconds += block(*through, took)
-        turn.send(b"?")
-        turn.recv(1)
-    turn.shutdown(socket.SHUT_WR)
-    with turn.makefile() as answer:
-        other = json.load(answer)
-    turn.close()
-    os.waitpid(child, 0)
-    return {"through": {"ns": took, "seconds": seconds}, "direct": other}
+    for line in sys.stdin:
+        what, host, port, direct, direct_port, count = line.split()
+        found: dict[str, Way] = {way: {"ns": [], "seconds": 0.0} for way in ("through", "direct")}
+        for _ in range(int(count) // BLOCK):
+            blocks = one_block(what, host, port), plain.block(what, direct, direct_port)
+            for total, one in zip(found.values(), blocks, strict=True):
+                total["ns"] += one["ns"]
+                total["seconds"] += one["seconds"]
+        print(json.dumps(found), flush=True)
+    plain.close()
 
 
 if __name__ == "__main__":
-    words = sys.argv[2:]
     if sys.argv[1] == "serve":
-        serve(int(words[0]))
+        serve(int(sys.argv[2]))
     else:
-        group = words[5] if len(words) > 5 else ""
-        through, direct = (words[0], int(words[1])), (words[2], int(words[3]))
-        print(json.dumps(pair(WAYS[sys.argv[1]], through, direct, int(words[4]), group)))
+        client("".join(sys.argv[2:]))
