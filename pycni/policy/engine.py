@@ -64,6 +64,8 @@ class PolicyEngine:
         """Pods that are closed because of that, and why."""
         self._stale = True
         """The kernel is not known to be as desired: the next pass reads it back."""
+        self._first = True
+        """No full pass has been made yet: what it makes of a hundred thousand pods stays."""
         self.programmed: Callable[[Sequence[RowDiff], bool], None] = lambda _rows, _full: None
         """Told of rows of the view that have been programmed; the second: they are all there are."""
 
@@ -99,9 +101,10 @@ class PolicyEngine:
         full = changed is None or self._stale
         if waiting is not None:
             self.view.waiting = waiting
-        with no_collection() if full else contextlib.nullcontext():
+        with no_collection(freeze=self._first) if full else contextlib.nullcontext():
             started = time.perf_counter()
             rows = self.view.update(objects, None if full else changed)
+            self._first = False
             return self._pass(rows, started, full=full, again=again and bool(self.refusals.rows))
 
     def admit(self, namespace: str, addresses: Iterable[bytes]) -> SyncResult:
