@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
 
 from pycni import cli
-from pycni.agent.httpd import UnixHttpServer
 from pycni.policy.base import Dataplane
 from pycni.policy.engine import PolicyEngine
 from pycni.policy.nft.compile import NftCompiler
@@ -93,22 +90,6 @@ async def at_once(job):
 
 def routes_of(node, engine, objects, **more):
     return Routes(node, lambda: engine, lambda: Frozen(objects), at_once, **more)
-
-
-@contextlib.contextmanager
-def serving(path, routes):
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = UnixHttpServer(str(path), routes)
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(5)
-        yield
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def pycnictl(capsys, *words):

@@ -11,7 +11,8 @@ from pycni import cli_agent
 from pycni.cli_agent import Agent
 from pycni.policy.base import Decision, Denied, Hits
 from pycni.policy.report import Routes
-from tests.unit.policy_agents import POLICIES, Frozen, at_once, engine_of, pycnictl, routes_of, serving
+from tests.unit.control_socket import serving
+from tests.unit.policy_agents import POLICIES, Frozen, at_once, engine_of, pycnictl, routes_of
 from tests.unit.policy_world import world
 
 pytestmark = pytest.mark.timeout(30)

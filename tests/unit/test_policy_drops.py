@@ -16,7 +16,8 @@ from pycni.errors import KernelError
 from pycni.model.kube import TCP
 from pycni.policy.base import Drop
 from pycni.policy.drops import QUEUE, DropHub
-from tests.unit.policy_agents import POLICIES, FakeReader, at_once, engine_of, pycnictl, routes_of, serving
+from tests.unit.control_socket import serving
+from tests.unit.policy_agents import POLICIES, FakeReader, at_once, engine_of, pycnictl, routes_of
 from tests.unit.policy_world import world
 
 pytestmark = pytest.mark.timeout(30)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
-import threading
 
 import msgspec
 import pytest
 
 from pycni import cli
-from pycni.agent.httpd import Response, UnixHttpServer
+from pycni.agent.httpd import Response
 from pycni_proxy import cli_cleanup, cli_services, planes
 from pycni_proxy.status import EndpointStatus, FrontendStatus, ServiceStatus, Status
+from tests.unit.control_socket import serving
 from tests.unit.proxy_fakes import FakePlane, refused
 
 
@@ -74,23 +73,6 @@ def test_people_see(found, text):
     assert not any(line.endswith(" ") for line in out.split("\n"))
 
 
-@contextlib.contextmanager
-def agent(path, routes):
-    """An agent's socket, on an event loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = UnixHttpServer(str(path), routes)
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(5)
-        yield
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
 async def services(query):
     found = status(frontend()) if query in ("", "name=web", "namespace=shop") else status(services=())
     return Response(200, "application/json", msgspec.json.encode(found).decode())
@@ -102,7 +84,7 @@ async def ready(_query):
 
 def test_programs_get_one_object_and_a_missing_service_is_an_exit_code(tmp_path, capsys):
     path = tmp_path / "a.sock"
-    with agent(path, {"/services": services}):
+    with serving(path, {"/services": services}):
         assert cli.main(["services", "web", "--json", "--socket", str(path)]) == 0
         out = capsys.readouterr().out
         assert msgspec.json.decode(out, type=Status) == status(frontend())
@@ -121,7 +103,7 @@ def test_watching_prints_again_until_interrupted(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(cli_services.time, "sleep", nap)
     path = tmp_path / "a.sock"
-    with agent(path, {"/services": services}):
+    with serving(path, {"/services": services}):
         assert cli.main(["services", "-w", "--json", "--socket", str(path)]) == 130
     assert len(capsys.readouterr().out.splitlines()) == 3
 
@@ -151,6 +133,6 @@ def test_clean_up_removes_every_plane_and_reports_what_fails(tmp_path, capsys, m
 def test_clean_up_refuses_beside_an_agent_even_one_that_is_not_ready(tmp_path, capsys, monkeypatch, routes):
     monkeypatch.setattr(planes, "leftovers", lambda _keep: pytest.fail("touched"))
     path = tmp_path / "a.sock"
-    with agent(path, routes):
+    with serving(path, routes):
         assert cli.main(["cleanup", "--socket", str(path)]) == 1
     assert "stop it first" in capsys.readouterr().err
