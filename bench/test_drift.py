@@ -44,6 +44,7 @@ def node() -> Iterator[AgentNode]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("what", "commands"), DAMAGE.items(), ids=list(DAMAGE))
 def test_repair(benchmark: Any, node: AgentNode, what: str, commands: tuple[str, str]) -> None:
     damage, look = commands

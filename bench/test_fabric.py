@@ -92,6 +92,7 @@ def memory_mib(where: AgentNode) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) / 1024
 
 
+@pytest.mark.timeout(600)
 def test_thousand_peers_against_batch_tools(benchmark: Any) -> None:
     name = f"pyb{os.getpid()}k"
     netns.create(name)
@@ -149,7 +150,7 @@ def test_thousand_peers_against_batch_tools(benchmark: Any) -> None:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("leases", SIZES)
 def test_start_follow_and_memory(benchmark: Any, leases: int) -> None:
     starts: list[float] = []

@@ -8,11 +8,14 @@ import subprocess
 import time
 from typing import Any
 
+import pytest
+
 from bench.rows import row
 from bench.size import sized
 from tests.cni.node import ROOT
 
 
+@pytest.mark.timeout(600)
 def test_demo(benchmark: Any) -> None:
     """The very command of `make lab`, once everything is installed."""
     outputs: list[tuple[float, str]] = []

@@ -86,6 +86,7 @@ def probe(path: Path, stop: threading.Event) -> list[float]:
     return took
 
 
+@pytest.mark.timeout(600)
 def test_status_under_load(benchmark: Any, node: AgentNode, pods: list[str], tmp_path: Path) -> None:
     ours, _ = variants(node, masquerade=False)
     home = netns.open_netns(netns.path(node.name))

@@ -114,6 +114,7 @@ def test_a_sample_of_many_pods(space: None) -> None:
     compared(f"/rates: counters of {PODS} pods", ours_s, floor_s, "reading /proc/net/dev as it is", "<= 6")
 
 
+@pytest.mark.timeout(600)
 def test_a_sample_of_many_services(space: None) -> None:
     store = filled(SERVICES)
     engine = Engine(facts(), [planes.load("nftables").make(facts())])
@@ -153,6 +154,7 @@ def connections(count: int) -> list[Connection]:
     ]
 
 
+@pytest.mark.timeout(600)
 def test_a_reading_of_the_table_of_connections(space: None) -> None:
     subprocess.run(["nft", "-f", "-"], input=TRACKING, text=True, check=True)
     with NetlinkSocket(NETLINK_NETFILTER) as sock:

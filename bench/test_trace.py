@@ -107,6 +107,7 @@ def run(words: list[str]) -> None:
     subprocess.run(words, check=True, capture_output=True, cwd=ROOT)
 
 
+@pytest.mark.timeout(600)
 def test_whole_trace(benchmark: Any, lab: Lab) -> None:
     traced(lab)
     inside = benchmark.pedantic(lambda: timed(TRACES, lambda: traced(lab)), rounds=1)
@@ -121,6 +122,7 @@ def test_whole_trace(benchmark: Any, lab: Lab) -> None:
     row("  the command as typed, p50 / p99", milliseconds(typed), "", quantile(typed, 0.99), "< 2 s")  # fmt: skip
 
 
+@pytest.mark.timeout(600)
 def test_prediction(benchmark: Any, lab: Lab) -> None:
     def all_of_it() -> list[float]:
         return [traced(lab, predict=True).predicted_ms for _ in range(PREDICTIONS)]
@@ -152,6 +154,7 @@ def test_prediction(benchmark: Any, lab: Lab) -> None:
     )
 
 
+@pytest.mark.timeout(600)
 def test_commands_start(benchmark: Any, lab: Lab) -> None:
     """They take turns with the bare interpreter: what is left of the machine's moods is in both."""
     bare, helped, told = [], [], []
