@@ -21,7 +21,7 @@ from tests.cni.node import ROOT
 from tests.cni.runtimes import inside
 
 HEALTH_PORT, API_PORT = 8285, 6443
-PATIENCE_S = 300
+PATIENCE_S = 600
 ADDRESS = "192.168.90.1"
 """The node's."""
 

@@ -1,15 +1,21 @@
-"""What one process and one etcd spend: processor time, memory, requests answered."""
+"""What one process, one etcd and one API server spend: processor time, memory, requests, bytes; and work for them."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import re
+import time
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pycni.kernel import netns
 
+T = TypeVar("T")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -25,8 +31,8 @@ class Load(NamedTuple):
 
     calls: int
     """Unary requests and streams begun."""
-    sent: int
-    """Messages on streams: watch events and the like."""
+    sent_bytes: int
+    """To clients."""
     cpu_s: float
 
 
@@ -42,20 +48,58 @@ def spent(pid: int) -> Spent:
 
 def etcd_load(space: str, endpoint: str) -> Load:
     """By etcd's own metrics."""
-    fd = netns.open_netns(netns.path(space))
-    try:
-        text = netns.run_in(fd, lambda: _fetched(f"{endpoint}/metrics"))
-    finally:
-        os.close(fd)
+    text = within(space, lambda: _fetched(f"{endpoint}/metrics"))
 
     def total(name: str) -> float:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
     return Load(
         int(total("grpc_server_started_total")),
-        int(total("grpc_server_msg_sent_total")),
+        int(total("etcd_network_client_grpc_sent_bytes_total")),
         total("process_cpu_seconds_total"),
     )
+
+
+def loopback_bytes(space: str) -> int:
+    """What has gone over a namespace's loopback so far."""
+    for line in within(space, lambda: Path("/proc/thread-self/net/dev").read_text()).splitlines():
+        name, _, columns = line.partition(":")
+        if name.strip() == "lo":
+            return int(columns.split()[0])
+    raise RuntimeError(f"{space} has no loopback")
+
+
+def patched(space: str, port: int, patches: Mapping[str, Any], pause_s: float) -> None:
+    """Have an API server change objects (path -> merge patch), one after the other."""
+
+    def work() -> None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+            for path, patch in patches.items():
+                connection.request(
+                    "PATCH", path, json.dumps(patch), {"Content-Type": "application/merge-patch+json"}
+                )
+                with connection.getresponse() as answer:
+                    body = answer.read()
+                if answer.status != 200:
+                    raise RuntimeError(f"PATCH {path}: {answer.status} {body[:200]!r}")
+                time.sleep(pause_s)
+
+    within(space, work)
+
+
+def within(space: str, work: Callable[[], T]) -> T:
+    """Do something in a network namespace."""
+    with _opened(space) as fd:
+        return netns.run_in(fd, work)
+
+
+@contextlib.contextmanager
+def _opened(space: str) -> Iterator[int]:
+    fd = netns.open_netns(netns.path(space))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _fetched(url: str) -> str:
