@@ -24,15 +24,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from pycni.errors import PycniError
 from pycni.tracing.course import Asked
+from pycni.ui.files import HEADERS, static_files
 from pycni.ui.watch import Watch
 from pycni.wire import typed
 
@@ -45,26 +45,6 @@ BEAT_S = 1.0
 """Between two server-sent events."""
 JSON = "application/json"
 BROKEN = "the server failed; its output tells more"
-TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
-}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Cache-Control": "no-store",
-}
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error of the program
@@ -76,13 +56,6 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error of the program
         super().__init__(reason)
 
 
-class File(NamedTuple):
-    """A static file."""
-
-    content_type: str
-    body: bytes
-
-
 class TraceOrder(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``/api/trace``."""
 
@@ -90,16 +63,6 @@ class TraceOrder(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     protocol: str = ""
     predict: bool = False
-
-
-def static_files() -> dict[str, File]:
-    """What browsers run, by path; read once."""
-    found = {}
-    for entry in resources.files("pycni.ui").joinpath("static").iterdir():
-        kind = TYPES.get(entry.name.rpartition(".")[2])
-        if kind is not None:
-            found["/" if entry.name == "index.html" else f"/{entry.name}"] = File(kind, entry.read_bytes())
-    return found
 
 
 class UiServer(ThreadingHTTPServer):

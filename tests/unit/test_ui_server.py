@@ -21,7 +21,8 @@ from pycni.kernel.linkcounts import LinkCount
 from pycni.lab.topology import LabError
 from pycni.trace.question import QuestionError
 from pycni.tracing.eyes import Gathered
-from pycni.ui.server import BODY_LIMIT, CONNECTIONS, HEADERS, UiServer, static_files
+from pycni.ui.files import HEADERS, static_files
+from pycni.ui.server import BODY_LIMIT, CONNECTIONS, UiServer
 from pycni.ui.watch import Watch
 
 from .ui_world import objects, world
