@@ -15,8 +15,12 @@ import pytest
 
 from bench.fed import API_PORT, HEALTH_PORT, api, program, resident_mib, wait_ready
 from bench.rows import row
+from bench.size import sized
 from bench.test_kube import endpoint_slice, service
 
+SIZES = sized((1_000, 10_000), (1_000,))
+SETTLE_S = sized(5, 2)
+"""What is only needed at the start has been given back by then."""
 KUBE_PROXY_MIB = 74
 
 
@@ -31,7 +35,7 @@ def agent(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("count", [1_000, 10_000])
+@pytest.mark.parametrize("count", SIZES)
 def test_an_agent_with_all_services(benchmark: Any, count: int) -> None:
     objects = {
         "nodes": [{"metadata": {"name": "n1"}}],
@@ -45,7 +49,7 @@ def test_an_agent_with_all_services(benchmark: Any, count: int) -> None:
             started = time.monotonic()
             made = stack.enter_context(program(space, agent(folder), folder / "agent.log"))
             found["ready_s"] = wait_ready(space, folder / "agent.log") - started
-            time.sleep(5)
+            time.sleep(SETTLE_S)
             found["mib"] = resident_mib(made.pid)
 
         benchmark.pedantic(start, rounds=1)
