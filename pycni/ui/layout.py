@@ -15,12 +15,11 @@ room there is. Units are CSS pixels at scale 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from pycni.ui.model import UNDERLAY, Edge, Graph, Item
+from pycni.ui.places import Box, Laid, Path
 
 POD_W, POD_H, GUTTER, ROW_GAP = 132.0, 42.0, 18.0, 14.0
 POD_WIDEST = 190.0
@@ -42,42 +41,6 @@ ONE_ROW = 1.35
 SERVICE_COLUMNS = 2
 LOOSE = (1.7, 1.5, 1.35, 1.2, 1.1)
 """How height that is left over is used: the first of these that fits."""
-
-
-class Box(NamedTuple):
-    """A rectangle."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-class Path(msgspec.Struct, frozen=True):
-    """A line: through its points, or with two of four points as a cubic curve's handles."""
-
-    points: tuple[tuple[float, float], ...]
-    curve: bool = False
-
-
-class Laid(msgspec.Struct, frozen=True, kw_only=True):
-    """Where everything is."""
-
-    width: float
-    height: float
-    boxes: Mapping[str, Box]
-    """By item; of a closed node also ``pods:NODE``, of too many Services ``svc+``."""
-    paths: Mapping[str, Path]
-    """By edge; what a closed node hides has none."""
-    inside: Mapping[str, str]
-    """Hidden items by what stands for them."""
-    rails: tuple[tuple[float, float, float], ...]
-    """The underlay's bars, one for each row of nodes: from x, to x, y. Their left ends are joined."""
-    open: tuple[str, ...]
-    """Nodes whose pods are shown."""
-    arcs: bool
-    """Whether tunnels are drawn all the time."""
-    hidden_services: int = 0
 
 
 class _Plan(NamedTuple):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycni.ui.graph import graph
-from pycni.ui.layout import Box, Laid, layout
+from pycni.ui.layout import layout
 from pycni.ui.model import Graph, Peer
+from pycni.ui.places import Box, Laid
 
 from .ui_world import objects, world
 
