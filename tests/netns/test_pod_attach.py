@@ -13,7 +13,8 @@ from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.kernel import pod as pod_module
 from pycni.kernel import podbridged, podlink
-from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
+from pycni.model.cni import IpamConf, PortMapping, RouteConf
+from tests.netns.pod_cases import EVERYTHING, MOMENTS, fail_at
 from tests.netns.podenv import FAMILIES, PODNET, Env, addresses, links, pings, run
 
 
@@ -346,47 +347,16 @@ STEPS = [
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_failure_at_any_step_leaves_nothing(env: Env, monkeypatch, step, moment):
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_failure_at_any_step_leaves_nothing(env: Env, step, moment):
     pod, other = env.pod(), env.attach()
-    plan = env.plan(
-        pod,
-        (4, 6),
-        ip_masq=True,
-        mac_spoof_check=True,
-        port_mappings=(PortMapping(host_port=80, container_port=80),),
-        bandwidth=Bandwidth(ingress_rate=10**7, ingress_burst=10**6, egress_rate=10**7, egress_burst=10**6),
-    )
-    places = {
-        "shape": pod_module.tc,
-        "claim": pod_module.PodTables,
-        "bring_up_host": podbridged,
-        "let_loopback_out": pod_module.podports,
-    }
-    place = places.get(step, podlink)
-    real = getattr(place, step)
-
-    def broken(*args, **kwargs):
-        if moment == "after":
-            real(*args, **kwargs)
-        raise RuntimeError(step)
-
-    monkeypatch.setattr(place, step, broken)
+    plan = env.plan(pod, (4, 6), **EVERYTHING)
     before = set(links())
-    if (step, moment) == ("create", "after"):
-        # Nobody can know of a link whose making was not reported; the caller's DEL finds it by its owner.
-        with pytest.raises(RuntimeError, match=step):
-            env.driver.attach(plan, pod.fd)
-        env.driver.detach(plan.owner)
-        env.driver.wait_gone(plan.owner)
-    else:
-        with pytest.raises(RuntimeError, match=step):
-            env.driver.attach(plan, pod.fd)
+    fail_at(env, pod, plan, step=step, moment=moment, places={"bring_up_host": podbridged})
     assert set(links()) == before
     assert list(links(pod.name)) == ["lo"]
     rules = run("nft list ruleset")
     assert plan.host not in rules
-    monkeypatch.undo()
     env.driver.attach(plan, pod.fd)
     assert env.driver.check(plan, pod.fd) == []
     assert pings(pod, other.v4())

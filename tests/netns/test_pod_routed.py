@@ -6,12 +6,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from pycni.kernel import pod as pod_module
-from pycni.kernel import podlink, podrouted
+from pycni.kernel import podrouted
 from pycni.kernel.podroutewatch import RouteWatch
 from pycni.kernel.vips import Vips
 from pycni.model.attachment import AttachmentKind
-from pycni.model.cni import Bandwidth, PortMapping
+from tests.netns.pod_cases import EVERYTHING, MOMENTS, fail_at
 from tests.netns.podenv import FAMILIES, Env, addresses, links, pings, run
 
 PTP = {"attachment": AttachmentKind.PTP}
@@ -213,43 +212,14 @@ STEPS = ["create", "shape", "claim", "close_leg", "configure_pod", "await_runnin
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_failure_at_any_step_leaves_nothing(env: Env, monkeypatch, step, moment):
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_failure_at_any_step_leaves_nothing(env: Env, step, moment):
     pod, other = env.pod(), env.attach((4, 6), **PTP)
     env.attach((4, 6))
-    plan = env.plan(
-        pod,
-        (4, 6),
-        ip_masq=True,
-        mac_spoof_check=True,
-        port_mappings=(PortMapping(host_port=80, container_port=80),),
-        bandwidth=Bandwidth(ingress_rate=10**7, ingress_burst=10**6, egress_rate=10**7, egress_burst=10**6),
-        **PTP,
-    )
-    places = {
-        "shape": pod_module.tc,
-        "claim": pod_module.PodTables,
-        "close_leg": podrouted,
-        "add": podrouted.PodsBeside,
-        "let_loopback_out": pod_module.podports,
-    }
-    place = places.get(step, podlink)
-    real = getattr(place, step)
-
-    def broken(*args, **kwargs):
-        if moment == "after":
-            real(*args, **kwargs)
-        raise RuntimeError(step)
-
-    monkeypatch.setattr(place, step, broken)
+    plan = env.plan(pod, (4, 6), **EVERYTHING, **PTP)
     before = set(links()), run("ip route"), run("ip -6 route"), run("nft list ruleset")
-    with pytest.raises(RuntimeError, match=step):
-        env.driver.attach(plan, pod.fd)
-    if (step, moment) == ("create", "after"):
-        # Nobody can know of a link whose making was not reported; the caller's DEL finds it by its owner.
-        env.driver.detach(plan.owner)
-        env.driver.wait_gone(plan.owner)
-    monkeypatch.undo()
+    own = {"close_leg": podrouted, "add": podrouted.PodsBeside}
+    fail_at(env, pod, plan, step=step, moment=moment, places=own)
     after = set(links()), run("ip route"), run("ip -6 route"), run("nft list ruleset")
     assert after[:3] == before[:3]
     assert plan.host not in after[3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.model.attachment import AttachmentKind
 from pycni.model.cni import Bandwidth, IpamConf, PortMapping, RouteConf
+from tests.netns.pod_cases import sees_no_loopback_of_the_node
 from tests.netns.podenv import FAMILIES, Env, Pod, connect, exchange, links, pings, run, serving
 from tests.netns.test_bandwidth import BURST, DIRECTIONS, RATE, throughput
 
@@ -67,25 +67,8 @@ def test_a_port_is_had_once_whatever_the_kind(env: Env):
 
 def test_pods_cannot_use_the_opening_for_loopback(env: Env):
     pod = env.attach(attachment=PTP, port_mappings=(WEB,))
-    assert run(f"sysctl -n net.ipv4.conf.{pod.plan.host}.route_localnet").strip() == "1"
-    pod.run("sysctl -qw net.ipv4.conf.all.route_localnet=1")
-    pod.run("ip route add 127.0.0.2/32 via 169.254.1.1 dev eth0 onlink table 9")
-    pod.run("ip rule add pref 1 to 127.0.0.2 lookup 9")
-    pod.run("ip rule add pref 2 lookup local")
-    pod.run("ip rule del pref 0")
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"x", ("127.0.0.2", 9999))
-
-    with serving(None, 9999, udp=True) as server:
-        server.settimeout(0.3)
-        pod.inside(send)
-        with pytest.raises(TimeoutError):
-            server.recvfrom(16)
-        run("nft flush chain inet pycni_pods guard")
-        pod.inside(send)
-        assert server.recvfrom(16)[0] == b"x", "without the guard it would have come"
+    assert pod.plan is not None
+    sees_no_loopback_of_the_node(pod, pod.plan.host, "169.254.1.1 dev eth0 onlink")
 
 
 def test_rows_that_somebody_flushed_come_back(env: Env):

@@ -10,6 +10,7 @@ import pytest
 
 from pycni.errors import KernelError
 from pycni.model.cni import IpamConf, PortMapping, RouteConf
+from tests.netns.pod_cases import sees_no_loopback_of_the_node
 from tests.netns.podenv import FAMILIES, Env, connect, exchange, links, run, serving
 
 
@@ -99,25 +100,7 @@ def test_addresses_of_others_are_not_mapped(env: Env):
 
 def test_pods_cannot_use_the_opening_for_loopback(env: Env):
     pod = env.attach(port_mappings=(mapping(),))
-    assert run("sysctl -n net.ipv4.conf.cni0.route_localnet").strip() == "1"
-    pod.run("sysctl -qw net.ipv4.conf.all.route_localnet=1")
-    pod.run("ip route add 127.0.0.2/32 via 10.1.2.1 dev eth0 table 9")
-    pod.run("ip rule add pref 1 to 127.0.0.2 lookup 9")
-    pod.run("ip rule add pref 2 lookup local")
-    pod.run("ip rule del pref 0")
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"x", ("127.0.0.2", 9999))
-
-    with serving(None, 9999, udp=True) as server:
-        server.settimeout(0.3)
-        pod.inside(send)
-        with pytest.raises(TimeoutError):
-            server.recvfrom(16)
-        run("nft flush chain inet pycni_pods guard")
-        pod.inside(send)
-        assert server.recvfrom(16)[0] == b"x", "without the guard it would have come"
+    sees_no_loopback_of_the_node(pod, "cni0", "10.1.2.1 dev eth0")
 
 
 @pytest.mark.parametrize("families", FAMILIES.values(), ids=FAMILIES)
