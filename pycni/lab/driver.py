@@ -21,7 +21,8 @@ from pycni.errors import KernelError
 from pycni.kernel import bpf_places
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import attachments, backends, netns, processes, topology
-from pycni.lab.probe import Check, Prober
+from pycni.lab.checks import Check
+from pycni.lab.probe import Prober
 from pycni.lab.processes import ProcessId
 from pycni.lab.state import LabState
 from pycni.lab.stations import Host

@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from pycni.lab.checks import Check
 from pycni.lab.modes import CLUSTER, HOST, reaches
-from pycni.lab.probe import KINDS, Check
+from pycni.lab.probe import KINDS
 from pycni.lab.stations import Host
 
 ALONE = "alone"

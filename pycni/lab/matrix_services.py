@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from pycni.lab.ask import Answer
+from pycni.lab.checks import Check
 from pycni.lab.objects import Key, Mappings, decoded
-from pycni.lab.probe import Check
 from pycni.lab.serve import ServedPod
 from pycni.lab.topology import CLIENT, pod_name
 from pycni.model.family import Family

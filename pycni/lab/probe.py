@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pycni.errors import PycniError
 from pycni.lab import icmp
+from pycni.lab.checks import Check, Pending, difference, drain
 from pycni.lab.stations import Door, Host, Inside, Station
 from pycni.model.family import Family
 
@@ -52,39 +53,12 @@ _EINPROGRESS = 115
 _LINGER_RESET = struct.pack("=ii", 1, 0)
 
 
-class Check(NamedTuple):
-    """One thing to try. ``source`` and ``target`` are names of hosts."""
-
-    source: str
-    target: str
-    family: Family
-    kind: str
-
-
 class Doors(NamedTuple):
     """Where the hosts of one kernel are reached. Both lists are of (host, family, what)."""
 
     open: list[tuple[str, Family, Door]]
     broken: list[tuple[str, Family, str]]
     """Why a host cannot be reached at all."""
-
-
-class _Pending:
-    """A check under way."""
-
-    __slots__ = ("check", "deadline", "expected", "number", "overdue", "received", "resend", "send", "sock")
-
-    def __init__(self, check: Check, number: int, expected: bytes) -> None:
-        self.check = check
-        self.number = number
-        self.expected = expected
-        """What has to come back."""
-        self.send: Callable[[], object] | None = None
-        self.sock: socket.socket | None = None
-        self.received = b""
-        self.overdue = False
-        self.deadline = 0.0
-        self.resend = 0.0
 
 
 class Prober:
@@ -100,7 +74,7 @@ class Prober:
         self._doors: dict[tuple[str, Family], Door] = {}
         self._broken: dict[tuple[str, Family], str] = {}
         self._handlers: dict[int, Callable[[int], None]] = {}
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._served: set[socket.socket] = set()
         self._echoes: dict[tuple[str, Family, int], int] = {}
         self._datagrams: dict[tuple[str, Family, bytes], int] = {}
@@ -170,7 +144,7 @@ class Prober:
             else:
                 groups.setdefault((check.source, check.family), []).append(check)
         waiting = deque(groups.items())
-        ready: deque[_Pending] = deque()
+        ready: deque[Pending] = deque()
         while waiting or ready or self._pending:
             while waiting and len(ready) < WINDOW:
                 (source, family), group = waiting.popleft()
@@ -215,7 +189,7 @@ class Prober:
 
     # starting
 
-    def _prepare(self, station: Station, group: list[Check]) -> list[_Pending]:
+    def _prepare(self, station: Station, group: list[Check]) -> list[Pending]:
         """Pending checks of one source, with their TCP sockets opened in one visit to its namespace."""
         family = socket.AddressFamily(station.family)
         streams = sum(check.kind == "tcp" for check in group)
@@ -230,7 +204,7 @@ class Prober:
             self._numbers += 1
             target = self._doors[check.target, check.family]
             if check.kind == "tcp":
-                pending = _Pending(check, self._numbers, self._blob[:TCP_BYTES])
+                pending = Pending(check, self._numbers, self._blob[:TCP_BYTES])
                 pending.sock = sockets.pop()
                 pending.sock.setblocking(False)
                 # Reset instead of TIME_WAIT: nothing of a run stays in the namespaces.
@@ -242,16 +216,16 @@ class Prober:
             result.append(pending)
         return result
 
-    def _datagram(self, check: Check, station: Station, target: Door) -> _Pending:
-        pending = _Pending(check, self._numbers, self._blob[: UDP_BYTES - _HEAD.size])
+    def _datagram(self, check: Check, station: Station, target: Door) -> Pending:
+        pending = Pending(check, self._numbers, self._blob[: UDP_BYTES - _HEAD.size])
         message = _HEAD.pack(_MAGIC, _ASK, pending.number) + pending.expected
         self._datagrams[check.source, check.family, ip_address(target.address).packed] = pending.number
         pending.send = partial(station.udp.sendto, message, (target.address, target.udp_port))
         return pending
 
-    def _echo(self, check: Check, station: Station, target: Door) -> _Pending:
+    def _echo(self, check: Check, station: Station, target: Door) -> Pending:
         size = PING_BYTES if check.kind == "ping" else min(station.host.mtu, target.mtu)
-        pending = _Pending(
+        pending = Pending(
             check, self._numbers, self._blob[: size - icmp.IP_HEADER[check.family] - icmp.HEADER]
         )
         sequence = pending.number & 0xFFFF
@@ -260,7 +234,7 @@ class Prober:
         pending.send = partial(station.icmp.sendto, request, (target.address, 0))
         return pending
 
-    def _start(self, pending: _Pending) -> None:
+    def _start(self, pending: Pending) -> None:
         now = time.monotonic()
         pending.deadline = now + self.timeout
         pending.resend = now + RESEND_S
@@ -274,7 +248,7 @@ class Prober:
         if error not in {0, _EINPROGRESS}:
             self._finish(pending, os.strerror(error))
 
-    def _send(self, pending: _Pending) -> None:
+    def _send(self, pending: Pending) -> None:
         assert pending.send is not None, "TCP checks are not sent again"
         try:
             pending.send()
@@ -319,7 +293,7 @@ class Prober:
             return 0.0
         return max(LOOK_S, min(oldest.deadline - now, oldest.resend - now, RESEND_S))
 
-    def _finish(self, pending: _Pending, reason: str) -> None:
+    def _finish(self, pending: Pending, reason: str) -> None:
         if self._pending.pop(pending.number, None) is None:
             return
         self._overdue -= pending.overdue
@@ -333,12 +307,12 @@ class Prober:
         self._called = True
 
     def _on_icmp(self, station: Station, _mask: int) -> None:
-        for packet, sender in _drain(station.icmp):
+        for packet, sender in drain(station.icmp):
             found = icmp.parse(station.family, packet, sender[0])
             if isinstance(found, icmp.Echo) and found.ident == self._ident:
                 number = self._echoes.get((station.host.name, station.family, found.sequence))
                 if (pending := self._pending.get(number or 0)) is not None:
-                    self._finish(pending, _difference(pending.expected, found.payload))
+                    self._finish(pending, difference(pending.expected, found.payload))
             elif isinstance(found, icmp.Refusal):
                 self._refused(station, found)
 
@@ -353,7 +327,7 @@ class Prober:
             self._finish(pending, refusal.text)
 
     def _on_udp(self, station: Station, _mask: int) -> None:
-        for message, sender in _drain(station.udp):
+        for message, sender in drain(station.udp):
             if len(message) < _HEAD.size or not message.startswith(_MAGIC):
                 continue
             _magic, role, number = _HEAD.unpack_from(message)
@@ -363,7 +337,7 @@ class Prober:
                 with contextlib.suppress(OSError):
                     station.udp.sendto(_HEAD.pack(_MAGIC, _ANSWER, number) + body, sender)
             elif (pending := self._pending.get(number)) is not None:
-                self._finish(pending, _difference(pending.expected, body))
+                self._finish(pending, difference(pending.expected, body))
 
     def _on_accept(self, station: Station, _mask: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -386,7 +360,7 @@ class Prober:
             pass  # the client resets the connection when it has its answer
         self._forget(sock)
 
-    def _on_stream(self, pending: _Pending, mask: int) -> None:
+    def _on_stream(self, pending: Pending, mask: int) -> None:
         """The client's end: connected, then answered."""
         sock = pending.sock
         assert sock is not None, "only TCP checks have a socket"
@@ -404,27 +378,10 @@ class Prober:
         except OSError as exc:
             self._finish(pending, exc.strerror or str(exc))
 
-    def _on_stream_data(self, pending: _Pending, data: bytes) -> None:
+    def _on_stream_data(self, pending: Pending, data: bytes) -> None:
         pending.received += data
         if not data:
             came = len(pending.received)
             self._finish(pending, f"connection closed after {came} of {len(pending.expected)} bytes")
         elif len(pending.received) >= len(pending.expected):
-            self._finish(pending, _difference(pending.expected, pending.received))
-
-
-def _drain(sock: socket.socket) -> Iterable[tuple[bytes, Any]]:
-    """Everything a datagram socket holds."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            yield sock.recvfrom(65535)
-
-
-def _difference(sent: bytes, received: bytes) -> str:
-    """Empty when equal, else where they differ."""
-    if sent == received:
-        return ""
-    if len(sent) != len(received):
-        return f"{len(received)} bytes came back of {len(sent)}"
-    position = next(index for index, (a, b) in enumerate(zip(sent, received, strict=True)) if a != b)
-    return f"answer differs from what was sent at byte {position} of {len(sent)}"
+            self._finish(pending, difference(pending.expected, pending.received))

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from pycni.lab.apply_tables import table
+from pycni.lab.checks import Check
 from pycni.lab.matrix import ALONE, Matrix
-from pycni.lab.probe import Check
 
 OK, PART, BAD, SELF, UNASKED, ALONE_OK = "●", "◐", "✗", "-", "·", "○"
 _ASCII = str.maketrans(

@@ -10,6 +10,7 @@ from typing import Any
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import apply_tables, attachments, backends, inside, modes, policy_matrix, topology
 from pycni.lab.ask import ask
+from pycni.lab.checks import Check
 from pycni.lab.cleanup import command
 from pycni.lab.leases import leases
 from pycni.lab.matrix import Matrix, judge_alone, plan, plan_alone
@@ -20,7 +21,6 @@ from pycni.lab.objects import Key, Mappings
 from pycni.lab.policy_matrix import PolicyMatrix
 from pycni.lab.policy_probe import REFUSED, Outcome, PolicyProber
 from pycni.lab.policy_station import Target
-from pycni.lab.probe import Check
 from pycni.lab.processes import ProcessId
 from pycni.lab.serve import ServedPod
 from pycni.lab.state import PodRecord

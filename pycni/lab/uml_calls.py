@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from pycni.errors import KernelError
-from pycni.lab.probe import Check, Doors
+from pycni.lab.checks import Check
+from pycni.lab.probe import Doors
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError, LabSpec
 from pycni.wire import typed

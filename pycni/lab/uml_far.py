@@ -12,7 +12,8 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from pycni.lab.probe import Check, Doors
+from pycni.lab.checks import Check
+from pycni.lab.probe import Doors
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError
 from pycni.lab.traffic import TrafficReport

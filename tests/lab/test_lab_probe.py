@@ -11,8 +11,9 @@ import pytest
 
 from pycni.kernel import netns as kernel_netns
 from pycni.lab import netns
+from pycni.lab.checks import Check
 from pycni.lab.matrix import plan
-from pycni.lab.probe import KINDS, Check, Prober
+from pycni.lab.probe import KINDS, Prober
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabSpec, fabric_namespace, node_name, node_namespace, underlay_addresses
 from pycni.lab.traffic import Traffic

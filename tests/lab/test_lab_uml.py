@@ -16,7 +16,8 @@ import pytest
 
 from pycni.errors import KernelError
 from pycni.lab import inside, processes
-from pycni.lab.probe import KINDS, Check
+from pycni.lab.checks import Check
+from pycni.lab.probe import KINDS
 from pycni.lab.run import Lab
 from pycni.lab.stations import Host
 from pycni.model.family import Family

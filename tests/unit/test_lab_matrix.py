@@ -8,8 +8,9 @@ import json
 import pytest
 
 from pycni.lab import report
+from pycni.lab.checks import Check
 from pycni.lab.matrix import Matrix, plan
-from pycni.lab.probe import KINDS, Check
+from pycni.lab.probe import KINDS
 from pycni.lab.stations import Host
 from pycni.model.family import Family
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pycni.lab import modes, report
+from pycni.lab.checks import Check
 from pycni.lab.matrix import ALONE, Matrix, judge_alone, plan, plan_alone
-from pycni.lab.probe import Check
 from pycni.lab.state import PodRecord
 from pycni.lab.stations import Host
 from pycni.lab.topology import LabError

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.errors import KernelError
-from pycni.lab.probe import Check, Doors
+from pycni.lab.checks import Check
+from pycni.lab.probe import Doors
 from pycni.lab.stations import Door, Host
 from pycni.lab.topology import LabError
 from pycni.lab.uml_calls import Call, Command, Ping, Probe, Request, Round, failure, raise_failure
