@@ -21,6 +21,7 @@ from typing import Any
 from bench.iptables_chains import lines
 from bench.proxyload import PORT, TARGET_PORT, virtual
 from bench.proxysync import measure
+from bench.rows import quantile
 from bench.vipnodes import SERVER, VipNode
 from tests.proxy.uml_boot import answer
 
@@ -51,7 +52,14 @@ def paths(sizes: Mapping[str, Sequence[int]], rounds: int) -> list[dict[str, Any
                 else:
                     node.run(node.node, "iptables-legacy-restore", "\n".join(lines(count)) + "\n")
         found: dict[tuple[str, int], dict[str, Any]] = {
-            key: {"plane": key[0], "count": key[1], "rates": [], "connections": [], "datagrams": []}
+            key: {
+                "plane": key[0],
+                "count": key[1],
+                "rates": [],
+                "slowest": [],
+                "connections": [],
+                "datagrams": [],
+            }
             for key in nodes
         }
         for _ in range(rounds):
@@ -64,6 +72,7 @@ def one_round(node: VipNode, found: dict[str, Any], *, datagrams: bool) -> None:
     """Note what a connection, and a datagram, takes through the VIP and directly."""
     through, direct = node.time("connections", (virtual(1), PORT), (SERVER, TARGET_PORT), CONNECTS)
     found["connections"].append([statistics.median(one.seconds) for one in (through, direct)])
+    found["slowest"].append(quantile(through.seconds, 0.99))
     found["rates"].append(through.rate)
     if datagrams:
         both = node.time("datagrams", (virtual(0), PORT), (SERVER, TARGET_PORT), PACKETS)

@@ -25,7 +25,7 @@ from bench.policyload import SPACES
 from bench.rows import milliseconds, row
 from bench.scale import Spent, spent
 from bench.size import sized
-from bench.test_cni import PODS, ROUNDS, SINGLE, installed
+from bench.test_cni import PODS, ROUNDS, SINGLE, divided, installed
 from bench.test_fabric import NETCONF, node, run_inside
 from bench.test_kube import endpoint_slice, service
 from bench.test_policy_agent import agent as policy_agent
@@ -251,4 +251,5 @@ def test_flannel_cni(benchmark: Any, peer: Path, tmp_path: Path, parallel: int) 
     row(
         f"ADD+DEL p50, {parallel} at a time", f"{mine.pair_p50() * 1e3:.1f} ms",
         f"flannel plugin {other.pair_p50() * 1e3:.1f} ms", mine.pair_p50() / other.pair_p50(), "<= 0.9",
+        ratios=divided(mine.pairs_by_round(), other.pairs_by_round()),
     )  # fmt: skip
