@@ -36,7 +36,7 @@ section { border-top: 1px solid var(--line); padding: 1.6rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th, td { padding: .3rem .7rem .3rem 0; vertical-align: middle; } td { border-bottom: 1px solid var(--line); }
-td.number { text-align: right; white-space: nowrap; } td.bar { min-width: 11rem; }
+td a { color: var(--bar); } td.number { text-align: right; white-space: nowrap; } td.bar { min-width: 11rem; }
 .yes { color: var(--good); font-weight: 700; } .no { color: var(--bad); font-weight: 700; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; margin-top: 1.2rem; }
 .plots img { width: 100%; background: #fff; border: 1px solid var(--line); border-radius: .4rem; }
