@@ -29,6 +29,7 @@ from pycni.policy.ebpf.flows import Flow, Times
 from pycni.policy.engine import PolicyEngine
 from tests.netns.fabric_nodes import run
 from tests.netns.policy_rig import Rig, Try
+from tests.proxy import rig as plain_rig
 from tests.proxy import topology
 from tests.proxy.traffic import Traffic
 
@@ -132,6 +133,17 @@ class FastRig(Rig):
         text = run(self.spaces.names["node"], "cat /proc/net/dev")
         rows = {line.split(":")[0].strip(): line.split(":")[1].split() for line in text.splitlines()[2:]}
         return sum(int(rows[f"p{name}"][9]) for name in topology.PODS)
+
+
+@contextlib.contextmanager
+def fast_rig(proxy: plain_rig.Rig, times: Times = NO_GRACE) -> Iterator[FastRig]:
+    """In a topology whose services are by nftables (``dataplanes.plain``)."""
+    with pins() as bpffs:
+        made = FastRig(proxy.spaces, proxy.traffic, bpffs, times)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def _text(raw: bytes) -> str:

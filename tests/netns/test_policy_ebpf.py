@@ -21,7 +21,7 @@ from pycni.policy.base import LocalPod, Packet
 from pycni.policy.ebpf import devices, driver, fastpath, flows
 from pycni.policy.ebpf.driver import Places
 from tests.netns.fabric_nodes import run
-from tests.netns.policy_ebpf_rig import NO_GRACE, FastRig, Socket, in_node, local_pods, pins
+from tests.netns.policy_ebpf_rig import NO_GRACE, FastRig, Socket, fast_rig, in_node, local_pods, pins
 from tests.netns.policy_rig import EVERY, Try, policy, rule, web
 from tests.netns.test_policy_ebpf_hazards import ONE_WAY, answers, checksum, frame, packet4
 from tests.netns.test_policy_nft import WORLDS
@@ -39,16 +39,6 @@ def proxy():
     with plain("nftables") as made:
         made.apply({}, {})
         yield made
-
-
-@contextlib.contextmanager
-def fast_rig(proxy, times=NO_GRACE):
-    with pins() as bpffs:
-        made = FastRig(proxy.spaces, proxy.traffic, bpffs, times)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @pytest.fixture

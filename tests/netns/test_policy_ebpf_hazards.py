@@ -23,7 +23,7 @@ from pycni.model.kube import POD, TCP, UDP
 from pycni.model.policy import Peer, PortRange, Selector
 from pycni.policy.ebpf import flows
 from tests.netns.fabric_nodes import run
-from tests.netns.policy_ebpf_rig import NO_GRACE, FastRig, Socket, local_pods, pins
+from tests.netns.policy_ebpf_rig import NO_GRACE, Socket, fast_rig, local_pods
 from tests.netns.policy_rig import Try, policy, rule, web
 from tests.proxy import topology
 from tests.proxy.cases import VIP, eps, svc
@@ -51,16 +51,6 @@ def proxy():
 @pytest.fixture(scope="module")
 def spaces(proxy):
     return proxy.spaces
-
-
-@contextlib.contextmanager
-def fast_rig(proxy, times=NO_GRACE):
-    with pins() as bpffs:
-        made = FastRig(proxy.spaces, proxy.traffic, bpffs, times)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +368,7 @@ def test_a_pod_not_known_yet_is_closed(rig, family):
 
 _AGENT = """
 import json, sys, time
-from tests.netns.policy_ebpf_rig import FastRig
+from tests.netns.policy_ebpf_rig import FastRig, fast_rig
 from tests.netns.test_policy_ebpf_hazards import ONE_WAY
 from tests.proxy.topology import Topology
 rig = FastRig(Topology(json.loads(sys.argv[1])), None, sys.argv[2])
