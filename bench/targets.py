@@ -115,6 +115,7 @@ TARGETS = (
     Target(7, "sh behaves as told", "schedulers", "*: sh: *"),
     Target(7, "dh behaves as told", "schedulers", "*: dh: *"),
     Target(7, "eBPF beats netfilter for policy", "policy_path", "one, one node: *, ebpf against nftables, *"),
+    Target(7, "eBPF beats iptables and ipset for policy", "policy_path", "one, one node: *, ebpf* against iptables+ipset*"),
     Target(7, "XDP beats netfilter for policy", "policy_xdp", "XDP beside nftables*"),
     Target(7, "MTU 9000 matters", "mtu", "*: Gbit/s at MTU 9000 against 1500"),
     Target(7, "its consistency across nodes matters", "mtu", "one node at 9000, the other at 1500: *"),
