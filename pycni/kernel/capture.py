@@ -14,9 +14,9 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+from pycni.closing import Closing
 from pycni.errors import KernelError
 
 ETH_P_ALL = 3
@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     """Whether it begins with an Ethernet header."""
 
 
-class Capture:
+class Capture(Closing):
     """Packet sockets in many namespaces. Use it in a ``with``."""
 
     def __init__(
@@ -80,14 +80,6 @@ class Capture:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the sockets."""

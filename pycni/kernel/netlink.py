@@ -10,9 +10,8 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
+from pycni.closing import Closing
 from pycni.errors import KernelError
 from pycni.wire.netlink import (
     NLM_F_ACK,
@@ -47,7 +46,7 @@ _SEQ_WRAP = 1 << 30
 _RCVBUFFORCE = 33
 
 
-class NetlinkSocket:
+class NetlinkSocket(Closing):
     """One AF_NETLINK socket, opened in the calling thread's network namespace."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE, sock: socket.socket | None = None) -> None:
@@ -65,14 +64,6 @@ class NetlinkSocket:
         except BaseException:
             self._sock.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""

@@ -13,9 +13,8 @@ import errno
 import os
 import socket
 from collections.abc import Collection
-from types import TracebackType
-from typing import Self
 
+from pycni.closing import Closing
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, SOL_NETLINK
 from pycni.wire.netlink import MalformedError, parse_attrs, split, text
@@ -28,7 +27,7 @@ NFTA_TABLE = 1
 """Attribute 1 is the table's name in messages about tables, chains, rules, sets, elements and objects alike."""
 
 
-class NftWatch:
+class NftWatch(Closing):
     """A non-blocking socket in the namespace it was made in; give it to an event loop's ``add_reader``."""
 
     def __init__(self, tables: Collection[str]) -> None:
@@ -56,14 +55,6 @@ class NftWatch:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def drain(self) -> bool:
         """Take all messages there are. Whether one of our tables was named, or messages were lost."""

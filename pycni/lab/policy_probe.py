@@ -22,9 +22,9 @@ import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from pycni.closing import Closing
 from pycni.lab import policy_wire as wire
 from pycni.lab.policy_station import PolicyStation, Target, answer_datagrams, greet_streams
 from pycni.lab.stations import Inside
@@ -103,7 +103,7 @@ class _Shooting:
         self.again: Callable[[], object] | None = None
 
 
-class PolicyProber:
+class PolicyProber(Closing):
     """Probes between a fixed set of pods. A context manager; one thread."""
 
     def __init__(self, targets: Sequence[Target], ports: Collection[tuple[int, int]]) -> None:
@@ -128,13 +128,7 @@ class PolicyProber:
                     self._watch_station(station)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close every socket."""
         self._stack.close()
 

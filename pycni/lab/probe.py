@@ -22,9 +22,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from pycni.closing import Closing
 from pycni.errors import PycniError
 from pycni.lab import icmp
 from pycni.lab.checks import Check, Pending, difference, drain
@@ -61,7 +61,7 @@ class Doors(NamedTuple):
     """Why a host cannot be reached at all."""
 
 
-class Prober:
+class Prober(Closing):
     """Checks between a fixed set of hosts. A context manager: it owns sockets in every host's namespace."""
 
     def __init__(self, hosts: Sequence[Host], timeout: float = DEFAULT_TIMEOUT_S) -> None:
@@ -93,13 +93,7 @@ class Prober:
                     self._open(host, family)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close every socket."""
         self._stack.close()
 

@@ -12,11 +12,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 
+from pycni.closing import Closing
 from pycni.errors import PycniError
 from pycni.wire import typed
 
@@ -91,7 +91,7 @@ class Door:
         return stream
 
 
-class Stream:
+class Stream(Closing):
     """An answer as it comes."""
 
     def __init__(self, name: str, sock: socket.socket, end: float) -> None:
@@ -100,14 +100,6 @@ class Stream:
         self._length: int | None = None
         self.over = False
         """Nothing more comes."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Harmless twice."""

@@ -11,9 +11,8 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
-from types import TracebackType
-from typing import Self
 
+from pycni.closing import Closing
 from pycni.kernel.capture import Capture, Enter, Frame
 from pycni.model.space import NODE
 from pycni.model.spot import Spot
@@ -116,19 +115,11 @@ class _Waiting:
 _WAITING = _Waiting()
 
 
-class LocalWatching:
+class LocalWatching(Closing):
     """See ``eyes.Watching``."""
 
     def __init__(self, name: str, order: Order, capture: Capture, deep: Deep | None) -> None:
         self._name, self._order, self._capture, self._deep = name, order, capture, deep
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def filenos(self) -> Sequence[int]:
         """See ``eyes.Watching``."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import msgspec
 
+from pycni.closing import Closing
 from pycni.errors import ConfigError, KernelError
 from pycni.trace.model import Flow
 from pycni.tracing import speech
@@ -75,20 +75,12 @@ class Lines(Protocol):
         """Want no more."""
 
 
-class RemoteWatching:
+class RemoteWatching(Closing):
     """See ``eyes.Watching``."""
 
     def __init__(self, name: str, stream: Lines, ahead_ns: int) -> None:
         self._name, self._stream, self._ahead = name, stream, ahead_ns
         self._ended = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def filenos(self) -> Sequence[int]:
         """See ``eyes.Watching``."""
