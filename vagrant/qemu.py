@@ -258,9 +258,8 @@ def course(
         rows += asked(hosts, backend)
         say(f"{backend}: asked")
     if report:
-        hosts.cluster(
-            "bench", PYCNI_BENCH_BACKENDS=backends[-1], PYCNI_BENCH_SECONDS="1", PYCNI_BENCH_ROUNDS="4"
-        )
+        small = {"PYCNI_BENCH_SECONDS": "1", "PYCNI_BENCH_ROUNDS": "2", "PYCNI_BENCH_SUITE": ""}
+        hosts.cluster("bench", PYCNI_BENCH_BACKENDS=backends[-1], **small)
         hosts.cluster("report", report)
         say(f"{backends[-1]}: measured, {report}.json, {report}.html")
 

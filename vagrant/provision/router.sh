@@ -44,7 +44,8 @@ install -d -o frr -g frr -m 755 /var/run/frr /var/log/frr
 # shellcheck disable=SC2016
 service frr "/etc/frr/frr.conf /etc/frr/daemons" "" root \
   sh -c '/usr/lib/frr/frrinit.sh restart; exec tail -f /dev/null --pid "$(cat /run/frr/watchfrr.pid)"'
-until_ok 120 "FRR answers" vtysh -c "show bgp summary"
+# Its own script starts daemons one after another, and tries again after 20 s where a host is slow.
+until_ok 300 "FRR answers" vtysh -c "show bgp summary"
 
 here=$(cd "$(dirname "$0")" && pwd)
 put /etc/systemd/system/pycni-outside.service <<END
