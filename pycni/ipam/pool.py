@@ -35,7 +35,8 @@ from pycni.ipam.allocate import (
     pick_unused,
     status_of,
 )
-from pycni.ipam.journal import Entry, Journal, Listing
+from pycni.ipam.index import Index
+from pycni.ipam.journal import Entry, Journal
 from pycni.model.endpoint import Owner
 from pycni.model.family import FAMILIES, Address, Family
 
@@ -63,36 +64,6 @@ class Usage(NamedTuple):
     """How many can be had at all, with those in use that are in no range any more; None: not known yet."""
 
 
-class _Index:
-    """What the files said last, found both ways."""
-
-    __slots__ = ("by_address", "by_owner", "last", "taken")
-
-    def __init__(self, listing: Listing) -> None:
-        self.by_address = listing.entries
-        self.by_owner: dict[Entry, tuple[Address, ...]] = {}
-        self.last = listing.last
-        self.taken = Taken(listing.entries)
-        for address, entry in listing.entries.items():
-            self.by_owner[entry] = (*self.by_owner.get(entry, ()), address)
-
-    def add(self, address: Address, entry: Entry) -> None:
-        self.by_address[address] = entry
-        self.by_owner[entry] = (*self.by_owner.get(entry, ()), address)
-        self.taken.add(address)
-
-    def remove(self, address: Address) -> None:
-        entry = self.by_address.pop(address, None)
-        if entry is None:
-            return
-        left = tuple(other for other in self.by_owner[entry] if other != address)
-        if left:
-            self.by_owner[entry] = left
-        else:
-            del self.by_owner[entry]
-        self.taken.discard(address)
-
-
 class _Collision(Exception):  # noqa: N818 - control flow, never leaves this module
     """A file is there that the index does not know: somebody works without the lock."""
 
@@ -114,7 +85,7 @@ class Ipam:
         self._journal = Journal(data_dir, network, lock_timeout_s=lock_timeout_s)
         self._in_use = in_use
         self._lock = threading.Lock()
-        self._index: _Index | None = None
+        self._index: Index | None = None
         self._sets: tuple[RangeSet, ...] = ()
 
     def close(self) -> None:
@@ -258,7 +229,7 @@ class Ipam:
             index = self._glance()
         return Taken() if index is None else index.taken
 
-    def _glance(self) -> _Index | None:
+    def _glance(self) -> Index | None:
         """The newest index that can be had without waiting; one is waited for only when there is none yet."""
         if not self._journal.exists():
             return None
@@ -276,19 +247,19 @@ class Ipam:
         return self._index
 
     @contextlib.contextmanager
-    def _exclusive(self, *, anew: bool = False) -> Iterator[_Index]:
+    def _exclusive(self, *, anew: bool = False) -> Iterator[Index]:
         """The index, true to the directory and nobody else's until the end."""
         with self._lock, self._journal.locked():
             yield self._refresh(anew=anew)
 
-    def _refresh(self, *, anew: bool = False) -> _Index:
+    def _refresh(self, *, anew: bool = False) -> Index:
         if self._index is None or anew or self._journal.moved():
-            self._index = _Index(self._journal.read())
+            self._index = Index(self._journal.read())
             self._journal.seal()
         return self._index
 
     def _reserve(
-        self, index: _Index, owner: Owner, sets: Sequence[RangeSet], wanted: Sequence[Address | None]
+        self, index: Index, owner: Owner, sets: Sequence[RangeSet], wanted: Sequence[Address | None]
     ) -> tuple[Allocation, ...]:
         held = index.by_owner.get(_entry(owner), ())
         result: list[Allocation] = []
@@ -316,7 +287,7 @@ class Ipam:
         return tuple(result)
 
     def _choose(
-        self, index: _Index, owner: Owner, number: int, compiled: RangeSet, request: Address | None
+        self, index: Index, owner: Owner, number: int, compiled: RangeSet, request: Address | None
     ) -> Allocation:
         if request is None:
             found = pick_unused(
@@ -333,14 +304,14 @@ class Ipam:
         assert bounds is not None, f"{request} was assigned to a set it is not in"
         return allocation(bounds, int(request))
 
-    def _create(self, index: _Index, owner: Owner, address: Address) -> None:
+    def _create(self, index: Index, owner: Owner, address: Address) -> None:
         entry = _entry(owner)
         self._journal.unseal()
         if not self._journal.create(address, entry):
             raise _Collision
         index.add(address, entry)
 
-    def _remove(self, index: _Index, addresses: Sequence[Address]) -> None:
+    def _remove(self, index: Index, addresses: Sequence[Address]) -> None:
         """Remove as much as possible, then raise the first error."""
         failed: IpamError | None = None
         if not addresses:
