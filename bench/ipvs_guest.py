@@ -80,7 +80,7 @@ def one_round(node: VipNode, found: dict[str, Any], *, datagrams: bool) -> None:
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    "paths": partial(paths, {IPVS: (1, 1_000, 10_000), IPTABLES: (1, 10_000)}, 6),
+    "paths": partial(paths, {IPVS: (1, 1_000, 10_000), IPTABLES: (1, 3_000)}, 5),
     "sync-1000": sync(1_000, 2),
     "sync-10000": sync(10_000, 1),
     "quick-paths": partial(paths, {IPVS: (1, 1_000)}, 4),

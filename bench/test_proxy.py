@@ -38,8 +38,8 @@ SOCKET_SYNCS = sized({1_000: 4, 10_000: 4}, {1_000: 2})
 """The same for eBPF, which has no floor."""
 CHANGES = sized(200, 50)
 CONNECT_SIZES = sized((1, 1_000, 10_000), (1, 1_000))
-CONNECT_ROUNDS, CONNECTS = sized(10, 4), 400
-PACKET_ROUNDS, PACKETS = sized(12, 4), 5_000
+CONNECT_ROUNDS, CONNECTS = sized(14, 4), 400
+PACKET_ROUNDS, PACKETS = sized(16, 4), 5_000
 IPTABLES = "iptables chains"
 KUBE_PROXY_CHANGE_S = 0.141
 SYNCS: dict[int, dict[str, Any]] = {}
