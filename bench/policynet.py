@@ -117,9 +117,9 @@ class PathNet:
         raise RuntimeError(out)
 
     def throughput(self) -> float:
-        """Gbit/s of one stream of a GiB."""
+        """Gbit/s of one stream of half a GiB."""
         ends = ["-c", ADDRESSES[self.target], "-p", str(STREAM_PORT)]
-        out = self._client("iperf3", *ends, "-n", "1G", "-J")
+        out = self._client("iperf3", *ends, "-n", "512M", "-J")
         return float(json.loads(out)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
     def _client(self, *command: str) -> str:
