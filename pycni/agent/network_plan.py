@@ -93,20 +93,26 @@ def make_plan(
         _need(target, node, lease)
     attrs = how.published(node, conf)
     mtu = pod_mtu(how, node, conf)
+    plan = Plan(
+        backend=how,
+        node=node,
+        conf=conf,
+        attrs=attrs,
+        others=course.others,
+        site=None,
+        pods=None,
+        firewall=FirewallPlan(),
+    )
     if lease is None or misfit(conf, lease):
-        return Plan(
-            backend=how,
-            node=node,
-            conf=conf,
-            attrs=attrs,
-            others=course.others,
-            site=None,
-            pods=None,
-            firewall=FirewallPlan(),
-        )
-    own = msgspec.structs.replace(lease, attrs=attrs)
-    site = Site(node=node, conf=conf, own=own)
-    links = how.links(site)
+        return plan
+    return _with_pods(plan, options, msgspec.structs.replace(lease, attrs=attrs), mtu)
+
+
+def _with_pods(plan: Plan, options: NodeOptions, own: Lease, mtu: int) -> Plan:
+    """The same with what follows from the lease that is held."""
+    conf, underlay = plan.conf, plan.node.underlay
+    site = Site(node=plan.node, conf=conf, own=own)
+    links = plan.backend.links(site)
     pods = PodNetwork(
         subnets=tuple(_nets(own, family) for family in conf.families),
         networks=tuple(_cluster(conf, family) for family in conf.families),
@@ -120,16 +126,7 @@ def make_plan(
         masquerade=_masquerade(options, conf, own) if options.ip_masq else (),
         guard=_guard(links, conf),
     )
-    return Plan(
-        backend=how,
-        node=node,
-        conf=conf,
-        attrs=attrs,
-        others=course.others,
-        site=site,
-        pods=pods,
-        firewall=firewall,
-    )
+    return msgspec.structs.replace(plan, site=site, pods=pods, firewall=firewall)
 
 
 def plain_node(options: NodeOptions, underlay: Underlay) -> Node:
