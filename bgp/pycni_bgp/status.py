@@ -12,6 +12,7 @@ import msgspec
 
 from pycni.model.family import show
 from pycni_bgp.engine import Adjacency, Route, Session
+from pycni_bgp.model import Local, Neighbour, Prefix
 from pycni_bgp.rib import Rib
 from pycni_bgp.view import Draft
 
@@ -101,35 +102,6 @@ def status(draft: Draft, seen: Seen) -> Status:
     by_address = {item.address: item for item in seen.sessions}
     rib = Rib(plan.settings, plan.own, plan.router_id, plan.sessions, draining=plan.draining)
     peers = sorted(plan.sessions.values(), key=lambda item: (len(item.address), item.address))
-    announced = []
-    for prefix, item in sorted(plan.local.items()):
-        withheld = {show(peer.address): rib.withheld(peer, prefix, item) for peer in peers}
-        announced.append(
-            AnnouncedStatus(
-                prefix=str(prefix),
-                kind=item.kind,
-                owner=item.owner,
-                to=tuple(address for address, why in withheld.items() if not why),
-                withheld={address: why for address, why in withheld.items() if why},
-            )
-        )
-    found = []
-    for peer in peers:
-        session = by_address.get(peer.address, Session(peer.address, "unknown"))
-        kind = "iBGP" if peer.internal else "eBGP"
-        found.append(
-            PeerStatus(
-                address=show(peer.address),
-                asn=peer.asn,
-                kind=f"{kind} client" if peer.client else kind,
-                origin=peer.origin,
-                state=session.state,
-                since=session.since,
-                error=session.error,
-                received=session.imported,
-                sent=session.exported,
-            )
-        )
     return Status(
         node=plan.own.name,
         asn=plan.own.asn or plan.settings.asn,
@@ -138,9 +110,9 @@ def status(draft: Draft, seen: Seen) -> Status:
         trouble=seen.trouble,
         drained=draft.drained,
         problems=draft.problems,
-        peers=tuple(found),
+        peers=tuple(_peer(item, by_address.get(item.address)) for item in peers),
         strangers=dict(draft.neighbourhood.strangers),
-        announced=tuple(announced),
+        announced=tuple(_announced(rib, peers, *item) for item in sorted(plan.local.items())),
         silent={str(prefix): why for prefix, why in sorted(draft.withheld.items())},
         learned=tuple(_learned(item) for item in seen.learned),
         ospf=tuple(
@@ -164,6 +136,33 @@ def drained(draft: Draft) -> str:
     if not draft.drained:
         return f"node {plan.own.name} announces {what}\n"
     return f"node {plan.own.name} is drained ({'; '.join(draft.drained)}), nothing is announced of {what}\n"
+
+
+def _announced(rib: Rib, peers: Sequence[Neighbour], prefix: Prefix, item: Local) -> AnnouncedStatus:
+    withheld = {show(peer.address): rib.withheld(peer, prefix, item) for peer in peers}
+    return AnnouncedStatus(
+        prefix=str(prefix),
+        kind=item.kind,
+        owner=item.owner,
+        to=tuple(address for address, why in withheld.items() if not why),
+        withheld={address: why for address, why in withheld.items() if why},
+    )
+
+
+def _peer(peer: Neighbour, known: Session | None) -> PeerStatus:
+    session = known or Session(peer.address, "unknown")
+    kind = "iBGP" if peer.internal else "eBGP"
+    return PeerStatus(
+        address=show(peer.address),
+        asn=peer.asn,
+        kind=f"{kind} client" if peer.client else kind,
+        origin=peer.origin,
+        state=session.state,
+        since=session.since,
+        error=session.error,
+        received=session.imported,
+        sent=session.exported,
+    )
 
 
 def _learned(item: Route) -> LearnedStatus:
