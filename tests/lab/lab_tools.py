@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from pycni.lab.run import Lab
+from pycni.lab.topology import LabSpec
+
+from .conftest import unique_name
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pycni.cli"]
@@ -54,3 +62,28 @@ def ctl_start(*words: str) -> subprocess.Popen[str]:
         env={**environment(), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def running(**fields: Any) -> Iterator[Lab]:
+    """A lab of ``LabSpec``'s fields; it is gone afterwards."""
+    lab = Lab.up(LabSpec(name=unique_name(), **fields))
+    try:
+        yield lab
+    finally:
+        lab.down()
+
+
+def apply(lab: Lab, *files: Path, text: str = "") -> None:
+    """Have the lab what manifests say: files one after the other, then ``text``."""
+    for name in [*map(str, files), *(["-"] if text else [])]:
+        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", name, feed=text)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+
+
+def trace(lab: Lab, *words: str) -> tuple[int, dict[str, Any]]:
+    """``pycnictl trace --json`` in a lab: its exit code, and what it says."""
+    done = ctl("trace", "--name", lab.spec.name, "--json", *words)
+    assert done.returncode in {0, 1}, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, found

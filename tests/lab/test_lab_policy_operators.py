@@ -11,24 +11,17 @@ import pytest
 
 from pycni.lab.ask_client import ask_from
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 
-from .conftest import unique_name
-from .lab_tools import COMMAND, ctl, environment
+from .lab_tools import COMMAND, apply, ctl, environment, running
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    made = Lab.up(LabSpec(name=unique_name(), nodes=2, pods=0, proxy="nftables", policy="nftables"))
-    try:
-        for name in ("web.yaml", "policy-tiers.yaml"):
-            done = ctl("lab", "apply", "-f", str(EXAMPLES / name), "--name", made.spec.name)
-            assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    with running(nodes=2, pods=0, proxy="nftables", policy="nftables") as made:
+        apply(made, EXAMPLES / "web.yaml", EXAMPLES / "policy-tiers.yaml")
         yield made
-    finally:
-        made.down()
 
 
 EXPLAINED = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from scapy.layers.vxlan import VXLAN
 from scapy.utils import rdpcap
 
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 
-from .conftest import unique_name
-from .lab_tools import ctl
+from . import lab_tools
+from .lab_tools import apply, ctl, running
 from .trace_objects import SHOP
 
 OBJECTS = (
@@ -34,23 +32,17 @@ spec: {selector: {app: nobody}, ports: [{port: 80}]}
 @pytest.fixture(scope="module")
 def world() -> Iterator[Lab]:
     """Two nodes whose agents have set everything up and are dead: nobody repairs what tests damage."""
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, family="dual", proxy="nftables", policy="nftables"))
-    try:
-        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=OBJECTS)
-        assert done.returncode == 0, done.stderr
+    with running(nodes=2, family="dual", proxy="nftables", policy="nftables") as lab:
+        apply(lab, text=OBJECTS)
         for node in lab.record.nodes:
             lab.signal_agent(node, signal.SIGKILL)
         yield lab
-    finally:
-        lab.down()
 
 
 def trace(lab: Lab, *words: str) -> tuple[int, dict[str, Any]]:
-    done = ctl("trace", "--name", lab.spec.name, "--json", *words)
-    assert done.returncode in {0, 1}, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["ok"] is (done.returncode == 0)
-    return done.returncode, found
+    code, found = lab_tools.trace(lab, *words)
+    assert found["ok"] is (code == 0)
+    return code, found
 
 
 WAYS = (

@@ -14,10 +14,9 @@ import pytest
 
 from pycni.lab import processes
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 
-from .conftest import unique_name
-from .lab_tools import COMMAND, ctl, environment, within
+from . import lab_tools
+from .lab_tools import COMMAND, apply, ctl, environment, running, within
 from .trace_objects import SHOP
 
 OBJECTS = SHOP
@@ -26,28 +25,13 @@ OBJECTS = SHOP
 @pytest.fixture(scope="module")
 def world() -> Iterator[Lab]:
     """Two nodes with living agents that listen for traces."""
-    spec = LabSpec(
-        name=unique_name(),
-        nodes=2,
-        pods=1,
-        family="dual",
-        proxy="nftables",
-        policy="nftables",
-        trace_tls=True,
-    )
-    lab = Lab.up(spec)
-    try:
-        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=OBJECTS)
-        assert done.returncode == 0, done.stderr
+    with running(nodes=2, pods=1, family="dual", proxy="nftables", policy="nftables", trace_tls=True) as lab:
+        apply(lab, text=OBJECTS)
         yield lab
-    finally:
-        lab.down()
 
 
 def trace(lab: Lab, *words: str) -> dict[str, Any]:
-    done = ctl("trace", "--name", lab.spec.name, "--json", *words)
-    assert done.returncode in {0, 1}, done.stderr
-    return json.loads(done.stdout)
+    return lab_tools.trace(lab, *words)[1]
 
 
 def local(lab: Lab, node: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -13,69 +13,52 @@ from typing import Any
 import pytest
 
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 from pycni.lab.tracing import LabEyes
 from pycni.trace.report import as_json
 from pycni.tracing.course import Asked, trace
 
 from . import trace_faults
-from .conftest import unique_name
-from .lab_tools import PATIENCE_S, ctl, within
+from .lab_tools import PATIENCE_S, apply, running, within
 from .trace_faults import Damage, names_of
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[Lab]:
     """Two nodes with everything, whose agents are dead: nobody repairs what tests damage."""
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, family="dual", proxy="nftables", policy="nftables"))
-    try:
-        apply(lab, trace_faults.OBJECTS)
-        apply(lab, trace_faults.ENDPOINTS.format(**names_of(lab, "")))
+    with running(nodes=2, family="dual", proxy="nftables", policy="nftables") as lab:
+        apply(lab, text=trace_faults.OBJECTS)
+        apply(lab, text=trace_faults.ENDPOINTS.format(**names_of(lab, "")))
         kill_agents(lab)
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Lab]:
     """Three nodes that reach each other by routes alone; nobody keeps pods from using others' addresses."""
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=3, family="dual", backend="host-gw"))
-    try:
+    with running(nodes=3, family="dual", backend="host-gw") as lab:
         kill_agents(lab)
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")
 def secret() -> Iterator[Lab]:
     """Two nodes that speak WireGuard, with policies by eBPF."""
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, family="dual", backend="wireguard", policy="ebpf"))
-    try:
-        apply(lab, trace_faults.DENIED)
+    with running(nodes=2, family="dual", backend="wireguard", policy="ebpf") as lab:
+        apply(lab, text=trace_faults.DENIED)
         kill_agents(lab)
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="module")
 def living() -> Iterator[Lab]:
     """Two nodes whose agents live, and carry packets in UDP."""
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, backend="udp", pods=1))
-    yield lab
-    lab.down()
+    with running(nodes=2, backend="udp", pods=1) as lab:
+        yield lab
 
 
 def kill_agents(lab: Lab) -> None:
     for node in lab.record.nodes:
         lab.signal_agent(node, signal.SIGKILL)
-
-
-def apply(lab: Lab, objects: str) -> None:
-    done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=objects)
-    assert done.returncode == 0, done.stderr
 
 
 def ask(lab: Lab, *words: str) -> dict[str, Any]:

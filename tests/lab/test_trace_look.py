@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import errno
-import json
 import os
 import struct
 import subprocess
@@ -20,10 +19,8 @@ import pytest
 from pycni.errors import KernelError
 from pycni.kernel import bpf, netns
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 
-from .conftest import unique_name
-from .lab_tools import PATIENCE_S, ctl
+from .lab_tools import PATIENCE_S, apply, ctl, running, trace
 from .trace_objects import AROUND
 
 OBJECTS = (
@@ -76,20 +73,9 @@ while not select.select([sys.stdin], [], [], 0)[0]:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[Lab]:
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=2, family="ipv4", proxy="nftables", policy="nftables"))
-    try:
-        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=OBJECTS)
-        assert done.returncode == 0, done.stderr
+    with running(nodes=2, family="ipv4", proxy="nftables", policy="nftables") as lab:
+        apply(lab, text=OBJECTS)
         yield lab
-    finally:
-        lab.down()
-
-
-def trace(lab: Lab, *words: str) -> tuple[int, dict[str, Any]]:
-    done = ctl("trace", "--name", lab.spec.name, "--json", *words)
-    assert done.returncode in {0, 1}, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, found
 
 
 def run(lab: Lab, target: str, command: str) -> None:
@@ -139,13 +125,9 @@ spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 
 
 def test_a_policy_that_denies_without_rules_is_named_too() -> None:
-    lab = Lab.up(LabSpec(name=unique_name(), nodes=1, family="ipv4", proxy="nftables", policy="ebpf"))
-    try:
-        done = ctl("lab", "apply", "--name", lab.spec.name, "-f", "-", feed=FAST)
-        assert done.returncode == 0, done.stderr
+    with running(nodes=1, family="ipv4", proxy="nftables", policy="ebpf") as lab:
+        apply(lab, text=FAST)
         code, found = trace(lab, "pod1", "shut:8080")
-    finally:
-        lab.down()
     assert (code, found["fault"]["kind"]) == (1, "policy-denied"), found["fault"]
     assert {"policy", "tc_ingress"} <= {note["verdict"] for note in notes(found, "drop")}
     assert "the kernel says: ingress is denied by NetworkPolicy default/closed" in found["fault"]["cause"]

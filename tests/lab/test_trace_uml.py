@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import pytest
 
 from pycni.lab.run import Lab
-from pycni.lab.topology import LabSpec
 
-from .conftest import unique_name
-from .lab_tools import ROOT, ctl
+from . import lab_tools
+from .lab_tools import ROOT, apply, ctl, running
 
 EXAMPLE = ROOT / "docs" / "examples" / "web.yaml"
 
@@ -22,20 +20,13 @@ EXAMPLE = ROOT / "docs" / "examples" / "web.yaml"
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Two guests, IPVS, agents that listen for traces, the example applied."""
-    spec = LabSpec(name=unique_name(), driver="uml", nodes=2, pods=1, proxy="ipvs", trace_tls=True)
-    made = Lab.up(spec)
-    try:
-        done = ctl("lab", "apply", "--name", made.spec.name, "-f", str(EXAMPLE))
-        assert done.returncode == 0, done.stderr
+    with running(driver="uml", nodes=2, pods=1, proxy="ipvs", trace_tls=True) as made:
+        apply(made, EXAMPLE)
         yield made
-    finally:
-        made.down()
 
 
 def trace(lab: Lab, *words: str) -> dict[str, Any]:
-    done = ctl("trace", "--name", lab.spec.name, "--json", *words)
-    assert done.returncode in {0, 1}, done.stderr
-    return json.loads(done.stdout)
+    return lab_tools.trace(lab, *words)[1]
 
 
 @pytest.mark.parametrize("way", [(), ("--by-agents",)], ids=["directly", "by agents"])
