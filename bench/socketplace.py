@@ -31,7 +31,9 @@ def socket_place(name: str) -> Iterator[SocketPlace]:
         try:
             yield place
         finally:
-            ctypes.CDLL(None).umount2(place.bpffs.encode(), _DETACH)
-            os.rmdir(place.bpffs)
+            try:  # taking programs away takes its time, in which somebody may press Ctrl-C
+                ctypes.CDLL(None).umount2(place.bpffs.encode(), _DETACH)
+            finally:
+                os.rmdir(place.bpffs)
     finally:
         os.rmdir(place.cgroup)
