@@ -161,8 +161,9 @@ class PolicyView:
         pods, touched = self._take_pods(objects, changed.get(POD, ()))
         kinds.update(pods)
         for key in changed.get(NETWORK_POLICY, ()):
-            self._take_policy(key, objects.of(NETWORK_POLICY).get(key))
-            kinds.update(self._census.in_namespace(key.partition("/")[0]))
+            policy = objects.of(NETWORK_POLICY).get(key)
+            self._add_selected(kinds, key, policy)
+            self._take_policy(key, policy)
         if changed.get(CLUSTER_NETWORK_POLICY):
             self._take_cluster(objects, changed[CLUSTER_NETWORK_POLICY])
             kinds.update(self._census.kinds.values())
@@ -277,6 +278,13 @@ class PolicyView:
             if live is not None:
                 self._swap(live, found)
                 self._put(SECTIONS, (key, direction), found)
+
+    def _add_selected(self, kinds: set[Kind], key: str, policy: NetworkPolicy | None) -> None:
+        """Kinds of pods of this node that a policy selects, or has selected until now."""
+        selectors = [item.pods for item in (self._policies.get(key), policy) if item is not None]
+        for kind in self._census.here(key.partition("/")[0]):
+            if kind not in kinds and any(selector.matches(kind.labels) for selector in selectors):
+                kinds.add(kind)
 
     def _take_cluster(self, objects: Objects, names: Iterable[str]) -> None:
         for name in names:

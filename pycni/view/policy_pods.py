@@ -74,6 +74,8 @@ class Census:
         """By address."""
         self.kinds: dict[KindKey, Kind] = {}
         self.by_namespace: dict[str, set[KindKey]] = {}
+        self._here: dict[str, set[Kind]] = {}
+        """Kinds with pods of this node, by namespace."""
         self.host: dict[str, tuple[bytes, ...]] = {}
         """Addresses of pods on this node's network."""
 
@@ -84,6 +86,10 @@ class Census:
     def in_namespace(self, namespace: str) -> Iterable[Kind]:
         """The kinds of a namespace."""
         return (self.kinds[key] for key in self.by_namespace.get(namespace, ()))
+
+    def here(self, namespace: str) -> Iterable[Kind]:
+        """Those of them that have pods of this node."""
+        return self._here.get(namespace, ())
 
     def put(self, key: str, pod: Pod | None) -> set[bytes]:
         """Take in a pod (None: it is gone). Returns addresses whose claims changed."""
@@ -105,6 +111,7 @@ class Census:
             new.kind.pods.add(key)
             if new.local:
                 new.kind.local.add(key)
+                self._here.setdefault(new.kind.namespace, set()).add(new.kind)
             for address in new.addresses:
                 self._claim(address, new)
         return {address for known in (old, new) if known is not None for address in known.addresses}
@@ -152,7 +159,8 @@ class Census:
     def _drop(self, known: Known) -> None:
         del self._pods[known.key]
         known.kind.pods.discard(known.key)
-        known.kind.local.discard(known.key)
+        if known.local:
+            self._leave(known)
         for address in known.addresses:
             claims = self._claims[address]
             if not isinstance(claims, dict):
@@ -161,6 +169,16 @@ class Census:
             del claims[known.key]
             if len(claims) == 1:
                 (self._claims[address],) = claims.values()
+
+    def _leave(self, known: Known) -> None:
+        """A pod of this node is gone."""
+        kind = known.kind
+        kind.local.discard(known.key)
+        if not kind.local:
+            here = self._here[kind.namespace]
+            here.discard(kind)
+            if not here:
+                del self._here[kind.namespace]
 
 
 def kind_of(pod: Pod) -> KindKey:
