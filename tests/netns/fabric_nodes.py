@@ -347,3 +347,19 @@ class FabricWorld:
         subprocess.run(["rm", "-rf", self.folder], check=True)
         if errors:
             raise errors[0]
+
+
+def routes(node) -> list[str]:
+    """Routes of the agents' protocol, IPv4's first."""
+    text = node("ip -4 route show proto 112") + node("ip -6 route show proto 112")
+    return [line.replace(" linkdown", "").strip() for line in text.splitlines()]
+
+
+def start(world, *numbers, **options):
+    """Nodes of a world and their agents, each with a route to every other one."""
+    nodes = [world.node(number) for number in numbers]
+    agents = [node.start(**options) for node in nodes]
+    until(lambda: all(agent.well() for agent in agents), "agents well", 20)
+    for node in nodes:
+        until(lambda node=node: len(routes(node)) == (len(nodes) - 1) * len(world.families), "routes", 20)
+    return nodes, agents

@@ -20,7 +20,7 @@ from pycni.errors import KernelError
 from pycni.model.lease import Lease, LeaseAttrs
 from pycni.model.wireguard import Secret
 from pycni.wire import forwarder as wire
-from tests.netns.fabric_nodes import Cluster, FabricWorld, FakeSource, until
+from tests.netns.fabric_nodes import Cluster, FabricWorld, FakeSource, routes, start, until
 from tests.netns.test_network_component import pod, talk
 from tests.netns.udp_tools import (
     PORT,
@@ -88,20 +88,6 @@ def drops(node) -> dict[str, int]:
     found = {name: count for name, count in counters(node).items() if name.startswith("drop_")}
     found.pop("drop_no_peer", None)
     return found
-
-
-def routes(node) -> list[str]:
-    text = node("ip -4 route show proto 112") + node("ip -6 route show proto 112")
-    return [line.replace(" linkdown", "").strip() for line in text.splitlines()]
-
-
-def start(world, *numbers, **options):
-    nodes = [world.node(number) for number in numbers]
-    agents = [node.start(**options) for node in nodes]
-    until(lambda: all(agent.well() for agent in agents), "agents well", 20)
-    for node in nodes:
-        until(lambda node=node: len(routes(node)) == (len(nodes) - 1) * len(world.families), "routes", 20)
-    return nodes, agents
 
 
 def reach(one, two, size=100):

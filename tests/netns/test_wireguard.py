@@ -15,7 +15,7 @@ import pytest
 
 from pycni.kernel import netns as namespaces
 from pycni.model.wireguard import Secret
-from tests.netns.fabric_nodes import FabricWorld, until
+from tests.netns.fabric_nodes import FabricWorld, routes, start, until
 from tests.netns.test_network_component import talk
 
 PSK = Secret(bytes(range(32)))
@@ -77,20 +77,6 @@ def key_of(node) -> str:
     return subprocess.run(
         ["wg", "pubkey"], input=raw, capture_output=True, text=True, check=True
     ).stdout.strip()
-
-
-def start(world, *numbers, **options):
-    nodes = [world.node(number) for number in numbers]
-    agents = [node.start(**options) for node in nodes]
-    until(lambda: all(agent.well() for agent in agents), "agents well", 20)
-    for node in nodes:
-        until(lambda node=node: len(routes(node)) == (len(nodes) - 1) * len(world.families), "routes", 20)
-    return nodes, agents
-
-
-def routes(node) -> list[str]:
-    text = node("ip -4 route show proto 112") + node("ip -6 route show proto 112")
-    return [line.strip() for line in text.splitlines()]
 
 
 def reach(one, two, size=100):

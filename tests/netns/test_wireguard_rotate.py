@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 
 from pycni.agent import wireguard_rotate
-from tests.netns.fabric_nodes import until
+from tests.netns.fabric_nodes import start, until
 from tests.netns.test_network_component import pod
-from tests.netns.test_wireguard import key_of, reach, start, wg, world, worlds  # noqa: F401
+from tests.netns.test_wireguard import key_of, reach, wg, world, worlds  # noqa: F401
 
 GAP_S = 0.02
 """Between two packets: the wait is less than 128 of them, which is what WireGuard lets wait."""

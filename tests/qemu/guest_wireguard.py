@@ -13,9 +13,9 @@ from pycni.agent import wireguard_rotate
 from pycni.kernel import netns as namespaces
 from pycni.kernel import wireguard_go
 from tests.netns import fabric_nodes, test_wireguard_rotate
-from tests.netns.fabric_nodes import FabricNode, FabricWorld, until
+from tests.netns.fabric_nodes import FabricNode, FabricWorld, routes, until
 from tests.netns.test_network_component import talk
-from tests.netns.test_wireguard import PSK, frames, inhabitants, key_of, routes, sniff
+from tests.netns.test_wireguard import PSK, frames, inhabitants, key_of, sniff
 from tests.netns.test_wireguard_rotate import flows, rotate
 from tests.proxy.uml_boot import answer
 from tests.qemu.boot import uptime
