@@ -368,7 +368,7 @@ def test_a_pod_not_known_yet_is_closed(rig, family):
 
 _AGENT = """
 import json, sys, time
-from tests.netns.policy_ebpf_rig import FastRig, fast_rig
+from tests.netns.policy_ebpf_rig import FastRig
 from tests.netns.test_policy_ebpf_hazards import ONE_WAY
 from tests.proxy.topology import Topology
 rig = FastRig(Topology(json.loads(sys.argv[1])), None, sys.argv[2])
