@@ -77,6 +77,8 @@ class Engine:
         self._index = ServiceIndex()
         self._claims = Claims()
         self._resolved: dict[str, Resolved] = {}
+        self._checks: dict[str, HealthCheck] = {}
+        """Of the services that have one: asked for after every pass, whatever the number of services."""
         self._served: dict[str, tuple[Frontend, ...]] = {}
         self._planes = [
             _Plane(
@@ -101,7 +103,7 @@ class Engine:
 
     def health_checks(self) -> Iterator[HealthCheck]:
         """The healthCheckNodePorts this node has to answer."""
-        return (item.health_check for item in self._resolved.values() if item.health_check is not None)
+        return iter(self._checks.values())
 
     @property
     def problems(self) -> Mapping[str, tuple[str, ...]]:
@@ -171,6 +173,10 @@ class Engine:
                 del self._resolved[key]
             else:
                 self._resolved[key] = now
+            if now.health_check is not None:
+                self._checks[key] = now.health_check
+            else:
+                self._checks.pop(key, None)
             affected.add(key)
             affected |= self._claims.update(key, created, _keys(was), _keys(now))
         found = {}

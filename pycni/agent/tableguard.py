@@ -17,8 +17,8 @@ from contextlib import AsyncExitStack
 from typing import Protocol, TypeVar
 
 from pycni.errors import KernelError
-from pycni.kernel import nft_names
 from pycni.kernel.nft_generation import NftGeneration
+from pycni.kernel.nft_names import TableNames
 
 log = logging.getLogger("pycni.agent")
 T = TypeVar("T")
@@ -80,11 +80,13 @@ class TableGuard:
         except KernelError as error:
             log.debug("nftables is not watched: %s", error)
             return
+        names = TableNames()
+        exits.push_async_callback(work, names.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(watch, self._note, watch)
         exits.callback(loop.remove_reader, watch)
         while True:
-            present = any(name == self._table for _, name in await work(nft_names.tables))
+            present = any(name == self._table for _, name in await work(names.read))
             if self.expected and not present:
                 self.expected = False
                 log.warning("%s: somebody removed the table %s; it is made anew", self._what, self._table)

@@ -9,7 +9,7 @@ seen here too.
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
@@ -31,9 +31,38 @@ class Chain(NamedTuple):
 
 def tables() -> list[tuple[str, str]]:
     """Family and name of every table of this namespace; none on a kernel without nftables. Raises KernelError."""
+    return _tables(_dump(_GETTABLE, "list nft tables"))
+
+
+class TableNames:
+    """``tables``, again and again, in the namespace of the thread that asked first. One thread at a time.
+
+    A socket is kept: the kernel lets none be closed before it has freed what transactions removed, which takes milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._sock: NetlinkSocket | None = None
+
+    def close(self) -> None:
+        """Close the socket; harmless when there is none."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def read(self) -> list[tuple[str, str]]:
+        """See ``tables``."""
+        try:
+            if self._sock is None:
+                self._sock = NetlinkSocket(NETLINK_NETFILTER)
+            return _tables(_asked(self._sock, _GETTABLE, "list nft tables"))
+        except (OSError, KernelError) as exc:
+            self.close()
+            return _none(exc)
+
+
+def _tables(payloads: list[bytes]) -> list[tuple[str, str]]:
     return [
-        (_family(payload), text(parse_attrs(payload, 4).get(_NAME_OF_TABLE, b"")))
-        for payload in _dump(_GETTABLE, "list nft tables")
+        (_family(payload), text(parse_attrs(payload, 4).get(_NAME_OF_TABLE, b""))) for payload in payloads
     ]
 
 
@@ -55,13 +84,21 @@ def _family(payload: bytes) -> str:
 def _dump(kind: int, operation: str) -> list[bytes]:
     try:
         with NetlinkSocket(NETLINK_NETFILTER) as sock:
-            return [answer.payload for answer in sock.dump(message(kind, 0, bytes(4)), operation)]
-    except OSError as exc:
-        if exc.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
-            return []
-        raise
-    except KernelError as exc:
+            return _asked(sock, kind, operation)
+    except (OSError, KernelError) as exc:
+        return _none(exc)
+
+
+def _asked(sock: NetlinkSocket, kind: int, operation: str) -> list[bytes]:
+    return [answer.payload for answer in sock.dump(message(kind, 0, bytes(4)), operation)]
+
+
+def _none(error: OSError | KernelError) -> list[Any]:
+    """Nothing, where there is no nftables; raises every other error."""
+    absent = {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
+    if isinstance(error, KernelError):
         # nfnetlink answers so when the subsystem is not there.
-        if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
-            return []
-        raise
+        absent = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT}
+    if error.errno in absent:
+        return []
+    raise error
