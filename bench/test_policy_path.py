@@ -78,7 +78,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "one-same_node": Case("one", "b", every_size=sized(True, False), trips=sized(5, 1), streams=sized(7, 3)),
+    "one-same_node": Case("one", "b", every_size=sized(True, False), trips=sized(5, 1), streams=sized(7, 2)),
     "one-two_nodes": Case("one", "c", trips=3, streams=5),
     "ports-same_node": Case("ports", "b"),
     "stacked-same_node": Case("stacked", "b"),
