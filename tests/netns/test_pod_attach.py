@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -389,15 +388,3 @@ def test_many_pods_come_and_go_at_once(env: Env):
     for pod in pods:
         assert env.driver.check(pod.plan, pod.fd) == []
     assert len([name for name in links() if name.startswith("veth")]) == 24
-
-
-def test_an_add_takes_milliseconds_not_tens(env: Env):
-    pods = [env.pod() for _ in range(12)]
-    times = []
-    for pod in pods:
-        plan = env.plan(pod)
-        start = time.perf_counter()
-        env.driver.attach(plan, pod.fd)
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[len(times) // 2] < 0.02
-    assert namespaces.inode(pods[0].fd) != namespaces.inode(env.host)
