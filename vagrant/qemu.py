@@ -212,6 +212,8 @@ def main() -> int:
                 course(hosts, backends, arguments.report, say, rows)
             finally:
                 if arguments.keep:
+                    if (error := sys.exception()) is not None:
+                        print(error)
                     print(f"{folder}/{ON} HOST COMMAND... runs one; Enter ends it", flush=True)
                     sys.stdin.readline()
     finally:

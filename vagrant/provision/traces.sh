@@ -28,8 +28,10 @@ if [ "$PYCNI_HOST" = "$first" ]; then
   for node in $(nodes); do
     until_ok 240 "$node asks for its certificate" fetch "asked/$node" "$node.csr"
     printf 'basicConstraints=CA:FALSE\nsubjectAltName=DNS:%s,IP:%s,IP:%s\n' "$node" "$(address "$node")" "$(address6 "$node")" |
-      openssl x509 -req -in "$node.csr" -CA authority.crt -CAkey authority.key -days 3650 -extfile /dev/stdin 2>$STATE/last |
-      ctl put "$book/signed/$node" >/dev/null
+      put $trace/node.ext
+    openssl x509 -req -in "$node.csr" -CA authority.crt -CAkey authority.key -days 3650 -extfile node.ext -out "$node.crt" \
+      2>$STATE/last || die "openssl: $(cat $STATE/last)"
+    ctl put "$book/signed/$node" <"$node.crt" >/dev/null
   done
 fi
 

@@ -50,6 +50,8 @@ from pycni.lab.stations import Host, Inside
 from pycni.model.family import Family
 
 PATIENCE_S = 90.0
+TRACE_PATIENCE_S = 240.0
+"""A trace watches for a second where a packet should come by; a host that is emulated and busy may be later than that."""
 ANSWER_S, DENIED_S = 10.0, 3.0
 """Seconds an answer may take; seconds of silence that mean no."""
 PROBE_S = 15.0
@@ -315,7 +317,7 @@ def _whole(found: dict[str, Any], peer: str) -> bool:
 
 def _trace(check: str, source: str, target: str, right: Callable[[dict[str, Any]], bool]) -> Row:
     """Again for a while: an agent that has just started, or is busy, may take its time."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TRACE_PATIENCE_S
     while True:
         words = ["pycnictl", "trace", source, target, "--json"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
