@@ -51,7 +51,7 @@ from pycni.model.family import Family
 
 PATIENCE_S = 90.0
 TRACE_PATIENCE_S = 240.0
-"""A trace watches for a second where a packet should come by; a host that is emulated and busy may be later than that."""
+"""A trace watches for a second where a packet should come by; on a host that is emulated and busy it may be later."""
 ANSWER_S, DENIED_S = 10.0, 3.0
 """Seconds an answer may take; seconds of silence that mean no."""
 PROBE_S = 15.0
