@@ -73,6 +73,11 @@ class FabricSync:
             nft.close()
 
     @property
+    def nft_port(self) -> int | None:
+        """Of the socket by which peers come into the firewall's table and go; any thread."""
+        return self._opened[1].port if self._opened is not None else None
+
+    @property
     def _firewall(self) -> Firewall:
         """The firewall driver. Raises KernelError on a kernel without nftables."""
         if self._opened is None:

@@ -259,7 +259,7 @@ class NetworkComponent:
         monitor = Monitor(self._announced)
         exits.callback(monitor.close)
         try:
-            watch = NftWatch([TABLE])
+            watch = NftWatch([TABLE], lambda: sync.nft_port)
         except KernelError as error:
             log.warning("changes of nftables are found by the periodic look only: %s", error)
         else:

@@ -73,6 +73,12 @@ class NetlinkSocket(Closing):
         """File descriptor, for selectors."""
         return self._sock.fileno()
 
+    @property
+    def port(self) -> int:
+        """Its address: what the kernel announces because of its requests bears it."""
+        address: tuple[int, int] = self._sock.getsockname()
+        return address[0]
+
     def request(self, msg: bytes, operation: str = "", obj: str = "") -> list[Message]:
         """Send one message and wait for its ACK; returns what came before the ACK (an echo, a GET's answer).
 

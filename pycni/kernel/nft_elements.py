@@ -9,6 +9,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from pycni.closing import Closing
 from pycni.errors import KernelError
 from pycni.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pycni.wire.netlink import NLMSG_ERROR, Message, parse_error
@@ -79,12 +80,14 @@ class NftSocket(NetlinkSocket):
             self._sock.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, self._send_bytes)
 
 
-class NftElements:
+class NftElements(Closing):
     """Changes of sets of addresses. One thread at a time."""
 
     def __init__(self) -> None:
         """Open a socket in the calling thread's network namespace. Raises OSError."""
         self._sock = NftSocket()
+        self.port = self._sock.port
+        """See ``NetlinkSocket.port``."""
 
     def close(self) -> None:
         """Close the socket."""

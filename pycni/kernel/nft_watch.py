@@ -1,7 +1,8 @@
 """Tells when somebody changed one of our nftables tables: a wake-up, not the truth.
 
 The kernel sends every change of the ruleset to the multicast group NFNLGRP_NFTABLES; all we want to know is whether
-a table of ours was named. What changed is found by listing. Our own transactions are told too.
+a table of ours was named. What changed is found by listing. Our own transactions are told too, with the port of the
+socket they came by (nlmsg_pid): those of sockets we know are passed over.
 
     nlmsghdr type: u8 message | u8 subsystem (10)    nfgenmsg: u8 family | u8 version | u16 resource
                                                        (include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h)
@@ -12,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from pycni.closing import Closing
 from pycni.errors import KernelError
@@ -30,9 +31,10 @@ NFTA_TABLE = 1
 class NftWatch(Closing):
     """A non-blocking socket in the namespace it was made in; give it to an event loop's ``add_reader``."""
 
-    def __init__(self, tables: Collection[str]) -> None:
-        """Raises KernelError on a kernel without nftables."""
+    def __init__(self, tables: Collection[str], own_port: Callable[[], int | None] = lambda: None) -> None:
+        """``own_port``: of the socket whose changes need no look. Raises KernelError on a kernel without nftables."""
         self._tables = frozenset(tables)
+        self._own_port = own_port
         flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:
             self._sock = socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER)
@@ -71,15 +73,18 @@ class NftWatch(Closing):
                     ) from exc
                 named = True
                 continue
-            named = named or names_table(data, self._tables)
+            named = named or names_table(data, self._tables, self._own_port())
 
 
-def names_table(data: bytes, tables: Collection[str]) -> bool:
-    """Whether a datagram of nftables' events names one of the tables; what cannot be read counts as naming it."""
+def names_table(data: bytes, tables: Collection[str], own_port: int | None = None) -> bool:
+    """Whether a datagram of nftables' events names one of the tables; what cannot be read counts as naming it.
+
+    What came by the socket ``own_port`` does not count.
+    """
     try:
         for message in split(data):
             subsystem, what = message.kind >> 8, message.kind & 0xFF
-            if subsystem != NFNL_SUBSYS_NFTABLES or what == NFT_MSG_NEWGEN:
+            if subsystem != NFNL_SUBSYS_NFTABLES or what == NFT_MSG_NEWGEN or message.port == own_port:
                 continue
             if text(parse_attrs(message.payload, 4).get(NFTA_TABLE, b"")) in tables:
                 return True

@@ -52,6 +52,8 @@ class Message(NamedTuple):
     flags: int
     seq: int
     payload: bytes
+    port: int = 0
+    """Of the socket it answers or, in an announcement, whose request is announced; 0: the kernel's own doing."""
 
 
 class MalformedError(ValueError):
@@ -131,10 +133,10 @@ def split(data: bytes | memoryview) -> Iterator[Message]:
     offset, end = 0, len(data)
     unpack = HEADER.unpack_from
     while offset + 16 <= end:
-        size, kind, flags, seq, _ = unpack(data, offset)
+        size, kind, flags, seq, port = unpack(data, offset)
         if size < 16 or offset + size > end:
             raise MalformedError(f"message at {offset}: length {size} in {end} bytes")
-        yield Message(kind, flags, seq, bytes(data[offset + 16 : offset + size]))
+        yield Message(kind, flags, seq, bytes(data[offset + 16 : offset + size]), port)
         offset += (size + 3) & ~3
 
 

@@ -13,6 +13,7 @@ import pytest
 from pycni.errors import KernelError
 from pycni.kernel import netns as namespaces
 from pycni.kernel.nft import Nft
+from pycni.kernel.nft_elements import NftElements
 from pycni.kernel.nft_watch import NftWatch
 from tests.netns.fabric_nodes import run
 
@@ -147,6 +148,24 @@ def test_a_watch_tells_when_its_table_is_named_and_only_then(inside):
             assert watch.drain(), what
         nft.run("add table inet other")
         assert not watch.drain()
+
+
+def test_a_watch_passes_over_what_came_by_our_own_socket(inside):
+    """What somebody else does to the same set at the same time is told."""
+    with (
+        inside(Nft) as nft,
+        inside(NftElements) as ours,
+        inside(NftElements) as other,
+        inside(lambda: NftWatch(["mine"], lambda: ours.port)) as watch,
+    ):
+        nft.run("add table inet mine { set s { type ipv4_addr ; } ; }")
+        assert watch.drain()
+        ours.add("mine", "s", [b"\x0a\0\0\1", b"\x0a\0\0\2"])
+        ours.delete("mine", "s", [b"\x0a\0\0\1"])
+        assert not watch.drain()
+        other.delete("mine", "s", [b"\x0a\0\0\2"])
+        ours.add("mine", "s", [b"\x0a\0\0\3"])
+        assert watch.drain()
 
 
 def test_a_watch_that_lost_messages_counts_as_told(inside):
