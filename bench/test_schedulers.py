@@ -22,7 +22,7 @@ from bench.size import sized
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec
 
-ENDPOINTS, CLIENTS = 3, 6
+ENDPOINTS, CLIENTS = 3, 8
 ASKED = 30
 LAB = f"pyb{os.getpid()}sc"
 SCHEDULERS = {
