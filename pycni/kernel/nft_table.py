@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pycni.errors import KernelError
+from pycni.kernel.netlink import DUMP_TRIES
 from pycni.kernel.nft_elements import NftSocket
 from pycni.reconcile.delta import Delta
 from pycni.wire.netlink import MalformedError
@@ -52,6 +53,7 @@ GRACE_S = 0.5
 """More than a packet is under way in a processor that has to wait for its machine."""
 _Raw = TypeVar("_Raw")
 _Decoded = TypeVar("_Decoded")
+_Item = TypeVar("_Item")
 
 
 class NftTable:
@@ -149,26 +151,19 @@ class NftTable:
 
     def elements(self, spec: SetSpec) -> dict[bytes, Value]:
         """All elements of a set. Raises KernelError (ENOENT: no such set)."""
-        replies = self._dump(get_elements(self.schema.table, spec), spec.name)
         if spec.interval:
-            return _checked(decode_ranges, spec, replies)
-        found: dict[bytes, Value] = {}
-        for reply in replies:
-            found.update(_checked(decode_elements, spec, reply))
-        return found
+            return _checked(decode_ranges, spec, self._dump(get_elements(self.schema.table, spec), spec.name))
+        return self._each_once(spec, lambda reply: _checked(decode_elements, spec, reply))
 
     def element(self, spec: SetSpec, key: bytes) -> Value:
         """The value of one element. Raises KernelError (ENOENT: it is not there)."""
         about = f"{self._name()} {spec.name}"
         (reply, *_) = self._sock.request(get_element(self.schema.table, spec, key), "get element", about)
-        return _checked(decode_elements, spec, reply.payload)[key]
+        return dict(_checked(decode_elements, spec, reply.payload))[key]
 
     def counts(self, spec: SetSpec) -> dict[bytes, Count]:
         """The counters of a set's elements. Raises KernelError."""
-        found: dict[bytes, Count] = {}
-        for reply in self._dump(get_elements(self.schema.table, spec), spec.name):
-            found.update(decode_counts(reply))
-        return found
+        return self._each_once(spec, decode_counts)
 
     def memory(self, spec: SetSpec) -> list[Remembered]:
         """What packets wrote into a map; nothing when there is no such map. Raises KernelError."""
@@ -240,6 +235,22 @@ class NftTable:
     def _dump(self, message: bytes, what: str) -> list[bytes]:
         found = self._sock.dump(message, "list", f"{self._name()} {what}")
         return [reply.payload for reply in found]
+
+    def _each_once(
+        self, spec: SetSpec, decode: Callable[[bytes], list[tuple[bytes, _Item]]]
+    ) -> dict[bytes, _Item]:
+        """A hash set's elements, read again while one comes twice.
+
+        The kernel counts its way through the hash table from one part of a dump to the next, and does not say so
+        when the table was made larger in between, some milliseconds after many elements came (nft_rhash_walk): for
+        each element that comes twice another one is missed. Raises KernelError; EINTR when that goes on.
+        """
+        for _ in range(DUMP_TRIES):
+            parts = [decode(reply) for reply in self._dump(get_elements(self.schema.table, spec), spec.name)]
+            found = {key: item for part in parts for key, item in part}
+            if len(found) == sum(map(len, parts)):
+                return found
+        raise KernelError(errno.EINTR, "list", f"{self._name()} {spec.name}", "elements keep coming twice")
 
     def _name(self) -> str:
         return f"{_FAMILIES[self._family]} {self.schema.table}"

@@ -182,9 +182,9 @@ def get_element(table: str, spec: SetSpec, key: bytes) -> bytes:
     return nft_message(GETSETELEM, 0, attr_str(1, table), attr_str(2, spec.name), element)
 
 
-def decode_elements(spec: SetSpec, payload: bytes) -> dict[bytes, Value]:
+def decode_elements(spec: SetSpec, payload: bytes) -> list[tuple[bytes, Value]]:
     """The rows of one message of a dump. Raises MalformedError."""
-    rows: dict[bytes, Value] = {}
+    rows: list[tuple[bytes, Value]] = []
     verdicts: dict[bytes, str] = {}
     key_size, value_size = spec.key_size, spec.value_size
     plain = 8 + key_size + (8 + value_size if value_size else 0)
@@ -192,33 +192,32 @@ def decode_elements(spec: SetSpec, payload: bytes) -> dict[bytes, Value]:
     for element in element_bodies(payload):
         # The common shape (key, then data, nothing else) is cut out by position: a third of the time.
         if value_size and len(element) == plain:
-            rows[element[8:key_end]] = element[value_at:]
+            rows.append((element[8:key_end], element[value_at:]))
             continue
         attrs = parse_attrs(element)
         key = _value_of(attrs.get(1, b""))
         if spec.value is None:
-            rows[key] = None
+            rows.append((key, None))
         elif spec.value:
-            rows[key] = _value_of(attrs.get(2, b""))
+            rows.append((key, _value_of(attrs.get(2, b""))))
         else:
             raw = attrs.get(2, b"")
             if raw not in verdicts:
                 verdicts[raw] = _verdict_of(raw)
-            rows[key] = verdicts[raw]
+            rows.append((key, verdicts[raw]))
     return rows
 
 
-def decode_counts(payload: bytes) -> dict[bytes, Count]:
-    """The counters of the elements in one message of a dump, by key."""
-    counts: dict[bytes, Count] = {}
+def decode_counts(payload: bytes) -> list[tuple[bytes, Count]]:
+    """Keys and counters of the elements in one message of a dump."""
+    counts: list[tuple[bytes, Count]] = []
     for element in element_bodies(payload):
         attrs = parse_attrs(element)
         expression = parse_attrs(attrs.get(7, b""))
         if text(expression.get(1, b"")) == "counter":
             data = parse_attrs(expression.get(2, b""))
-            counts[_value_of(attrs.get(1, b""))] = Count(
-                int.from_bytes(data.get(2, b""), "big"), int.from_bytes(data.get(1, b""), "big")
-            )
+            count = Count(int.from_bytes(data.get(2, b""), "big"), int.from_bytes(data.get(1, b""), "big"))
+            counts.append((_value_of(attrs.get(1, b"")), count))
     return counts
 
 
