@@ -34,7 +34,7 @@ from tests.proxy.uml_boot import boot
 BACKENDS = os.environ.get(
     "BACKENDS", sized("host-gw,bgp,vxlan,wireguard,udp,udp+psk", "host-gw,vxlan,udp")
 ).split(",")
-ROUNDS = int(os.environ.get("BACKEND_ROUNDS", str(sized(4, 1))))
+ROUNDS = int(os.environ.get("BACKEND_ROUNDS", str(sized(7, 1))))
 GUEST_ROUNDS = min(ROUNDS, 4)
 SECONDS = int(os.environ.get("BACKEND_SECONDS", "1"))
 CABLE = Variant("cable", "hand")

@@ -21,7 +21,7 @@ from bench.size import sized
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec, pod_namespace
 
-ROUNDS = int(os.environ.get("WIRE_ROUNDS", str(sized(5, 1))))
+ROUNDS = int(os.environ.get("WIRE_ROUNDS", str(sized(9, 1))))
 PATHS = sized((("same node", "b"), ("two nodes", "c")), (("two nodes", "c"),))
 WORDS = {GBIT: "throughput", TRIP: "round trip", CPU: "processor time per Gbit"}
 
