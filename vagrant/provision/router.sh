@@ -36,6 +36,8 @@ vtysh -C -f /etc/frr/frr.conf || die "FRR does not take its configuration"
   echo "vtysh_enable=yes"
   echo "zebra_options=\"-A 127.0.0.1 -s 90000000\""
   echo "bgpd_options=\"-A 127.0.0.1\""
+  # Starting daemons and reading the configuration into them is one command, which is killed in its midst after 20 s.
+  echo "watchfrr_options=\"--restart-timeout 300\""
 } | put /etc/frr/daemons 640
 chown frr:frr /etc/frr/daemons
 
@@ -44,8 +46,8 @@ install -d -o frr -g frr -m 755 /var/run/frr /var/log/frr
 # shellcheck disable=SC2016
 service frr "/etc/frr/frr.conf /etc/frr/daemons" "" root \
   sh -c '/usr/lib/frr/frrinit.sh restart; exec tail -f /dev/null --pid "$(cat /run/frr/watchfrr.pid)"'
-# Its own script starts daemons one after another, and tries again after 20 s where a host is slow.
-until_ok 300 "FRR answers" vtysh -c "show bgp summary"
+configured() { vtysh -c "show running-config" | grep -q "neighbor nodes activate"; }
+until_ok 300 "FRR has its configuration" configured
 
 here=$(cd "$(dirname "$0")" && pwd)
 put /etc/systemd/system/pycni-outside.service <<END
