@@ -25,7 +25,7 @@ from bench.size import sized
 from pycni.lab.run import Lab
 from pycni.lab.topology import LabSpec, pod_namespace
 
-ROUNDS = int(os.environ.get("HANDBOOK_ROUNDS", str(sized(4, 1))))
+ROUNDS = int(os.environ.get("HANDBOOK_ROUNDS", str(sized(9, 1))))
 NODES, PODS = "nodes", "pods"
 HELPS = 1.05
 WORDS = {
