@@ -47,7 +47,7 @@ def _cells(row: Row) -> Sequence[str]:
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
     if row.noise is not None:
         ratio += f" ±{row.noise * 100:.0f} %"
-    met = {"yes": "yes", "NO": "**no**", "-": ""}[row.met]
+    met = {"yes": "yes", "NO": "**no**", "-": ""}[row.met] + (", within noise" if row.within_noise else "")
     return (row.question, row.ours, row.peer, ratio, row.target, met)
 
 

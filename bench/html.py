@@ -129,6 +129,8 @@ def _target(found: Judged) -> str:
     }[found.word]
     if found.word == MISSED and len(rows) > 1:
         met += f' <span class="soft">{found.missing} of {len(rows)}</span>'
+    if found.word in {MET, MISSED}:
+        met += _noise(rows[0])
     one = rows[0] if rows and (found.word != TOLD or len(rows) == 1) else None
     question = f"{one.question} ({len(rows)} rows)" if one and len(rows) > 1 else one.question if one else ""
     where = question or (f"{len(rows)} rows" if rows else target.file)
@@ -168,12 +170,18 @@ def _screen(screen: Screen, plots: Mapping[str, str]) -> str:
 
 
 def _row(row: Row) -> str:
-    met = {"yes": '<span class="yes">yes</span>', "NO": '<span class="no">no</span>', "-": ""}[row.met]
+    met = {"yes": '<span class="yes">yes</span>', "NO": '<span class="no">no</span>', "-": ""}[
+        row.met
+    ] + _noise(row)
     return (
         f"<tr><td>{escape(row.question)}</td><td>{escape(row.ours)}</td><td>{escape(row.peer)}</td>"
         f'<td class="number">{_ratio(row)}</td><td class="bar">{_bar(row) if row.peer and not row.unit else ""}</td>'
         f"<td>{escape(row.target)}</td><td>{met}</td></tr>"
     )
+
+
+def _noise(row: Row) -> str:
+    return ' <span class="soft">within noise</span>' if row.within_noise else ""
 
 
 def _bar(row: Row) -> str:

@@ -43,6 +43,13 @@ class Row(msgspec.Struct, kw_only=True):
         return "".join(self.target.split()[2:3])
 
     @property
+    def within_noise(self) -> bool:
+        """Whether the target lies as near to the ratio as that may be off, so that another run may judge otherwise."""
+        if not self.target or self.ratio is None or self.noise is None:
+            return False
+        return abs(self.ratio - float(self.target.split()[1])) <= self.noise * abs(self.ratio)
+
+    @property
     def direction(self) -> str:
         """``less`` or ``more`` is better; "": nobody can tell."""
         if self.better or not self.target:

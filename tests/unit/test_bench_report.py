@@ -46,6 +46,24 @@ def test_a_target_is_met_or_not(ratio: float | None, target: str, met: str) -> N
     assert one(ratio, target).met == met
 
 
+@pytest.mark.parametrize(
+    ("ratio", "noise", "within"),
+    [
+        (0.85, 0.1, True),
+        (0.95, 0.1, True),
+        (0.8, 0.1, False),
+        (1.1, 0.1, False),
+        (0.9, None, False),
+        (None, 0.1, False),
+    ],
+)
+def test_a_verdict_is_uncertain_when_its_target_is_within_the_noise(
+    ratio: float | None, noise: float | None, within: bool
+) -> None:
+    assert one(ratio, noise=noise).within_noise is within
+    assert not one(ratio, target="", noise=noise).within_noise
+
+
 def test_a_report_comes_back_as_it_was_written() -> None:
     before = report(one(1.0, noise=0.1), failed=("test_x",))
     assert decode(encode(before), "f") == before
