@@ -37,7 +37,7 @@ def tables() -> list[tuple[str, str]]:
 class TableNames:
     """``tables``, again and again, in the namespace of the thread that asked first. One thread at a time.
 
-    A socket is kept: the kernel lets none be closed before it has freed what transactions removed, which takes milliseconds.
+    A socket is kept: the kernel lets none be closed before it has freed what transactions removed, for milliseconds.
     """
 
     def __init__(self) -> None:
