@@ -6,7 +6,6 @@ One thread sends and receives, so the figure is the kernel's way through veth, b
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import statistics
@@ -18,9 +17,9 @@ import pytest
 
 from bench.rows import row
 from bench.size import sized
-from pycni.kernel import netns as namespaces
 from pycni.policy.base import LocalPod
 from pycni.policy.spoof import Guard
+from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Env, Pod, node
 
 ROUNDS, TRIPS = sized(40, 8), 2000
@@ -30,20 +29,8 @@ STREAM_BYTES = 64 << 20
 
 @pytest.fixture
 def env() -> Iterator[Env]:
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"pyb{os.getpid()}g{len(made)}"
-        namespaces.create(name)
-        made.append(name)
-        return name
-
-    try:
-        with node(make) as found:
-            yield found
-    finally:
-        for name in made:
-            namespaces.delete(name)
+    with fresh_spaces() as make, node(make) as found:
+        yield found
 
 
 def local(pod: Pod) -> LocalPod:

@@ -6,8 +6,9 @@ import pytest
 
 from tests.netns.fresh import fresh_spaces
 from tests.netns.podenv import Env, node
-from tests.proxy.topology import Topology, topology
-from tests.proxy.traffic import Traffic, serving_all
+from tests.proxy.conftest import spaces, traffic
+
+__all__ = ["spaces", "traffic"]
 
 
 @pytest.fixture
@@ -27,18 +28,4 @@ def netns(netns_factory: Callable[[], str]) -> str:
 def env(netns_factory: Callable[[], str]) -> Iterator[Env]:
     """A node for pods; the test's thread is in its namespace."""
     with node(netns_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def spaces() -> Iterator[Topology]:
-    """A node with pods, neighbours and what is behind them."""
-    with topology() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def traffic(spaces: Topology) -> Iterator[Traffic]:
-    """Clients and servers everywhere in it."""
-    with serving_all(spaces.listeners()) as made:
         yield made
