@@ -32,11 +32,13 @@ def gone(env: Env, pods) -> bool:
     return all(env.driver.wait_gone(pod.plan.owner) for pod in pods)
 
 
-def test_links_that_go_together_are_deleted_together(env: Env, deletions):
+def test_links_that_go_together_are_deleted_together(env: Env, monkeypatch, deletions):
+    monkeypatch.setattr(poddel, "PAUSE_S", 0.5)
+    monkeypatch.setattr(poddel, "LONGEST_S", 60)
     pods = [env.attach() for _ in range(12)]
     for pod in pods:
         env.driver.detach(pod.plan.owner, pod.fd)
-    time.sleep(3 * poddel.PAUSE_S)
+    time.sleep(2 * poddel.PAUSE_S)
     assert gone(env, pods)
     assert [size for size in deletions if size] == [12]
     assert not [name for name in links() if name.startswith("veth")]
