@@ -93,7 +93,8 @@ def test_routes_to_the_peer_and_to_the_kernel(benchmark: Any) -> None:
                     f"{BARE} {statistics.median(bare) * 1e3:.0f} ms",
                     statistics.median(ratios),
                     "<= 1.2" if promised else "",
-                    better="less",
+                    # Few take 4 or 44 ms, by hand too: nobody's doing but TCP's.
+                    better="less" if count > 1 else "",
                     ratios=ratios,
                 )
     for part, name in ((ANNOUNCE, "bgp_announce"), (LEARN, "bgp_learn")):

@@ -70,7 +70,7 @@ def test_whole_trace(benchmark: Any, lab: Lab) -> None:
     row("a trace through agents, p50 / p99", milliseconds(took), "", quantile(took, 0.99), "< 2 s")
     ratios = [one / two for one, two in pairs]
     row(
-        "a trace through agents, against looking at the nodes",
+        f"a trace through agents, against looking at the nodes, {PODS} pods on each",
         f"{statistics.median(took) * 1e3:.0f} ms",
         f"{statistics.median(looked) * 1e3:.0f} ms",
         statistics.median(ratios),
