@@ -28,6 +28,8 @@ ACCEPTED = FOLDER / "accepted.json"
 FIGURES = FOLDER / "FIGURES.md"
 LEAST_NOISE = 0.10
 """Runs differ by so much on a quiet machine, whatever the rounds of one run say of themselves."""
+UNKNOWN_NOISE = 0.2
+"""Of a row with too few rounds to tell it."""
 QUICK_NOISE = 0.5
 """The same for quick runs."""
 
@@ -54,7 +56,7 @@ class Change(msgspec.Struct, kw_only=True, frozen=True):
 def kept(report: Report) -> dict[str, Kept]:
     """What can be watched: rows with a ratio to a peer, of which it is known what is better."""
     return {
-        key: Kept(ratio=row.ratio, better=row.direction, noise=row.noise or 0.0)
+        key: Kept(ratio=row.ratio, better=row.direction, noise=_noise(row))
         for key, row in report.rows().items()
         if row.ratio is not None and row.peer and not row.unit and row.direction
     }
@@ -69,7 +71,7 @@ def check(accepted: Mapping[str, Kept], report: Report) -> list[Change]:
 
 def _judge(key: str, item: Kept, row: Row | None, least: float) -> Change:
     after = row.ratio if row is not None else None
-    noise = least + item.noise + ((row.noise or 0.0) if row is not None else 0.0)
+    noise = least + item.noise + (_noise(row) if row is not None else 0.0)
     if after is None or row is None:
         return Change(key=key, before=item.ratio, after=None, word="gone", noise=noise)
     return Change(
@@ -79,6 +81,10 @@ def _judge(key: str, item: Kept, row: Row | None, least: float) -> Change:
         word=_word(item.better, item.ratio, after, noise),
         noise=noise,
     )
+
+
+def _noise(row: Row) -> float:
+    return UNKNOWN_NOISE if row.noise is None else row.noise
 
 
 def _word(better: str, before: float, after: float, noise: float) -> str:
@@ -98,7 +104,7 @@ def between(old: Report, new: Report) -> list[Change]:
     for key in [*rows, *(key for key in later if key not in rows)]:
         one, two = rows.get(key), later.get(key)
         before, after = one.ratio if one is not None else None, two.ratio if two is not None else None
-        noise = least + sum(item.noise or 0.0 for item in (one, two) if item is not None)
+        noise = least + sum(_noise(item) for item in (one, two) if item is not None)
         if one is None or two is None:
             word = "new" if one is None else "gone"
         elif before is None or after is None:

@@ -103,14 +103,16 @@ def test_a_page_needs_nothing_else_and_shows_every_row() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "target", "noise", "word"),
     [
-        (1.0, 0.95, ">= 0.9", None, "same"),
-        (1.0, 0.85, ">= 0.9", None, "fell"),
+        (1.0, 0.95, ">= 0.9", 0.0, "same"),
+        (1.0, 0.85, ">= 0.9", 0.0, "fell"),
         (1.0, 0.85, ">= 0.9", 0.10, "same"),
-        (1.0, 1.30, ">= 0.9", None, "rose"),
-        (1.0, 1.30, "<= 1.2", None, "fell"),
-        (1.0, 0.70, "<= 1.2", None, "rose"),
-        (1.0, 0.70, "", None, "differs"),
-        (1.0, None, ">= 0.9", None, "differs"),
+        (1.0, 1.30, ">= 0.9", 0.0, "rose"),
+        (1.0, 1.30, "<= 1.2", 0.0, "fell"),
+        (1.0, 0.70, "<= 1.2", 0.0, "rose"),
+        (1.0, 0.70, "", 0.0, "differs"),
+        (1.0, None, ">= 0.9", 0.0, "differs"),
+        (1.0, 0.7, ">= 0.9", None, "same"),
+        (1.0, 0.6, ">= 0.9", None, "fell"),
     ],
 )
 def test_a_row_falls_when_it_is_worse_by_more_than_its_noise(
